@@ -1,0 +1,5 @@
+"""Data sets as tensors, cached as safetensors in ``$KDCORE_CACHE/data``."""
+
+from kdcore.data.images import ImageData, fingerprint, load
+
+__all__ = ["ImageData", "fingerprint", "load"]

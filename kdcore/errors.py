@@ -1,0 +1,17 @@
+"""Errors that end in one clear sentence for the person at the keyboard."""
+
+
+class KdcoreError(Exception):
+    """Something the user can mend: the message says what is wrong and what to do."""
+
+
+class TrialFailed(KdcoreError):
+    """A trial that cannot give a number. ``status`` is what its record says: nan, oom, timeout or killed."""
+
+    def __init__(self, status: str, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Paused(Exception):
+    """A trial stopped at a checkpoint on request; the same command goes on from there."""

@@ -1,0 +1,221 @@
+"""What the notebooks call, and how they are executed in batch.
+
+    page = notebooks.open("hinton_mnist", budget=budget, seeds=seeds, device=device, engine=engine, results_dir=results_dir)
+    page.run()              # trains what is missing
+    page.table("errors")    # the committed records and this run's, each under its own budget
+
+A notebook never trains by itself: it asks for trials and reads their records.
+"""
+
+import ast
+import os
+import sys
+from pathlib import Path
+
+from kdcore import papers, paths
+from kdcore.errors import KdcoreError
+from kdcore.trials import runner
+from kdcore.trials.store import Store
+
+ENGINES = ("local",)
+
+
+def root() -> Path:
+    """The checkout: the nearest folder above here, or above the working directory, that holds notebooks/ and kdcore/."""
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        for folder in (start, *start.parents):
+            if (folder / "notebooks").is_dir() and (folder / "kdcore").is_dir():
+                return folder
+    raise KdcoreError("the notebooks are not here: run this inside a checkout of the repository")
+
+
+def open(paper: str, *, budget: str, seeds, device: str, engine: str, results_dir: str) -> "Page":
+    """The page of a paper, its parameters checked. Raises KdcoreError for an unknown paper, budget, engine or parameter.
+
+    budget: smoke, laptop, fast or paper. seeds: how many, or a list; 0 for the budget's own number. results_dir: relative
+    to the checkout.
+    """
+    _refuse_unknown_parameters()
+    return Page(paper, budget, seeds, device, engine, results_dir)
+
+
+class Page:
+    """One paper in a notebook: its trials at one budget beside the committed records of all others."""
+
+    def __init__(self, key: str, budget: str, seeds, device: str, engine: str, results_dir: str):
+        self.paper, self.budget, self.device = papers.get(key), budget, device
+        if engine not in ENGINES:
+            raise KdcoreError(
+                f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}; on a cluster, `kdcore run --shard I/N` fills the records"
+            )
+        self.paper.budget(budget)
+        runner.devices(device)
+        if seeds is not None and not isinstance(seeds, int | list):
+            raise KdcoreError(f"seeds must be a number or a list of numbers, not {seeds!r}")
+        self.seeds = list(range(seeds)) if isinstance(seeds, int) and seeds else (seeds or None)
+        self.store = Store(root() / results_dir)
+
+    def run(self) -> None:
+        """Run the trials of this budget that have no record; one line says what there is. Raises KdcoreError on failure."""
+        planned = runner.plan(self.paper.key, self.budget, None, self.seeds, self.store)
+        outcome = runner.run(planned, self.store, device=self.device)
+        if outcome.exit_code:
+            raise KdcoreError("; ".join([*outcome.failed.values(), *outcome.refused] or ["paused: run this cell again to go on"]))
+        print(f"budget {self.budget}: {len(planned.trials)} trials recorded, {sum(len(job.ids) for job in planned.jobs)} of them just now")
+
+    @property
+    def budgets(self) -> list[str]:
+        """The budgets that have records to show: the committed ones first, then this run's own."""
+        there = [name for name in ("paper", "fast", "laptop") if name in self.paper.budgets and self.records(name)]
+        return there + ([self.budget] if self.budget not in there else [])
+
+    def records(self, budget: str) -> list[dict]:
+        """The current records of a budget (those that the sheet and code of today would give)."""
+        from kdcore.report import tables
+
+        return tables.current(self.paper, self.store.records(self.paper.key, budget))[0]
+
+    def table(self, id: str) -> None:
+        """Show one of the paper's tables, once for each budget that has records."""
+        from IPython.display import HTML, display
+
+        from kdcore.report import tables
+
+        (table,) = [table for table in self.paper.tables if table["id"] == id]
+        for budget in self.budgets:
+            frame = tables.table(self.paper, table, self.records(budget), budget)
+            display(HTML(tables.to_html(frame, self.paper, table, budget)))
+
+    def claims(self) -> None:
+        """Show every claim with its verdict, once for each budget that has records."""
+        from IPython.display import HTML, display
+
+        from kdcore.report import tables
+
+        for budget in self.budgets:
+            display(HTML(tables.claims_html(tables.claims(self.paper, self.records(budget), budget), self.paper, budget)))
+
+    def figure(self, name: str) -> None:
+        """Show one of the paper's figures for the first budget that has records (the committed one where there is one)."""
+        from IPython.display import SVG, display
+
+        from kdcore.report import figures
+
+        budget = self.budgets[0]
+        drawn = figures.figures_of(self.paper, self.records(budget), budget)
+        if name not in drawn:
+            raise KdcoreError(f"no figure '{name}': choose one of {', '.join(drawn)}")
+        display(SVG(figures.svg(drawn[name])))
+        print(f"budget {budget}: {self.paper.budget(budget)['about']}")
+
+    def facts(self, part: str) -> None:
+        """Show a list of the sheet as a table: protocol, or deviations; or budget, what this run's budget changes."""
+        from IPython.display import HTML, display
+
+        from kdcore.report import tables
+
+        if part == "budget":
+            display(HTML(tables.frame_html(tables.budget_table(self.paper, self.budget))))
+        else:
+            display(HTML(tables.facts_html(self.paper.sheet[part])))
+
+
+def execute(key: str, options) -> int:
+    """Execute a paper's notebook with papermill; its copy with outputs appears only when every cell ran and every trial
+    of the budget has a record. Smoke goes to results/smoke/executed, the rest to results/executed. Returns an exit code.
+    """
+    import papermill
+
+    source = root() / "notebooks" / f"{key}.ipynb"
+    results = (Path.cwd() / options.results).resolve()
+    papers.get(key)
+    if not source.exists():
+        raise KdcoreError(f"{source} is missing: restore it from git")
+    store = Store(results)
+    target = store.root(options.budget) / "executed" / f"{key}.ipynb"
+    values = {"budget": options.budget, "device": options.device, "engine": options.engine, "results_dir": str(results)}
+    if options.seeds is not None:
+        values["seeds"] = options.seeds
+    refuse_unknown(source, values)
+    Page(key, options.budget, options.seeds, options.device, options.engine, str(results))
+    print(f"{key}: executing at budget {options.budget} ...", flush=True)
+    outcome: dict = {}
+
+    def run_to(temporary: str) -> None:
+        papermill.execute_notebook(
+            str(source), temporary, parameters=values, progress_bar=False, log_output=False, cwd=str(root()), kernel_name="python3"
+        )
+        if problem := unfinished(Path(temporary)):
+            raise KdcoreError(f"{source.name} did not finish ({problem}): run the same command again")
+        planned = runner.plan(key, options.budget, None, options.seeds, store)
+        outcome["trials"], outcome["done"] = len(planned.trials), len(planned.done)
+        if outcome["done"] < outcome["trials"]:
+            raise KdcoreError(
+                f"{source.name} ran, but only {outcome['done']} of {outcome['trials']} trials have a record: run the same command again"
+            )
+
+    try:
+        paths.write_atomically(target, run_to)
+    except papermill.exceptions.PapermillExecutionError as error:
+        raise KdcoreError(f"{source.name} stopped in cell {error.exec_count}: {error.evalue}") from error
+    except RuntimeError as error:  # nbclient's DeadKernelError
+        raise KdcoreError(f"the kernel of {source.name} died ({error}): run the same command again") from error
+    print(f"{key}: {outcome['trials']} trials at budget {options.budget}; {os.path.relpath(target)}")
+    return 0
+
+
+def unfinished(path: Path) -> str | None:
+    """Why an executed notebook is not a finished one (a cell without an execution count, an error), or None."""
+    import nbformat
+
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type != "code":
+            continue
+        if cell.source.strip() and cell.execution_count is None:
+            return "a cell was not executed"
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"{output.ename}: {output.evalue}"
+    return None
+
+
+def parameters(path: Path) -> list[str]:
+    """Names in a notebook's cell tagged ``parameters``."""
+    import nbformat
+
+    for cell in nbformat.read(path, 4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            return _assigned(cell.source)
+    raise KdcoreError(f"{path} has no cell tagged parameters: restore it from git")
+
+
+def refuse_unknown(path: Path, values: dict) -> None:
+    """Raise KdcoreError for a parameter that the notebook does not have; papermill itself only warns."""
+    known = parameters(path)
+    if unknown := [name for name in values if name not in known]:
+        raise KdcoreError(f"{path.name} has no parameter {', '.join(unknown)}: it has {', '.join(known)}")
+
+
+def _refuse_unknown_parameters() -> None:
+    """The same inside a running notebook: what papermill injected must be among the names of the parameters cell."""
+    cells = getattr(sys.modules.get("__main__"), "In", None) or []
+    injected = [i for i, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
+    if not injected or injected[-1] < 1:
+        return
+    known = _assigned(cells[injected[-1] - 1])
+    if unknown := [name for name in _assigned(cells[injected[-1]]) if name not in known]:
+        raise KdcoreError(f"unknown parameter {', '.join(unknown)}: this notebook has {', '.join(known)}")
+
+
+def _assigned(source: str) -> list[str]:
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return []
+    targets = [
+        target
+        for node in body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in getattr(node, "targets", [getattr(node, "target", None)])
+    ]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -1,0 +1,167 @@
+"""The papers. Each is one yaml (what it says, what we do) and one module (what a trial of it does).
+
+    paper = papers.get("hinton_mnist")
+    paper.trials("fast", arms=["small"], seeds=[0])
+
+A module declares VERSION, ``run(trials, context, teacher) -> [result]`` and ``cohort(config)``; for the report it may
+offer ``figures(records)``.
+"""
+
+import copy
+import fnmatch
+import importlib
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import yaml
+
+from kdcore import data
+from kdcore.errors import KdcoreError
+from kdcore.trials.spec import Cohort, Trial
+
+HERE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Keys of all papers."""
+    return sorted(path.stem for path in HERE.glob("*.yaml"))
+
+
+@lru_cache
+def get(key: str) -> "Paper":
+    """The paper of a key. Raises KdcoreError for an unknown one."""
+    if key not in names():
+        raise KdcoreError(f"unknown paper '{key}': choose one of {', '.join(names())}")
+    return Paper(key)
+
+
+class Paper:
+    """One replicated work: its yaml as ``sheet``, its arms, budgets and trials."""
+
+    def __init__(self, key: str):
+        self.key = key
+        self.sheet = yaml.safe_load((HERE / f"{key}.yaml").read_text(encoding="utf-8"))
+        self.arms = _expanded(self.sheet["arms"])
+        self.budgets = self.sheet["budgets"]
+
+    @cached_property
+    def tables(self) -> list[dict]:
+        """The paper's tables; every row has label, arm, metric, unit, margin, paper (the reported number or None)."""
+        found = []
+        for table in self.sheet["tables"]:
+            defaults = {key: table[key] for key in ("metric", "unit", "margin")}
+            rows = [
+                defaults | row | {"label": row["label"].format(**values), "arm": row["arm"].format(**values)}
+                for row in table["rows"]
+                for values in _combinations(row.get("sweep", {}))
+            ]
+            found.append(table | {"rows": rows})
+        return found
+
+    @cached_property
+    def module(self):
+        return importlib.import_module(f"kdcore.papers.{self.key}")
+
+    def run(self, trials, context, teacher) -> list[dict]:
+        return self.module.run(trials, context, teacher)
+
+    def budget(self, name: str) -> dict:
+        if name not in self.budgets:
+            raise KdcoreError(f"{self.key} has no budget '{name}': choose one of {', '.join(self.budgets)}")
+        return self.budgets[name]
+
+    def budget_arms(self, budget: str) -> list[str]:
+        """The arms that a budget runs, in the order of the sheet."""
+        patterns = self.budget(budget).get("only", ["*"])
+        return [arm for arm in self.arms if any(fnmatch.fnmatchcase(arm, pattern) for pattern in patterns)]
+
+    def seeds(self, budget: str, arm: str) -> int:
+        """How many seeds (0, 1, ...) a budget plans for an arm."""
+        return self._overrides(budget, arm).get("seeds", self.budget(budget)["seeds"])
+
+    def config(self, budget: str, arm: str) -> dict:
+        """The resolved configuration: the paper's protocol, then the arm's settings, then the budget's overrides."""
+        if arm not in self.arms:
+            raise KdcoreError(f"{self.key} has no arm '{arm}': choose one of {'; '.join(self.arms)}")
+        config = copy.deepcopy(self.sheet["config"] | self.arms[arm])
+        for key, value in self._overrides(budget, arm).items():
+            if key != "seeds":
+                config[key] = value
+        if unknown := set(config) - set(self.sheet["config"]):
+            raise KdcoreError(f"{self.key}.yaml sets unknown parameters for '{arm}' at {budget}: {', '.join(sorted(unknown))}")
+        return config
+
+    def _overrides(self, budget: str, arm: str) -> dict:
+        """What a budget changes for an arm: ``config`` for all, then each matching entry of ``arms`` in turn."""
+        found = dict(self.budget(budget).get("config", {}))
+        for pattern, values in self.budget(budget).get("arms", {}).items():
+            if fnmatch.fnmatchcase(arm, pattern):
+                found |= values
+        return found
+
+    def trial(self, budget: str, arm: str, seed: int) -> Trial:
+        config = self.config(budget, arm)
+        teacher = config["teacher"]
+        return Trial(
+            paper=self.key,
+            arm=arm,
+            budget=budget,
+            seed=seed,
+            config=config,
+            data=data.fingerprint(config["data"]),
+            teacher=None if teacher is None else self.trial(budget, teacher, seed).id,
+            version=self.module.VERSION,
+        )
+
+    def teacher_of(self, trial: Trial) -> Trial | None:
+        name = trial.config["teacher"]
+        return None if name is None else self.trial(trial.budget, name, trial.seed)
+
+    def trials(self, budget: str, arms: list[str] | None = None, seeds: list[int] | None = None) -> list[Trial]:
+        """The grid of a budget, seed by seed: by default every arm with its own number of seeds.
+
+        Raises KdcoreError for an unknown arm, or an arm that this budget leaves out.
+        """
+        available = self.budget_arms(budget)
+        for arm in arms or ():
+            if arm not in self.arms:
+                self.config(budget, arm)  # says which arms there are
+            if arm not in available:
+                raise KdcoreError(
+                    f"budget '{budget}' of {self.key} leaves out '{arm}': take budget fast or paper, or one of {'; '.join(available)}"
+                )
+        pairs = [(s, a) for a in available if not arms or a in arms for s in (range(self.seeds(budget, a)) if seeds is None else seeds)]
+        return [self.trial(budget, arm, seed) for seed, arm in sorted(pairs, key=lambda pair: pair[0])]
+
+    def cohorts(self, trials: list[Trial]) -> list[Cohort]:
+        """Trials grouped into those that train side by side; the order of first appearance is kept."""
+        groups: dict = {}
+        for trial in trials:
+            key = self.module.cohort(trial.config)
+            groups.setdefault((trial.budget, trial.seed, trial.teacher, key if key is not None else trial.id), []).append(trial)
+        return [Cohort(tuple(group)) for group in groups.values()]
+
+
+def _expanded(arms: dict) -> dict:
+    """Arms with a ``sweep`` become one arm for each combination: ``"{width} units"`` with sweep {width: [300, 30]}.
+
+    A string that is the name of a swept variable stands for its value.
+    """
+    expanded = {}
+    for name, settings in arms.items():
+        for values in _combinations(settings.get("sweep", {})):
+            expanded[name.format(**values)] = {key: _filled(value, values) for key, value in settings.items() if key != "sweep"}
+    return expanded
+
+
+def _combinations(sweep: dict) -> list[dict]:
+    combinations = [{}]
+    for variable, values in sweep.items():
+        combinations = [known | {variable: value} for known in combinations for value in values]
+    return combinations
+
+
+def _filled(value, values: dict):
+    if isinstance(value, list):
+        return [_filled(item, values) for item in value]
+    return values.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,334 @@
+"""``fit()``: the one training loop. Stages, schedules, exact resume, no host sync inside an epoch."""
+
+import hashlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdcore import paths
+from kdcore.errors import KdcoreError, Paused, TrialFailed
+
+
+def seed_of(*parts) -> int:
+    """A 63-bit seed that depends on every part: ``seed_of(3, "order", 0, 17)``.
+
+    All randomness of a run is drawn from generators seeded so, anew for each epoch: no random state has to be carried
+    from one epoch to the next, which is what makes a resumed run equal to one that was never interrupted.
+    """
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
+
+
+@dataclass
+class Stage:
+    """One optimisation phase: its own optimiser, schedule, trained parameters and loss.
+
+    name: shown in progress and history.
+    epochs: passes over what ``indices`` gives.
+    indices: generator -> int64 [steps, ...]: what one epoch sees, one row a step (case numbers, shifts, ...).
+    loss: one row of it, on the device -> the loss, a scalar, or one value for each member of a stack ([K]).
+    optimiser: momentum, weight_decay, nesterov of SGD.
+    schedule: epoch (0, 1, ...) -> {"lr": ...} and, where it moves, {"momentum": ...}.
+    parameters: what is trained; all of the model for None.
+    after_step: called after each update, e.g. to limit norms.
+    """
+
+    name: str
+    epochs: int
+    indices: Callable[[torch.Generator], Tensor]
+    loss: Callable[[Tensor], Tensor]
+    schedule: Callable[[int], Mapping[str, float]]
+    optimiser: Mapping[str, float] = field(default_factory=dict)
+    parameters: Iterable[nn.Parameter] | None = None
+    after_step: Callable[[], None] | None = None
+
+
+class Measured(Exception):
+    """Raised by ``Context(probe=True).fit``: what the whole run would take, from a few timed steps."""
+
+    def __init__(self, seconds: float):
+        super().__init__(f"{seconds:.0f} s")
+        self.seconds = seconds
+
+
+@dataclass
+class Context:
+    """What surrounds a run: where it computes, saves, reports, and when it must pause."""
+
+    device: str = "cpu"
+    seed: int = 0
+    checkpoint: Path | None = None
+    report: Callable[[dict], None] = lambda row: None
+    deadline: float = math.inf
+    probe: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run so far, in this process and in those that were interrupted."""
+        return time.monotonic() - self.started
+
+    def fit(self, model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict]) -> list[dict]:
+        """``fit()`` in this context; raises Measured instead for a probe."""
+        if self.probe:
+            raise Measured(_forecast(model, stages, evaluate, self))
+        return fit(model, stages, evaluate, self)
+
+
+def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], context: Context | None = None) -> list[dict]:
+    """Train ``model`` through ``stages`` and return the history, one dict an epoch.
+
+    model: holds everything that any stage trains, on the context's device.
+    evaluate: called after every epoch in eval mode without gradients; what it returns joins the epoch's row. Tensors
+        are read as lists.
+    context: seed, device, the folder to resume from and save to (at most every ``CHECKPOINT_SECONDS``, and always
+        before a pause), and the time.time() after which no further epoch starts.
+
+    A row holds stage, epoch (from 1 in its stage), lr, loss (mean over the epoch, a list for a stack), and evaluate's
+    entries. Raises TrialFailed("nan") where the loss stops being finite, Paused at the deadline or on SIGTERM/SIGINT.
+    """
+    context = context or Context()
+    saved = Checkpoint(context.checkpoint)
+    history, optimiser_state, seconds = saved.load(model)
+    context.started -= seconds
+    done = len(history)
+    last_save, longest = time.monotonic(), 0.0
+    with _signals() as stop:
+        first = 0  # epochs in the stages before this one
+        for number, stage in enumerate(stages):
+            if done >= first + stage.epochs:
+                first += stage.epochs
+                continue
+            step = Step(model, stage, context.device)
+            if done > first:
+                step.load(optimiser_state)
+            for epoch in range(done - first, stage.epochs):
+                started = time.monotonic()
+                values = stage.schedule(epoch)
+                loss = _epoch(step, values, _draw(stage, context.seed, number, epoch))
+                row = {"stage": stage.name, "epoch": epoch + 1, "lr": values["lr"], "loss": loss}
+                if not all(math.isfinite(x) for x in (loss if isinstance(loss, list) else [loss])):
+                    raise TrialFailed(
+                        "nan", f"the loss is not finite in epoch {epoch + 1} of stage '{stage.name}': lower the learning rate"
+                    )
+                row |= _evaluated(model, evaluate)
+                history.append(row)
+                done += 1
+                context.report(row)
+                longest = max(longest, time.monotonic() - started)
+                finished = number == len(stages) - 1 and epoch + 1 == stage.epochs
+                pause = not finished and (stop.requested or time.time() + longest > context.deadline)
+                if pause or finished or time.monotonic() - last_save >= CHECKPOINT_SECONDS:
+                    saved.save(model, step, history, context.seconds)
+                    last_save = time.monotonic()
+                if pause:
+                    raise Paused
+            first += stage.epochs
+    return history
+
+
+CHECKPOINT_SECONDS = 10.0
+
+
+def _draw(stage: Stage, seed: int, number: int, epoch: int) -> Tensor:
+    torch.manual_seed(seed_of(seed, "noise", number, epoch))  # dropout
+    return stage.indices(torch.Generator().manual_seed(seed_of(seed, "order", number, epoch)))
+
+
+def _epoch(step: "Step", values: Mapping[str, float], indices: Tensor) -> float | list[float]:
+    step.model.train()
+    step.set(values)
+    total = None
+    for index in indices.to(step.device, non_blocking=True).unbind(0):
+        loss = step(index)
+        # stays on the device: the host reads one number an epoch
+        total = loss.double() if total is None else total.add_(loss)
+    return (total / len(indices)).tolist()
+
+
+def _evaluated(model: nn.Module, evaluate: Callable[[], dict]) -> dict:
+    model.eval()
+    with torch.no_grad():
+        return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in evaluate().items()}
+
+
+def _forecast(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], context: Context, steps: int = 12) -> float:
+    """Seconds that ``fit`` would take, from ``steps`` timed steps of each stage and one evaluation."""
+
+    def timed(work) -> float:
+        if context.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if context.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    total, evaluation = 0.0, timed(lambda: _evaluated(model, evaluate))
+    for number, stage in enumerate(stages):
+        step, indices = Step(model, stage, context.device), _draw(stage, context.seed, number, 0)
+        _epoch(step, stage.schedule(0), indices[:3])  # the first steps pay for allocation
+        count = min(steps, len(indices))
+        seconds = timed(lambda: _epoch(step, stage.schedule(0), indices[:count]))  # noqa: B023 (called at once)
+        total += stage.epochs * (seconds / count * len(indices) + evaluation)
+    return total
+
+
+class Step:
+    """One update of a stage: loss, gradient, SGD. On a GPU the whole step is one CUDA graph."""
+
+    def __init__(self, model: nn.Module, stage: Stage, device: str):
+        self.model, self.stage, self.device = model, stage, device
+        self.parameters = list(model.parameters() if stage.parameters is None else stage.parameters)
+        self.cuda = device.startswith("cuda")
+        # On a GPU the graph reads the rate from a tensor, so that a schedule needs no new graph.
+        lr = torch.zeros((), device=device) if self.cuda else 0.0
+        self.optimiser = torch.optim.SGD(self.parameters, lr=lr, fused=True, **stage.optimiser)
+        self.graph = None
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Put learning rate and momentum in force."""
+        (group,) = self.optimiser.param_groups
+        for key, value in values.items():
+            if self.cuda and key == "lr":
+                group[key].fill_(value)
+            elif group[key] != value:
+                group[key] = value
+                self.graph = None  # a momentum is a constant of the graph
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """One step on one row of indices; the loss before the update, detached."""
+        if not self.cuda:
+            return self._eager(index)
+        if self.graph is None:
+            return self._capture(index)
+        self.static_index.copy_(index)
+        self.graph.replay()
+        return self.static_loss
+
+    def _eager(self, index: Tensor) -> Tensor:
+        loss = self.stage.loss(index)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.sum().backward()
+        self.optimiser.step()
+        if self.stage.after_step is not None:
+            self.stage.after_step()
+        return loss.detach()
+
+    def _capture(self, index: Tensor) -> Tensor:
+        """The first steps run eagerly on a side stream, as capture asks for; they are real steps' worth of work, so
+        weights and momentum are put back before the one step that counts."""
+        self.static_index = index.clone()
+        before = [p.detach().clone() for p in self.parameters]
+        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+        momenta = self.state()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._eager(self.static_index)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self.static_loss = self._eager(self.static_index)
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, before, strict=True):
+                parameter.copy_(value)
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+            for i, parameter in enumerate(self.parameters):
+                for key, value in self.optimiser.state[parameter].items():
+                    if isinstance(value, Tensor):
+                        old = momenta.get(f"optimiser.{i}.{key}")
+                        value.copy_(old) if old is not None else value.zero_()
+        self.graph = graph
+        return self(index)
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimiser's tensors by name, copied."""
+        return {
+            f"optimiser.{i}.{key}": value.detach().clone()
+            for i, parameter in enumerate(self.parameters)
+            for key, value in self.optimiser.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``state`` gave."""
+        for name, value in tensors.items():
+            _, i, key = name.split(".")
+            parameter = self.parameters[int(i)]
+            self.optimiser.state[parameter][key] = value.to(parameter.device)
+
+
+class Checkpoint:
+    """Model, optimiser and history in one safetensors file (the history is JSON in its header; nothing is pickled).
+
+    No random state is stored: ``seed_of`` makes it a function of seed, stage and epoch. The stage and the place in the
+    schedule follow from the length of the history.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.path = None if folder is None else folder / "state.safetensors"
+
+    def save(self, model: nn.Module, step: Step, history: list[dict], seconds: float) -> None:
+        from safetensors.torch import save_file
+
+        if self.path is None:
+            return
+        tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        tensors |= {k: v.cpu().contiguous() for k, v in step.state().items()}
+        metadata = {"history": json.dumps(history), "seconds": str(seconds)}
+        paths.write_atomically(self.path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    def load(self, model: nn.Module) -> tuple[list[dict], dict[str, Tensor], float]:
+        """History, optimiser tensors and seconds of the saved run, its weights in ``model``; nothing where there is none.
+
+        Raises KdcoreError for a file that cannot be read or belongs to another network.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if self.path is None or not self.path.exists():
+            return [], {}, 0.0
+        paths.clear_temporaries(self.path.parent)
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata()
+                history, seconds = json.loads(metadata["history"]), float(metadata["seconds"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+            raise KdcoreError(f"the checkpoint {self.path} is damaged ({type(error).__name__}): delete its folder and run again") from error
+        return history, {k: v for k, v in tensors.items() if k.startswith("optimiser.")}, seconds
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _signals():
+    """SIGTERM and SIGINT ask for a pause at the end of the epoch (in the main thread; elsewhere they are not ours)."""
+    stop, old = _Stop(), {}
+
+    def request(*_):
+        stop.requested = True
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            old[number] = signal.signal(number, request)
+    except ValueError:
+        pass
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

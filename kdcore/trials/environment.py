@@ -1,0 +1,79 @@
+"""Where a record was made: recorded, never hashed."""
+
+import contextlib
+import functools
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+
+
+@functools.cache
+def environment() -> dict:
+    """Versions of Python and torch, processor or GPU, threads, operating system and git commit."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if gpu else None,
+        "gpu": gpu,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The git commit of this code, with "+" where a file of kdcore differs from it; ``$KDCORE_COMMIT`` outside git."""
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "kdcore") else "")
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get("KDCORE_COMMIT", "unknown")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: str) -> str:
+    """What a record's cost is the cost on: the GPU's name, or the processor's."""
+    found = environment()
+    return found["gpu"] if device.startswith("cuda") else found["processor"]
+
+
+def reset_peak_memory(device: str) -> None:
+    """Start the peak anew: a worker runs many trials."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb(device: str) -> float:
+    """The most memory held since the reset: on the GPU for a GPU device, else this process's resident memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return round(int(line.split()[1]) / 2**10, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)  # macOS: bytes, of the whole process

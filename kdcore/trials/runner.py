@@ -1,0 +1,391 @@
+"""The local engine: worker children, one trial each at a time, supervised; one dead child never takes the rest along."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdcore import papers
+from kdcore.errors import KdcoreError
+from kdcore.trials.spec import Cohort, Trial
+from kdcore.trials.store import Store
+
+DEATHS = 3  # a child that dies this often on one cohort without finishing an epoch in between is not the machine's whim
+
+
+@dataclass
+class Outcome:
+    """What became of a run: ids done (now or before), failures and refusals by sentence, cohorts left for later."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    paused: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done; 1 something failed or was refused; 3 paused, the same command goes on."""
+        return 1 if self.failed or self.refused else 3 if self.paused else 0
+
+
+@dataclass(eq=False)
+class Job:
+    """A cohort to run. ``redo``: trials that run although they have a record (see worker.run)."""
+
+    cohort: Cohort
+    redo: list[str] = field(default_factory=list)
+    not_before: float = 0.0
+    deaths: int = 0
+
+    @property
+    def teacher(self) -> str | None:
+        return self.cohort.trials[0].teacher
+
+    @property
+    def ids(self) -> list[str]:
+        return [trial.id for trial in self.cohort.trials]
+
+
+@dataclass
+class Plan:
+    """The grid: every trial asked for, the records that are there, and the jobs that are missing (teachers included)."""
+
+    trials: list[Trial]
+    records: dict[str, dict]
+    jobs: list[Job]
+
+    @property
+    def done(self) -> list[Trial]:
+        return [t for t in self.trials if self.records.get(t.id, {}).get("status") == "done"]
+
+
+def plan(
+    paper: str,
+    budget: str,
+    arms: list[str] | None = None,
+    seeds: list[int] | None = None,
+    store: Store | None = None,
+    retry_failed: bool = False,
+    shard: tuple[int, int] = (1, 1),
+) -> Plan:
+    """The trials of a paper at a budget and what of them is missing in the store.
+
+    arms, seeds: None for all that the budget has. retry_failed: failures count as missing. shard (i, n): the i-th of n
+    equal parts of the missing jobs; teachers that a part needs belong to it, and a lease keeps two parts off one.
+    Raises KdcoreError for an unknown paper, budget or arm.
+    """
+    from kdcore.trials.worker import weights_path
+
+    store = store or Store()
+    found = papers.get(paper)
+    trials = found.trials(budget, arms, seeds)
+    teachers = {trial.teacher: found.teacher_of(trial) for trial in trials if trial.teacher}
+    records = {trial.id: record for trial in (*trials, *teachers.values()) if (record := store.get(trial))}
+
+    def settled(trial: Trial) -> bool:
+        record = records.get(trial.id)
+        return record is not None and (record["status"] == "done" or not retry_failed)
+
+    jobs = []
+    for cohort in found.cohorts(trials):
+        missing = [trial for trial in cohort.trials if not settled(trial)]
+        if missing:
+            jobs.append(Job(cohort, redo=[trial.id for trial in missing if trial.id in records]))
+    i, n = shard
+    jobs = jobs[i - 1 :: n]
+    # Teachers come first: those without a record, and those whose weights are not in this machine's cache.
+    scheduled = {id for job in jobs for id in job.ids}
+    needed = []
+    for id in dict.fromkeys(job.teacher for job in jobs if job.teacher):
+        if id not in scheduled and not weights_path(id).exists():
+            needed.append(Job(Cohort((teachers[id],)), redo=[id] if settled(teachers[id]) else []))
+    jobs = sorted(needed + jobs, key=lambda job: job.cohort.trials[0].seed)
+    return Plan(trials, records, jobs)
+
+
+def forecast(jobs: list[Job], device: str) -> dict[str, float]:
+    """Seconds of each job on this machine, from a few timed steps of one job of each kind: {cohort id: seconds}."""
+    seconds, kinds = {}, {}
+    with Worker(Store(), device, float("inf")) as worker:
+        for job in jobs:
+            kind = (job.cohort.trials[0].paper, job.cohort.trials[0].budget, tuple(trial.arm for trial in job.cohort.trials))
+            if kind not in kinds:
+                kinds[kind] = worker.ask({"cohort": job.cohort.to_json(), "probe": True}, lambda event: None)["seconds"]
+            seconds[job.cohort.id] = kinds[kind]
+    return seconds
+
+
+def run(
+    planned: Plan,
+    store: Store,
+    *,
+    device: str = "cpu",
+    jobs: int | None = None,
+    time_limit: float | None = None,
+    timeout: float | None = None,
+    watch: Callable[[Job, dict], None] = lambda job, event: None,
+) -> Outcome:
+    """Run what a plan lacks in worker children; returns when all is done, failed, or time is up.
+
+    jobs: children at a time; one a core, or one a GPU, by default. time_limit: seconds after which everything pauses
+    at a checkpoint. timeout: seconds that one cohort may take before its child is ended and the failure recorded.
+    watch: called with each event of each job (epoch, ended), from several threads, one at a time.
+    """
+    return Engine(planned, store, device, jobs, time_limit, timeout, watch).run()
+
+
+class Engine:
+    """The jobs of one run and the threads that hand them to children."""
+
+    def __init__(self, planned: Plan, store: Store, device: str, jobs: int | None, time_limit, timeout, watch):
+        self.queue, self.store, self.timeout, self.watch = list(planned.jobs), store, timeout, watch
+        self.outcome = Outcome(done=[trial.id for trial in planned.done])
+        for trial in planned.trials:
+            record = planned.records.get(trial.id)
+            if record and record["status"] != "done" and not any(trial.id in job.ids for job in self.queue):
+                self.outcome.failed[trial.id] = (
+                    f"{trial}: {record['status']} ({record['metrics'].get('message', '')}); --retry-failed runs it again"
+                )
+        self.devices = devices(device)
+        self.jobs = min(jobs or (len(self.devices) if device != "cpu" else os.cpu_count() or 1), max(1, len(self.queue)))
+        self.deadline = float("inf") if time_limit is None else time.time() + time_limit
+        self.changed = threading.Condition()
+        self.running: set[Job] = set()
+        self.workers: set[Worker] = set()
+        self.error: BaseException | None = None
+
+    def run(self) -> Outcome:
+        threads = [threading.Thread(target=self._serve, args=(self.devices[i % len(self.devices)],)) for i in range(self.jobs)]
+        with self._stop_on_signal():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)  # short waits let signals through
+        if self.error:
+            raise self.error
+        self.outcome.paused += [str(trial) for job in self.queue for trial in job.cohort.trials]
+        return self.outcome
+
+    @contextlib.contextmanager
+    def _stop_on_signal(self):
+        """SIGINT and SIGTERM pause all children at their next epoch; a second one ends them at once."""
+
+        def stop(*_):
+            again = self.deadline == 0
+            self.deadline = 0
+            for worker in list(self.workers):
+                worker.signal(signal.SIGKILL if again else signal.SIGTERM)
+
+        old = {}
+        with contextlib.suppress(ValueError):  # not the main thread: the signals are somebody else's
+            for number in (signal.SIGINT, signal.SIGTERM):
+                old[number] = signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _serve(self, device: str) -> None:
+        """One thread, one child at a time: jobs until none is left that could still become ready."""
+        worker = None
+        try:
+            while job := self._take():
+                if worker is None:
+                    worker = Worker(self.store, device, self.deadline)
+                    self.workers.add(worker)
+                try:
+                    end = worker.ask(
+                        {"cohort": job.cohort.to_json(), "redo": job.redo}, lambda event, job=job: self._event(job, event), self.timeout
+                    )
+                except ChildDied as death:
+                    worker.close()
+                    self.workers.discard(worker)
+                    worker, end = None, {"event": "died", "status": death.status, "message": str(death), "moved": death.moved}
+                self._finish(job, end)
+        except BaseException as error:  # a defect in this thread must not leave the others waiting for ever
+            with self.changed:
+                self.error = self.error or error
+                self.deadline = 0
+                self.changed.notify_all()
+        finally:
+            if worker is not None:
+                worker.close()
+                self.workers.discard(worker)
+
+    def _take(self) -> Job | None:
+        """The next job whose teacher is ready; waits while a running or busy one may make another ready."""
+        from kdcore.trials.worker import weights_path
+
+        with self.changed:
+            while True:
+                if time.time() >= self.deadline or self.outcome.refused:
+                    return None
+                waiting = {id for other in (*self.queue, *self.running) for id in other.ids}
+                for job in list(self.queue):
+                    if job.teacher in waiting:
+                        continue
+                    if job.teacher and not weights_path(job.teacher).exists():
+                        self.queue.remove(job)
+                        self._fail(job, "its teacher has no weights: run the teacher's arm with --retry-failed")
+                        continue
+                    if job.not_before <= time.time():
+                        self.queue.remove(job)
+                        self.running.add(job)
+                        return job
+                if not self.queue:
+                    return None
+                self.changed.wait(0.5)
+
+    def _event(self, job: Job, event: dict) -> None:
+        with self.changed:
+            self.watch(job, event)
+
+    def _finish(self, job: Job, end: dict) -> None:
+        status, message = end["status"], end["message"]
+        with self.changed:
+            self.running.discard(job)
+            if status == "done":
+                self.outcome.done += [id for id in job.ids if id not in self.outcome.done]
+            elif status == "busy":  # another runner has it: look again until its record is there
+                job.not_before = time.time() + 1
+                self.queue.append(job)
+            elif status == "paused" or (end["event"] == "died" and self.deadline == 0):
+                self.queue.append(job)
+            elif status == "refused":
+                self.outcome.refused.append(message)
+            elif end["event"] == "died" and status == "killed":
+                job.deaths = 0 if end["moved"] else job.deaths + 1
+                if job.deaths < DEATHS:
+                    self.queue.insert(0, job)  # resumes from its checkpoint
+                else:
+                    self._record_failure(job, status, message)
+            elif end["event"] == "died":
+                self._record_failure(job, status, message)
+            else:
+                self._fail(job, f"{status} ({message})")
+            self.watch(job, {"event": "ended", "status": status, "message": message})
+            self.changed.notify_all()
+
+    def _fail(self, job: Job, message: str) -> None:
+        for trial in job.cohort.trials:
+            self.outcome.failed[trial.id] = f"{trial}: {message}"
+
+    def _record_failure(self, job: Job, status: str, message: str) -> None:
+        """The child is gone: its record of failure is ours to write."""
+        from kdcore.trials.worker import record
+
+        cost = {"seconds": 0.0, "peak_memory_mb": 0.0, "device": self.devices[0]}
+        for trial in job.cohort.trials:
+            if (found := self.store.get(trial)) is None or found["status"] != "done":
+                self.store.put(record(trial, status, {"metrics": {"message": message}, "history": []}, cost))
+        self._fail(job, f"{status} ({message.splitlines()[-1]})")
+
+
+class ChildDied(Exception):
+    """The child ended in the middle of a job. ``moved``: whether it had finished an epoch of it."""
+
+    def __init__(self, status: str, message: str, moved: bool):
+        super().__init__(message)
+        self.status, self.moved = status, moved
+
+
+class Worker:
+    """One child process: JSON lines in, JSON lines out."""
+
+    def __init__(self, store: Store, device: str, deadline: float):
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the child)
+        package = str(Path(__file__).resolve().parents[2])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+        if device == "cpu":
+            environment["OMP_NUM_THREADS"] = "1"
+        command = [
+            sys.executable,
+            "-m",
+            "kdcore.trials.worker",
+            "--results",
+            str(store.results),
+            "--device",
+            device,
+            "--deadline",
+            str(deadline),
+        ]
+        # its own session: Ctrl-C reaches the runner alone, which asks its children to pause
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, start_new_session=True
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def ask(self, work: dict, on_event: Callable[[dict], None], timeout: float | None = None) -> dict:
+        """Hand over one job and read events until it ends. Raises ChildDied."""
+        timer, late, moved = None, threading.Event(), False
+        if timeout is not None:
+            timer = threading.Timer(timeout, lambda: (late.set(), self.signal(signal.SIGKILL)))
+            timer.start()
+        try:
+            self.process.stdin.write(json.dumps(work) + "\n")
+            self.process.stdin.flush()
+            for line in self.process.stdout:
+                event = json.loads(line)
+                if event["event"] in ("ended", "measured"):
+                    return event
+                moved = moved or event["event"] == "epoch"
+                on_event(event)
+        except BrokenPipeError:
+            pass
+        finally:
+            if timer is not None:
+                timer.cancel()
+        code = self.process.wait()
+        if late.is_set():
+            raise ChildDied("timeout", f"ended after {timeout:.0f} s: raise --timeout", moved)
+        if code < 0:
+            raise ChildDied("killed", f"killed by signal {-code} ({signal.Signals(-code).name}); out of memory is the usual reason", moved)
+        raise ChildDied("error", self._last_lines() or f"exit code {code}", moved)
+
+    def _last_lines(self, count: int = 12) -> str:
+        self.log.seek(0)
+        return "\n".join(self.log.read().splitlines()[-count:])
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()  # the end of its input ends it
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+
+def devices(device: str) -> list[str]:
+    """The devices to spread children over: "cuda" means every GPU. Raises KdcoreError where there is none."""
+    if device == "cpu":
+        return ["cpu"]
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and count:
+        return [f"cuda:{i}" for i in range(count)]
+    if device.startswith("cuda:") and device[5:].isdigit() and int(device[5:]) < count:
+        return [device]
+    raise KdcoreError(f"device '{device}' is not there (this machine has {count} CUDA devices): use cpu" + (" or cuda" if count else ""))

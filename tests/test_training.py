@@ -1,0 +1,213 @@
+"""fit(): the update rule by hand, exact resume, evaluation mode, failures, forecasts."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdcore import training
+from kdcore.errors import KdcoreError, Paused, TrialFailed
+from kdcore.models import MLP
+from kdcore.training import Context, Measured, Stage, fit, seed_of
+
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+def batches(generator):
+    return torch.randperm(len(X), generator=generator).view(4, 10)
+
+
+def problem(epochs=4, rate=0.1, dropout=0.5, stages=1, **stage):
+    """A small net with dropout, its stages and its evaluation."""
+    net = MLP((6, 8, 2), hidden_dropout=dropout).reset([1])
+    made = [
+        Stage(
+            name=f"part {i}",
+            epochs=epochs,
+            indices=batches,
+            loss=lambda index: nn.functional.cross_entropy(net(X[index]), Y[index]),
+            schedule=lambda epoch: {"lr": rate / (1 + epoch)},
+            optimiser={"momentum": 0.9},
+            **stage,
+        )
+        for i in range(stages)
+    ]
+    return net, made, lambda: {"test_error_percent": 100 * (net(X).argmax(-1) != Y).double().mean()}
+
+
+def test_sgd_with_momentum_by_hand():
+    """One weight, loss = w x: v <- p v + x, w <- w - lr v."""
+    w = nn.Module()
+    w.value = nn.Parameter(torch.tensor([1.0]))
+    stage = Stage("one", 2, lambda g: torch.tensor([[2], [3]]), lambda i: w.value * i, lambda e: {"lr": (0.1, 0.01)[e]}, {"momentum": 0.5})
+    history = fit(w, [stage], dict)
+    # gradients 2, 3, 2, 3; v = 2, 4, 4, 5; w = 1 - .2 - .4 - .04 - .05
+    assert w.value.item() == pytest.approx(0.31)
+    # losses before each step: 2 * 1, 3 * .8 | 2 * .4, 3 * .36
+    assert [row["loss"] for row in history] == [[pytest.approx(2.2)], [pytest.approx(0.94)]]
+    assert [row["lr"] for row in history] == [0.1, 0.01]
+
+
+def test_momentum_moves_with_the_schedule():
+    w = nn.Module()
+    w.value = nn.Parameter(torch.tensor([0.0]))
+    stage = Stage(
+        "one", 2, lambda g: torch.tensor([[1]]), lambda i: w.value * i, lambda e: {"lr": 1.0, "momentum": (0.5, 0.25)[e]}, {"momentum": 0.5}
+    )
+    fit(w, [stage], dict)
+    assert w.value.item() == pytest.approx(-1 - 1.25)
+
+
+def test_fused_training_equals_a_plain_float64_loop():
+    net, stages, evaluate = problem(epochs=3, dropout=0.0)
+    w = [p.detach().double().numpy().copy() for p in net.parameters()]  # [1, 8, 6], [1, 2, 8], [1, 8], [1, 2]
+    w1, w2, b1, b2 = w[0][0], w[1][0], w[2][0], w[3][0]
+    v = [np.zeros_like(a) for a in (w1, b1, w2, b2)]
+    x, y = X.double().numpy(), Y.numpy()
+    for epoch in range(3):
+        order = batches(torch.Generator().manual_seed(seed_of(0, "order", 0, epoch))).numpy()
+        for index in order:
+            h = x[index] @ w1.T + b1
+            a = np.maximum(h, 0)
+            z = a @ w2.T + b2
+            p = np.exp(z - z.max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            dz = (p - np.eye(2)[y[index]]) / len(index)
+            dh = (dz @ w2) * (h > 0)
+            gradients = [dh.T @ x[index], dh.sum(0), dz.T @ a, dz.sum(0)]
+            for value, moment, gradient in zip((w1, b1, w2, b2), v, gradients, strict=True):
+                moment *= 0.9
+                moment += gradient
+                value -= 0.1 / (1 + epoch) * moment
+    fit(net, stages, evaluate)
+    assert np.allclose(net.weights[0][0].detach().numpy(), w1, atol=1e-5)
+    assert np.allclose(net.biases[1][0].detach().numpy(), b2, atol=1e-5)
+
+
+def test_dropout_is_on_in_every_epoch_and_off_in_evaluation():
+    net, stages, _ = problem(epochs=3)
+    flags = []
+    plain = stages[0].loss
+    stages[0].loss = lambda index: (flags.append(net.training), plain(index))[1]
+    fit(net, stages, lambda: flags.append(net.training) or {})
+    assert flags == ([True] * 4 + [False]) * 3
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("pause_after", [1, 3, 4, 5])
+def test_resume_is_exact(tmp_path, stages, pause_after):
+    net, made, evaluate = problem(stages=stages)
+    whole = fit(net, made, evaluate)
+    final = [p.detach().clone() for p in net.parameters()]
+    if pause_after >= len(whole):
+        pytest.skip("shorter than the pause")
+
+    class Kill(Exception):
+        pass
+
+    def killed(row, seen=[]):  # noqa: B006
+        if len(seen) == pause_after:
+            raise Kill
+        seen.append(row)
+
+    training_seconds, training.CHECKPOINT_SECONDS = training.CHECKPOINT_SECONDS, 0
+    try:
+        net, made, evaluate = problem(stages=stages)
+        with pytest.raises(Kill):
+            fit(net, made, evaluate, Context(checkpoint=tmp_path, report=killed))
+        net, made, evaluate = problem(stages=stages)
+        torch.manual_seed(999)  # what is left in the generators does not matter
+        again = fit(net, made, evaluate, Context(checkpoint=tmp_path))
+    finally:
+        training.CHECKPOINT_SECONDS = training_seconds
+    assert json.dumps(again) == json.dumps(whole)
+    assert all(torch.equal(a, b) for a, b in zip(final, net.parameters(), strict=True))
+
+
+def test_a_checkpoint_at_the_end_trains_nothing_more(tmp_path):
+    net, made, evaluate = problem()
+    whole = fit(net, made, evaluate, Context(checkpoint=tmp_path))
+    fresh, made, evaluate = problem()
+    made[0].loss = lambda index: pytest.fail("trained again")
+    assert fit(fresh, made, evaluate, Context(checkpoint=tmp_path)) == whole
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), fresh.parameters(), strict=True))
+
+
+def test_deadline_pauses_and_keeps_the_seconds(tmp_path):
+    net, made, evaluate = problem()
+    with pytest.raises(Paused):
+        fit(net, made, evaluate, Context(checkpoint=tmp_path, deadline=0))
+    context = Context(checkpoint=tmp_path)
+    context.started += 1000  # whatever this process has spent: the saved seconds come on top
+    assert len(fit(problem()[0], problem()[1], evaluate, Context(checkpoint=tmp_path))) == 4
+
+
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "foreign"])
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, damage):
+    net, made, evaluate = problem()
+    with pytest.raises(Paused):
+        fit(net, made, evaluate, Context(checkpoint=tmp_path, deadline=0))
+    path = tmp_path / "state.safetensors"
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-40])
+    elif damage == "garbage":
+        path.write_bytes(b"not a checkpoint")
+    else:
+        net = MLP((6, 9, 2)).reset([1])
+    with pytest.raises(KdcoreError, match="is damaged .*delete its folder and run again"):
+        fit(net, made, evaluate, Context(checkpoint=tmp_path))
+
+
+def test_nan_loss_ends_the_trial():
+    net, made, evaluate = problem(rate=1e30)
+    with pytest.raises(TrialFailed, match="not finite in epoch") as caught:
+        fit(net, made, evaluate)
+    assert caught.value.status == "nan"
+
+
+def test_only_the_stages_parameters_move():
+    net = MLP((6, 8, 2)).reset([1])
+    head = [net.weights[1], net.biases[1]]
+    _, made, _ = problem()
+    made[0].loss = lambda index: nn.functional.cross_entropy(net(X[index]), Y[index])
+    made[0].parameters = head
+    before = [p.detach().clone() for p in net.parameters()]
+    fit(net, made, dict)
+    moved = [not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
+    assert moved == [any(p is h for h in head) for p in net.parameters()]
+
+
+def test_a_stack_trains_like_its_members_alone():
+    def run(seeds, members):
+        net = MLP((6, 8, 2), members=members).reset(seeds)
+
+        def loss(index):
+            logits = net(X[index]).flatten(0, -2)
+            return nn.functional.cross_entropy(logits, Y[index].repeat(members or 1), reduction="none").view(-1, 10).mean(-1)
+
+        history = fit(net, [Stage("s", 3, batches, loss, lambda e: {"lr": 0.1}, {"momentum": 0.9})], dict)
+        return net, history
+
+    stack, together = run([1, 2], 2)
+    for k, seed in enumerate([1, 2]):
+        alone, single = run([seed], None)
+        assert torch.allclose(stack.weights[0][k], alone.weights[0][0], atol=1e-6)
+        assert together[-1]["loss"][k] == pytest.approx(single[-1]["loss"][0], rel=1e-5)
+
+
+def test_seeds_depend_on_every_part():
+    seeds = {seed_of(*parts) for parts in [(0,), (1,), (0, "a"), (0, "b"), ("0", "a"), (0, "a", 0)]}
+    assert len(seeds) == 6 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_probe_forecasts_without_training_on(tmp_path):
+    net, made, evaluate = problem(epochs=1000)
+    with pytest.raises(Measured) as caught:
+        Context(probe=True, checkpoint=tmp_path).fit(net, made, evaluate)
+    assert 0 < caught.value.seconds < 1000
+    assert not list(tmp_path.iterdir())
+    assert math.isfinite(caught.value.seconds)
