@@ -7,7 +7,24 @@ from kdcore.errors import KdcoreError
 from kdcore.trials.store import Store, read
 
 MARKS = ("V", "C", "I", "M", "M?", "?")
-SECTIONS = tuple("title authors year citation url short question protocol config arms budgets tables claims deviations".split())
+SECTIONS = tuple(
+    [
+        "title",
+        "authors",
+        "year",
+        "citation",
+        "url",
+        "short",
+        "question",
+        "protocol",
+        "config",
+        "arms",
+        "budgets",
+        "tables",
+        "claims",
+        "deviations",
+    ]
+)
 
 
 def all_problems(results: Path) -> list[str]:

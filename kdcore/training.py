@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -134,7 +135,8 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
     return history
 
 
-CHECKPOINT_SECONDS = 10.0
+# Writing a checkpoint costs tens of milliseconds: not more often than this, unless a test asks for it.
+CHECKPOINT_SECONDS = float(os.environ.get("KDCORE_CHECKPOINT_SECONDS", "10"))
 
 
 def _draw(stage: Stage, seed: int, number: int, epoch: int) -> Tensor:

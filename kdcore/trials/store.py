@@ -125,7 +125,7 @@ def validate(record: dict, where: str) -> None:
         bad("its data has no fingerprint")
     if expected != record["id"]:
         bad(f"its contents have the id {expected}, not {record['id']}")
-    if set(record["cost"]) < {"seconds", "peak_memory_mb", "device"}:
+    if not set(record["cost"]) >= {"seconds", "peak_memory_mb", "device"}:
         bad("cost lacks seconds, peak_memory_mb or device")
     if record["status"] == "done":
         numbers = [value for value in record["metrics"].values() if isinstance(value, int | float)]

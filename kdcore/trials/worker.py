@@ -69,7 +69,8 @@ def run(cohort: Cohort, store: Store, device: str, deadline: float, send, redo: 
                 leases.enter_context(store.lease(trial))
             found = {trial.id: store.get(trial) for trial in cohort.trials}
             if not any(found[id] is None or id in redo for id in found):
-                return "done", ""
+                return "done", "recorded by another runner"
+            send("started")
             return train(cohort, store, device, deadline, send, found)
         except Paused:
             return "paused", "saved at a checkpoint: the same command goes on from there"

@@ -1,0 +1,249 @@
+"""The engine: resume after kill -9, two runners on one store, failures, time limits, lost weights, shards.
+
+A paper of one tiny trial stands in for the real ones where only the machinery is at stake.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdcore import papers
+from kdcore.errors import KdcoreError
+from kdcore.trials import runner
+from kdcore.trials.store import Store
+from kdcore.trials.worker import weights_path
+
+PAPER = "hinton_mnist"
+VOLATILE = ("cost", "environment")
+
+
+def contents(results: Path) -> dict[str, dict]:
+    """Records by id, without what differs from run to run by its nature."""
+    found = {path.stem: json.loads(path.read_text()) for path in results.rglob("*.json")}
+    return {id: {key: value for key, value in record.items() if key not in VOLATILE} for id, record in found.items()}
+
+
+def nothing_left(results: Path, cache: Path) -> bool:
+    strays = [p for folder in (results, cache) for pattern in (".tmp-*", "*.lease") for p in folder.rglob(pattern)]
+    return not strays and not list((cache / "checkpoints").glob("*"))
+
+
+def run(results, arms, seeds=(0,), **more) -> runner.Outcome:
+    store = Store(results)
+    planned = runner.plan(PAPER, "smoke", list(arms), list(seeds), store, more.pop("retry_failed", False))
+    return runner.run(planned, store, **more)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Checkpoints after every epoch, in the children too."""
+    monkeypatch.setenv("KDCORE_CHECKPOINT_SECONDS", "0")
+
+
+def test_a_run_trains_the_teacher_first_and_only_once(tmp_path, own_cache):
+    outcome = run(tmp_path, ["small with KD"], seeds=[0])
+    assert outcome.exit_code == 0
+    store = Store(tmp_path)
+    arms = {record["arm"]: record for record in store.records(PAPER)}
+    assert set(arms) == {"cumbersome", "small with KD"}
+    assert arms["small with KD"]["teacher"] == arms["cumbersome"]["id"]
+    assert weights_path(arms["cumbersome"]["id"]).exists()
+    assert nothing_left(tmp_path, own_cache)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    again = run(tmp_path, ["small with KD", "cumbersome"], seeds=[0])
+    assert again.exit_code == 0 and len(again.done) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}, "a record is written once"
+
+
+def test_lost_weights_are_made_again_and_the_record_stays(tmp_path):
+    run(tmp_path, ["cumbersome"])
+    teacher = papers.get(PAPER).trial("smoke", "cumbersome", 0)
+    record = Store(tmp_path).path(teacher)
+    content = record.read_bytes()
+    weights_path(teacher.id).unlink()
+    assert run(tmp_path, ["small with KD"]).exit_code == 0
+    assert weights_path(teacher.id).exists()
+    assert record.read_bytes() == content
+
+
+def command(results, *more) -> list[str]:
+    return [sys.executable, "-m", "kdcore.cli", "run", PAPER, "--arm", "small", "--seed", "0", "--results", str(results), *more]
+
+
+def test_kill_9_at_20_random_moments(tmp_path, own_cache, quick):
+    """The runner and its children are killed together, at any moment; what is resumed equals what never stopped."""
+    import random
+
+    run(tmp_path / "whole", ["small"])
+    whole = contents(tmp_path / "whole")
+    started = time.monotonic()
+    assert subprocess.run(command(tmp_path / "timed"), capture_output=True).returncode == 0
+    length = time.monotonic() - started
+    results, moments = tmp_path / "killed", random.Random(0)
+    kills = 0
+    for _ in range(20):
+        process = subprocess.Popen(command(results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            process.wait(timeout=moments.uniform(0.2, 1.0) * length)
+        except subprocess.TimeoutExpired:
+            kills += 1
+            for child in children(process.pid):
+                os.kill(child, signal.SIGKILL)
+            process.kill()
+        process.communicate()
+        for path in results.rglob("*.json"):
+            json.loads(path.read_text())  # never torn
+        for path in results.rglob("*.json"):
+            path.unlink()  # so that there is something to kill the next time; the checkpoint may or may not be there
+    assert kills >= 5
+    assert subprocess.run(command(results), capture_output=True).returncode == 0
+    assert contents(results) == whole
+    assert nothing_left(results, own_cache)
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the direct children (they have sessions of their own)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(entry.parent.name))
+    return found
+
+
+def test_a_dead_child_is_replaced_and_resumes(tmp_path, own_cache, quick):
+    run(tmp_path / "whole", ["small"])
+    killed = []
+
+    def kill_once(job, event):
+        if event["event"] == "epoch" and event["epoch"] == 5 and not killed:
+            killed.extend(children(os.getpid()))
+            for child in killed:
+                os.kill(child, signal.SIGKILL)
+
+    outcome = run(tmp_path / "killed", ["small"], watch=kill_once, jobs=1)
+    assert killed and outcome.exit_code == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert nothing_left(tmp_path / "killed", own_cache)
+
+
+def test_a_child_that_dies_again_and_again_becomes_a_failure(tmp_path):
+    def kill(job, event):
+        if event["event"] == "started":
+            for child in children(os.getpid()):
+                os.kill(child, signal.SIGKILL)
+
+    outcome = run(tmp_path, ["small"], watch=kill, jobs=1)
+    assert outcome.exit_code == 1
+    assert "killed by signal 9" in next(iter(outcome.failed.values()))
+    (record,) = Store(tmp_path).records(PAPER)
+    assert record["status"] == "killed"
+    # never counted as a result, and run again only when asked
+    assert run(tmp_path, ["small"]).exit_code == 1
+    assert run(tmp_path, ["small"], retry_failed=True).exit_code == 0
+    assert Store(tmp_path).records(PAPER)[0]["status"] == "done"
+
+
+def test_two_runners_on_one_store_never_run_a_trial_twice(tmp_path, own_cache):
+    words = [sys.executable, "-m", "kdcore.cli", "run", PAPER, "--seeds", "0,1", "--jobs", "1", "--results", str(tmp_path)]
+    words += ["--arm", "small", "--arm", "small with KD", "--arm", "cumbersome"]
+    runners = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=300) for process in runners]
+    assert [process.returncode for process in runners] == [0, 0], outputs
+    records = Store(tmp_path).records(PAPER)
+    assert len(records) == 6
+    trained = sum(output.count(" done in ") for output, _ in outputs)
+    assert trained >= 6
+    # a line says "already" where the other runner's record was found
+    assert trained - sum(output.count("recorded by another runner") for output, _ in outputs) == 6
+    assert nothing_left(tmp_path, own_cache)
+
+
+def test_timeout_is_a_recorded_failure(tmp_path):
+    outcome = run(tmp_path, ["small"], timeout=0.5)
+    assert outcome.exit_code == 1
+    assert Store(tmp_path).records(PAPER)[0]["status"] == "timeout"
+
+
+def test_time_limit_pauses_and_the_same_command_goes_on(tmp_path, own_cache):
+    whole = run(tmp_path / "whole", ["small"])
+    assert whole.exit_code == 0
+    outcome = run(tmp_path / "paused", ["small"], time_limit=4)
+    assert outcome.exit_code in (0, 3)  # a fast machine may finish in time
+    if outcome.exit_code == 3:
+        assert not list((tmp_path / "paused").rglob("*.json"))
+    assert run(tmp_path / "paused", ["small"]).exit_code == 0
+    assert contents(tmp_path / "paused") == contents(tmp_path / "whole")
+
+
+def test_ctrl_c_pauses(tmp_path, own_cache, quick):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdcore.cli", "run", PAPER, "--arm", "cumbersome", "--seeds", "6", "--results", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list((own_cache / "checkpoints").glob("*/state.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "trials left; the same command goes on from here" in errors
+    assert not list(tmp_path.rglob("*.lease"))
+
+
+def test_a_corrupt_checkpoint_loses_nothing_else(tmp_path, own_cache):
+    store = Store(tmp_path)
+    planned = runner.plan(PAPER, "smoke", ["small"], [0, 1], store)
+    folder = own_cache / "checkpoints" / planned.jobs[0].cohort.id
+    folder.mkdir(parents=True)
+    (folder / "state.safetensors").write_bytes(b"torn")
+    outcome = runner.run(planned, store, jobs=1)
+    assert outcome.exit_code == 1
+    assert "is damaged" in outcome.refused[0] and str(folder) in outcome.refused[0]
+    assert not store.records(PAPER), "no failure is recorded for what is no fault of the trial"
+    import shutil
+
+    shutil.rmtree(folder)
+    assert run(tmp_path, ["small"], seeds=[0, 1]).exit_code == 0
+
+
+def test_shards_are_the_whole_grid_without_overlap(tmp_path):
+    store = Store(tmp_path)
+    everything = {id for job in runner.plan(PAPER, "smoke", store=store).jobs for id in job.ids}
+    parts = [{id for job in runner.plan(PAPER, "smoke", store=store, shard=(i, 3)).jobs for id in job.ids} for i in (1, 2, 3)]
+    assert set.union(*parts) == everything
+    teachers = {trial.teacher for trial in papers.get(PAPER).trials("smoke")}
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert parts[a] & parts[b] <= teachers, "only a teacher may be wanted by two parts"
+
+
+def test_bad_words_are_one_sentence(tmp_path):
+    for arguments, complaint in (
+        (("fsq", "smoke"), "unknown paper 'fsq': choose one of"),
+        ((PAPER, "huge"), "has no budget 'huge': choose one of smoke, laptop, fast, paper"),
+        ((PAPER, "smoke", ["smal"]), "has no arm 'smal': choose one of"),
+        ((PAPER, "laptop", ["30 units, T=4"]), "leaves out"),
+    ):
+        with pytest.raises(KdcoreError, match=complaint):
+            runner.plan(*arguments, store=Store(tmp_path))
+    with pytest.raises(KdcoreError, match="device 'cuda:9' is not there"):
+        runner.devices("cuda:9")
+    with pytest.raises(KdcoreError, match="device 'tpu' is not there"):
+        runner.devices("tpu")
+
+
+def test_forecast_times_each_kind_once(tmp_path):
+    planned = runner.plan(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], Store(tmp_path))
+    seconds = runner.forecast(planned.jobs, "cpu")
+    assert set(seconds) == {job.cohort.id for job in planned.jobs}
+    assert all(0 < value < 600 for value in seconds.values())
+    assert not list(tmp_path.rglob("*.json"))
