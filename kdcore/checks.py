@@ -74,6 +74,9 @@ def sheet_problems(key: str) -> list[str]:
             for arm in claim[side].get("arms", [])
             if arm not in paper.arms
         ]
+    for claim in sheet["claims"]:
+        if claim["relation"] not in ("<", "same") or (claim["relation"] == "same") != ("margin" in claim):
+            problems.append(f"{where}: claim {claim['id']} needs the relation '<', or 'same' with a margin")
     if not (notebooks.root() / "notebooks" / f"{key}.ipynb").exists():
         problems.append(f"notebooks/{key}.ipynb is missing")
     return problems

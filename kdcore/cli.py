@@ -123,7 +123,7 @@ def plan(options) -> int:
                 f"Missing: {hours:.2f} hours of one process on {options.device}, about {hours / count:.2f} h with {count} at a time."
             )
         disk = shutil.disk_usage(_existing(paths.cache())).free / 2**30
-        console.print(f"Cache {paths.cache()}: {disk:.0f} GiB free.")
+        print(f"Cache {paths.cache()}: {disk:.0f} GiB free.")
     return 0
 
 

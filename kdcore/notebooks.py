@@ -54,70 +54,91 @@ class Page:
             raise KdcoreError(f"seeds must be a number or a list of numbers, not {seeds!r}")
         self.seeds = list(range(seeds)) if isinstance(seeds, int) and seeds else (seeds or None)
         self.store = Store(root() / results_dir)
+        self.drawn: dict[str, dict] = {}  # figures by budget, drawn once
 
     def run(self) -> None:
         """Run the trials of this budget that have no record; one line says what there is. Raises KdcoreError on failure."""
+        self.drawn.clear()
         planned = runner.plan(self.paper.key, self.budget, None, self.seeds, self.store)
         outcome = runner.run(planned, self.store, device=self.device)
         if outcome.exit_code:
             raise KdcoreError("; ".join([*outcome.failed.values(), *outcome.refused] or ["paused: run this cell again to go on"]))
         print(f"budget {self.budget}: {len(planned.trials)} trials recorded, {sum(len(job.ids) for job in planned.jobs)} of them just now")
 
-    @property
-    def budgets(self) -> list[str]:
-        """The budgets that have records to show: the committed ones first, then this run's own."""
-        there = [name for name in ("paper", "fast", "laptop") if name in self.paper.budgets and self.records(name)]
-        return there + ([self.budget] if self.budget not in there else [])
-
-    def records(self, budget: str) -> list[dict]:
-        """The current records of a budget (those that the sheet and code of today would give)."""
-        from kdcore.report import tables
-
-        return tables.current(self.paper, self.store.records(self.paper.key, budget))[0]
-
     def table(self, id: str) -> None:
-        """Show one of the paper's tables, once for each budget that has records."""
-        from IPython.display import HTML, display
-
+        """Show one of the paper's tables, once for each budget that has records and runs its arms."""
         from kdcore.report import tables
 
-        (table,) = [table for table in self.paper.tables if table["id"] == id]
         for budget in self.budgets:
-            frame = tables.table(self.paper, table, self.records(budget), budget)
-            display(HTML(tables.to_html(frame, self.paper, table, budget)))
+            if any(table["id"] == id for table in tables.tables_of(self.paper, budget)):
+                self._show(tables.table(self.paper, id, self.store.records(self.paper.key, budget), budget))
 
     def claims(self) -> None:
         """Show every claim with its verdict, once for each budget that has records."""
-        from IPython.display import HTML, display
-
         from kdcore.report import tables
 
         for budget in self.budgets:
-            display(HTML(tables.claims_html(tables.claims(self.paper, self.records(budget), budget), self.paper, budget)))
+            self._show(tables.claims(self.paper, self.store.records(self.paper.key, budget), budget))
+
+    def facts(self, part: str) -> None:
+        """Show "protocol" or "deviations" of the sheet, or "budget": what this run's budget changes."""
+        from kdcore.report import tables
+
+        self._show(tables.budget_table(self.paper, self.budget) if part == "budget" else tables.facts(self.paper, part))
 
     def figure(self, name: str) -> None:
-        """Show one of the paper's figures for the first budget that has records (the committed one where there is one)."""
-        from IPython.display import SVG, display
+        """Show one of the paper's figures at the first budget that can draw it (the committed ones come first)."""
+        from IPython.display import Image, display
 
         from kdcore.report import figures
 
-        budget = self.budgets[0]
-        drawn = figures.figures_of(self.paper, self.records(budget), budget)
-        if name not in drawn:
-            raise KdcoreError(f"no figure '{name}': choose one of {', '.join(drawn)}")
-        display(SVG(figures.svg(drawn[name])))
-        print(f"budget {budget}: {self.paper.budget(budget)['about']}")
+        known: list[str] = []
+        for budget in self.budgets:
+            if budget not in self.drawn:
+                self.drawn[budget] = figures.figures_of(self.paper, self.store.records(self.paper.key, budget))
+            drawn = self.drawn[budget]
+            if name in drawn:
+                display(Image(figures.png(drawn[name]), width=800, alt=f"{name}, budget {budget}"))
+                print(f"budget {budget}: {self.paper.budget(budget)['about']}")
+                return
+            known += drawn
+        raise KdcoreError(f"no figure '{name}': choose one of {', '.join(dict.fromkeys(known))}")
 
-    def facts(self, part: str) -> None:
-        """Show a list of the sheet as a table: protocol, or deviations; or budget, what this run's budget changes."""
+    def explore_temperature(self) -> None:
+        """A slider for T: the softened targets of a digit that the teacher's record keeps, redrawn as it moves."""
+        import ipywidgets
+        from IPython.display import Image, display
+
+        from kdcore.report import figures
+
+        galleries = [
+            r["metrics"]["gallery"] for b in self.budgets for r in self.store.records(self.paper.key, b) if "gallery" in r["metrics"]
+        ]
+        if not galleries:
+            raise KdcoreError("no record keeps a gallery: run the teacher's arm")
+        entries = {entry["label"]: entry for entry in galleries[0]}
+
+        def show(digit: int, T: float) -> None:  # noqa: N803 (the paper's letter)
+            display(Image(figures.png(figures.gallery([entries[digit]], (1.0, T))), width=800))
+
+        slider = ipywidgets.FloatSlider(value=20.0, min=1.0, max=50.0, step=0.5, continuous_update=False)
+        ipywidgets.interact(show, digit=sorted(entries), T=slider)
+
+    @property
+    def budgets(self) -> list[str]:
+        """The budgets to show: those with committed records, then this run's own."""
+        from kdcore.report import tables
+
+        there = [name for name in tables.budgets(self.paper, self.store.records(self.paper.key)) if name not in ("smoke", self.budget)]
+        return [*there, self.budget]
+
+    @staticmethod
+    def _show(frame) -> None:
         from IPython.display import HTML, display
 
         from kdcore.report import tables
 
-        if part == "budget":
-            display(HTML(tables.frame_html(tables.budget_table(self.paper, self.budget))))
-        else:
-            display(HTML(tables.facts_html(self.paper.sheet[part])))
+        display(HTML(tables.to_html(frame)))
 
 
 def execute(key: str, options) -> int:
@@ -143,7 +164,13 @@ def execute(key: str, options) -> int:
 
     def run_to(temporary: str) -> None:
         papermill.execute_notebook(
-            str(source), temporary, parameters=values, progress_bar=False, log_output=False, cwd=str(root()), kernel_name="python3"
+            str(source),
+            temporary,
+            parameters=values,
+            progress_bar=False,
+            cwd=str(root()),
+            kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=50"],  # its notices about local TCP and its own end are no concern of the reader
         )
         if problem := unfinished(Path(temporary)):
             raise KdcoreError(f"{source.name} did not finish ({problem}): run the same command again")

@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         write(temporary)
         with open(temporary, "rb+") as file:

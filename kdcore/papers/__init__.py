@@ -145,7 +145,7 @@ class Paper:
 def _expanded(arms: dict) -> dict:
     """Arms with a ``sweep`` become one arm for each combination: ``"{width} units"`` with sweep {width: [300, 30]}.
 
-    A string that is the name of a swept variable stands for its value.
+    A setting that is such a placeholder and nothing else ("{width}") becomes the value itself, a number for a number.
     """
     expanded = {}
     for name, settings in arms.items():
@@ -164,4 +164,4 @@ def _combinations(sweep: dict) -> list[dict]:
 def _filled(value, values: dict):
     if isinstance(value, list):
         return [_filled(item, values) for item in value]
-    return values.get(value, value) if isinstance(value, str) else value
+    return next((values[name] for name in values if value == f"{{{name}}}"), value)

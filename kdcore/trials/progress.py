@@ -37,7 +37,9 @@ class Progress:
             self.ended += event["status"] not in ("paused", "killed")
             if not self.quiet:
                 words = f": {event['message']}" if event["message"] else ""
-                self.console.print(f"{self.ended}/{self.total} {name(job)} {event['status']} in {seconds:.0f} s{words}", highlight=False)
+                self.console.print(
+                    f"{self.ended}/{self.total} {name(job)} {event['status']} in {seconds:.0f} s{words}", highlight=False, soft_wrap=True
+                )
 
     def _table(self):
         from rich.table import Table

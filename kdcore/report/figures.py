@@ -1,0 +1,460 @@
+"""Plots in one style. Each function takes plain numbers (or a table's frame) and returns a matplotlib Figure.
+
+Colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by the colour-blind; what a colour says, a label or a
+marker says too. The same numbers give the same bytes on one machine: no date, no random id.
+"""
+
+import base64
+import functools
+import io
+import math
+import textwrap
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from kdcore import paths
+from kdcore.report import statistics, tables
+
+BLUE, VERMILLION = "#0072B2", "#D55E00"
+PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # without yellow, which is lost on white
+WIDTH = 8.0  # inches: a notebook's width
+STYLE = {
+    "figure.dpi": 100,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.5,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.prop_cycle": mpl.cycler(color=PALETTE),
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "kdcore",
+    "svg.fonttype": "path",
+    "axes.unicode_minus": True,
+}
+
+
+@contextmanager
+def style():
+    """Everything drawn inside looks alike: matplotlib's defaults with ``STYLE`` over them, whatever the user's own."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def _styled(plot):
+    """A plot function drawn in ``style()``; its figure is closed for pyplot, so that a notebook shows it once."""
+
+    @functools.wraps(plot)
+    def wrapped(*args, **kwargs) -> Figure:
+        with style():
+            figure = plot(*args, **kwargs)
+            plt.close(figure)
+            return figure
+
+    return wrapped
+
+
+@_styled
+def paper_against_ours(frame: pd.DataFrame) -> Figure:
+    """The rows of a table (``tables.table``): our mean with its 95 % interval, every seed a dot below it, and the paper's
+    number a line under a diamond.
+
+    The pale band is the paper's number -+ margin. Rows of different units stand in panels of their own; rows with
+    neither a reported number nor a result are left out.
+    """
+    frame = frame[frame["paper"].notna() | (frame["n"] > 0)]
+    groups = [(unit, frame[frame["unit"] == unit]) for unit in frame["unit"].unique()]
+    labels = [_wrapped(label, 36) for label in frame["label"]]
+    step = 0.34 + 0.17 * max((label.count("\n") for label in labels), default=0)
+    heights = [step * len(group) + 0.2 for _, group in groups]
+    size = (WIDTH, sum(heights) + 0.55 * len(groups) + 1.0)
+    figure, axes = plt.subplots(len(groups) or 1, 1, figsize=size, height_ratios=heights or None, squeeze=False, layout="constrained")
+    for ax, (unit, group) in zip(axes[:, 0], groups, strict=False):
+        for y, row in enumerate(group.to_dict("records")):
+            values = [seed["value"] for seed in row["seeds"]]
+            if not math.isnan(row["paper"]):
+                if row["margin"] > 0 and frame.attrs["comparable"]:
+                    low, width = row["paper"] - row["margin"], 2 * row["margin"]
+                    ax.barh(y, width, left=low, height=0.5, color=VERMILLION, alpha=0.14, lw=0, zorder=1)
+                ax.plot([row["paper"]] * 2, [y - 0.25, y + 0.25], color=VERMILLION, lw=1.4, zorder=3)
+                ax.plot(row["paper"], y - 0.25, "D", ms=6, color=VERMILLION, zorder=3)
+            if values:
+                ax.plot(values, [y + 0.18] * len(values), "o", ms=4, color=BLUE, alpha=0.55, mew=0, zorder=4)
+                if not math.isnan(row["low"]):
+                    ax.plot([row["low"], row["high"]], [y, y], color=BLUE, lw=2.4, solid_capstyle="butt", zorder=4)
+                ax.plot(row["ours"], y, "o", ms=7, color=BLUE, zorder=5)
+            ax.text(1.015, y, row["verdict"], transform=ax.get_yaxis_transform(), va="center", fontsize=9.5, color="#333333")
+        ax.set_yticks(range(len(group)), [_wrapped(label, 36) for label in group["label"]])
+        ax.set_ylim(len(group) - 0.45, -0.55)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel(unit)
+        ax.use_sticky_edges = False  # a band must not end at the axis
+        ax.margins(x=0.04)
+        ax.autoscale_view(scaley=False)
+    about = frame.attrs
+    _heading(figure, f"{about['title']}\n(budget {about['budget']})")
+    marks = [
+        mpl.lines.Line2D([], [], marker="D", ls="", ms=6, color=VERMILLION, label="paper (band: margin)"),
+        mpl.lines.Line2D([], [], marker="o", ms=7, lw=2.4, color=BLUE, label="ours: mean, 95 % interval"),
+        mpl.lines.Line2D([], [], marker="o", ls="", ms=4, color=BLUE, alpha=0.55, mew=0, label="one seed"),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3)
+    return figure
+
+
+@_styled
+def learning_curves(records_by_arm: dict[str, list[dict]], metric: str, title: str = "") -> Figure:
+    """A metric of the history against the epoch: for each arm the mean over seeds, and a band from least to most.
+
+    Epochs are counted through all stages. Several members in one trial count as their mean. More than seven arms are
+    spread over panels; where a panel still holds more than seven, the bands would hide one another and are left out.
+    Errors and losses have a log axis where they fall to a third or less.
+    """
+    curves = {arm: found for arm, records in records_by_arm.items() if (found := _histories(records, metric)) is not None}
+    panels = -(-len(curves) // 9) if len(curves) > len(PALETTE) else 1
+    size = -(-len(curves) // panels) if curves else 1
+    parts = [list(curves.items())[i * size : (i + 1) * size] for i in range(panels)]
+    lines = max((sum(_wrapped(arm, 30).count("\n") + 1 for arm, _ in part) for part in parts), default=1)
+    height = max(3.0, 0.24 * lines + 0.5)
+    figure, axes = plt.subplots(panels, 1, figsize=(WIDTH, height * panels + 0.5), squeeze=False, sharex=True, layout="constrained")
+    everything = np.concatenate([values.ravel() for _, values in curves.values()]) if curves else np.ones(1)
+    log = any(word in metric for word in ("error", "loss")) and everything.min() > 0 and everything.max() > 3 * everything.min()
+    for ax, part in zip(axes[:, 0], parts, strict=True):
+        # many arms are a sweep: an ordered scale says so, and stays readable without colour vision
+        many = [mpl.colormaps["cividis"](x) for x in np.linspace(0, 0.78, len(part))]
+        ends = []
+        for (arm, (epochs, values)), colour in zip(part, PALETTE if len(part) <= len(PALETTE) else many, strict=False):
+            mean = values.mean(0)
+            ax.plot(epochs, mean, color=colour)
+            if len(values) > 1 and len(part) <= len(PALETTE):
+                ax.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.16, lw=0)
+            ends.append((epochs[-1], mean[-1], arm, colour))
+        if log:
+            _log_axis(ax.yaxis)
+        ax.margins(x=0.01)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        ax.set_ylabel(_wrapped(metric.replace("_", " "), 26))
+        _direct_labels(ax, ends, height - 0.7)
+    axes[-1, 0].set_xlabel("epoch")
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
+def curve(x, lines: dict, marks: dict | None = None, *, xlabel: str = "", ylabel: str = "", title: str = "", log: bool = False) -> Figure:
+    """Lines over one x [n]: the seeds thin, their mean thick; ``log`` for a logarithmic y.
+
+    lines: {label: [seeds][n]}. marks: {label: x of a vertical line, or one for each seed (a line at their mean, a tick
+    at each)}.
+    """
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
+    x = np.asarray(x, float)
+    for (label, seeds), colour in zip(lines.items(), PALETTE, strict=False):
+        seeds = np.atleast_2d(np.asarray(seeds, float))
+        if len(seeds) > 1:
+            ax.plot(x, seeds.T, color=colour, lw=0.8, alpha=0.45)
+        ax.plot(x, seeds.mean(0), color=colour, lw=2.4, label=label)
+    dashes = ((0, (6, 3)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2)), "-")
+    for i, (label, places) in enumerate((marks or {}).items()):
+        places = np.atleast_1d(np.asarray(places, float))
+        colour = PALETTE[::-1][i % len(PALETTE)]
+        ax.axvline(places.mean(), color=colour, lw=1.6, ls=dashes[i % len(dashes)], label=f"{label}: {tables.number(places.mean(), 3)}")
+        if len(places) > 1:
+            ax.plot(places, np.full(len(places), 0.015 + 0.025 * i), "|", color=colour, ms=9, mew=1.4, transform=ax.get_xaxis_transform())
+    if log:
+        _log_axis(ax.yaxis)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.margins(x=0.01)
+    if title:
+        _heading(figure, title)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@_styled
+def error_against(x_values, groups: dict, *, xlabel: str = "temperature", ylabel: str = "errors", title: str = "") -> Figure:
+    """A measure against a swept variable (log axis), a panel for each group, each with its own scale.
+
+    groups: {label: [seeds' values of x_values[0], of x_values[1], ...]}, an empty list where nothing was run. Every
+    seed a dot (beside its place, to be seen), the means joined, with their 95 % intervals.
+    """
+    figure, axes = plt.subplots(len(groups), 1, figsize=(WIDTH, 2.7 * len(groups) + 0.7), squeeze=False, sharex=True, layout="constrained")
+    for ax, (label, cells), colour in zip(axes[:, 0], groups.items(), PALETTE * 4, strict=False):
+        known = [(x, values, *statistics.mean_interval(values)) for x, values in zip(x_values, cells, strict=True) if len(values)]
+        ax.set_xscale("log")
+        beside = mpl.transforms.offset_copy(ax.transData, figure, x=-6, units="points")
+        for x, values, _, low, high in known:
+            ax.plot([x] * len(values), values, "o", ms=4, color=colour, alpha=0.5, mew=0, transform=beside)
+            if not math.isnan(low):
+                ax.plot([x, x], [low, high], color=colour, lw=2, alpha=0.9, solid_capstyle="butt")
+        ax.plot([k[0] for k in known], [k[2] for k in known], "-o", color=colour, ms=6, lw=1.6)
+        seen = [value for _, values, *_ in known for value in values]
+        if seen:
+            ax.update_datalim([(known[0][0], min(seen)), (known[-1][0], max(seen))])
+            ax.autoscale_view()
+        ax.xaxis.set_major_locator(FixedLocator(list(x_values)))
+        ax.xaxis.set_major_formatter(FuncFormatter(_sparse(x_values)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        ax.set_title(label, fontweight="normal")
+        ax.set_ylabel(ylabel)
+    axes[-1, 0].set_xlabel(xlabel)
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
+def confusion(matrix, classes, title: str = "") -> Figure:
+    """Counts [label][prediction] as a heat map. The colour scale is that of the mistakes; what is right is only written."""
+    counts = np.asarray(matrix, float)
+    mistakes = np.ma.masked_array(counts, np.eye(len(counts), dtype=bool))
+    top = max(1.0, float(mistakes.max())) if len(counts) > 1 else 1.0
+    side = max(4.6, 0.52 * len(counts) + 1.4)
+    figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
+    colours = mpl.colormaps["Blues"].with_extremes(bad="#f1f1f1")
+    ax.imshow(mistakes, cmap=colours, norm=mpl.colors.PowerNorm(0.5, 0, top))
+    size = 9.5 if len(counts) <= 12 else 6.5
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            right = i == j
+            strong = not right and count > 0.35 * top
+            text = f"{count:.0f}" if float(count).is_integer() else f"{count:.1f}"
+            colour = "#8a8a8a" if right else "white" if strong else "#222222" if count else "#c4c4c4"
+            ax.text(j, i, text, ha="center", va="center", fontsize=size - (len(text) > 4), color=colour)
+    ax.set_xticks(range(len(counts)), classes)
+    ax.set_yticks(range(len(counts)), classes)
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.set_xlabel("read as")
+    ax.set_ylabel("label")
+    if title:
+        _heading(figure, f"{_wrapped(title, 44)}: {counts.sum() - counts.trace():,.6g} mistakes")
+    return figure
+
+
+@_styled
+def gallery(entries: list[dict], temperatures=(1.0, 20.0), title: str = "") -> Figure:
+    """What a teacher says beyond the label: a row for each entry with picture, hard label and softmax(logits / T) for each T.
+
+    entries: {label, logits [C], image (base64 of uint8 of ``shape``, [H, W] or [3, H, W])}. At T = 1 the axis is
+    logarithmic, as the small probabilities are what there is to see; above, it starts at 0.
+    """
+    columns = 2 + len(temperatures)
+    figure, axes = plt.subplots(
+        len(entries), columns, figsize=(WIDTH, 0.98 * len(entries) + 0.7), squeeze=False, width_ratios=[0.5, 1] + [1.5] * len(temperatures),
+        layout="constrained",
+    )  # fmt: skip
+    softened = [_softmax(np.array([entry["logits"] for entry in entries], float) / t) for t in temperatures]
+    for number, (row, entry) in enumerate(zip(axes, entries, strict=True)):
+        classes = np.arange(len(entry["logits"]))
+        pixels = np.frombuffer(base64.b64decode(entry["image"]), np.uint8).reshape(entry["shape"])
+        row[0].imshow(pixels if pixels.ndim == 2 else np.moveaxis(pixels, 0, -1), cmap="gray_r", vmin=0, vmax=255)
+        row[0].set_axis_off()
+        colours = [VERMILLION if c == entry["label"] else BLUE for c in classes]
+        row[1].bar(classes, classes == entry["label"], color=colours)
+        row[1].set_ylim(0, 1.08)
+        row[1].set_yticks([0, 1])
+        for ax, temperature, probabilities in zip(row[2:], temperatures, softened, strict=True):
+            if temperature == 1:
+                # an even power, so that a tick stands half way
+                floor = 10.0 ** max(-12, 2 * math.floor(math.log10(max(probabilities.min(), 1e-12)) / 2))
+                ax.bar(classes, np.maximum(probabilities[number], floor) - floor, bottom=floor, color=colours)
+                ax.set_yscale("log")
+                ax.set_ylim(floor, 4)
+                ax.yaxis.set_major_locator(FixedLocator([floor, math.sqrt(floor), 1]))
+                ax.yaxis.set_minor_locator(NullLocator())
+            else:
+                ax.bar(classes, probabilities[number], color=colours)
+                ax.set_ylim(0, 1.12 * probabilities.max())
+                ax.yaxis.set_major_locator(MaxNLocator(nbins=3))
+        for ax in row[1:]:
+            ax.set_xticks(classes)
+            ax.tick_params(axis="x", length=0, pad=1.5, labelsize=7.5)
+            ax.tick_params(axis="y", length=0, pad=2, labelsize=8)
+            ax.grid(axis="x", visible=False)
+    heads = ["case", "hard label", *(f"softmax, T = {t:g}" + (" (log scale)" if t == 1 else "") for t in temperatures)]
+    for ax, head in zip(axes[0], heads, strict=True):
+        ax.set_title(head, fontsize=10, fontweight="normal", loc="center")
+    for ax in axes[-1, 1:]:
+        ax.set_xlabel("class", fontsize=9.5)
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+def figures_of(paper, records: list[dict]) -> dict[str, Figure]:
+    """Every figure of a paper at one budget, by name: {} without current results.
+
+    ``paper_TABLE`` for each table with reported numbers, then what the paper's module offers as ``figures(records)``
+    (given current, done records), then ``learning_TABLE`` for the arms of each table and each measure of the history.
+    Raises ValueError for records of two budgets.
+    """
+    if len(found := {record["budget"] for record in records}) > 1:
+        raise ValueError(f"one figure, one budget: not {', '.join(sorted(found))}")
+    done = [record for budget in found for record in tables.results(paper, records, budget)]
+    if not done:
+        return {}
+    (budget,) = found
+    figures = {}
+    for sheet in paper.tables:
+        frame = tables.table(paper, sheet, done, budget)
+        if (frame["paper"].notna() & (frame["n"] > 0)).any():
+            figures[f"paper_{sheet['id']}"] = paper_against_ours(frame)
+    if hasattr(paper.module, "figures"):
+        figures |= {name: _of_budget(figure, budget) for name, figure in paper.module.figures(done).items()}
+    drawn = set()
+    for sheet in paper.tables:
+        arms = tuple(dict.fromkeys(row["arm"] for row in sheet["rows"]))
+        by_arm = {arm: mine for arm in arms if (mine := [record for record in done if record["arm"] == arm])}
+        if arms in drawn or not by_arm:
+            continue
+        drawn.add(arms)
+        names = _measures(by_arm)
+        for metric in names:
+            name = f"learning_{sheet['id']}" + (f"_{metric}" if len(names) > 1 else "")
+            figures[name] = learning_curves(by_arm, metric, f"{sheet['title']}: while training\n(budget {budget})")
+    return figures
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same for the same numbers: no date, no random id."""
+    return _drawn(figure, format="svg", metadata={"Date": None})
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, 150 dots an inch, the same for the same numbers."""
+    return _drawn(figure, format="png", dpi=150)
+
+
+def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
+    """Write ``name.svg`` and ``name.png`` into ``folder``, each atomically; the paths."""
+    written = []
+    for kind, draw in (("svg", svg), ("png", png)):
+        path, data = Path(folder) / f"{name}.{kind}", draw(figure)
+        paths.write_atomically(path, lambda temporary, data=data: Path(temporary).write_bytes(data))
+        written.append(path)
+    return written
+
+
+def _drawn(figure: Figure, **options) -> bytes:
+    drawn = io.BytesIO()
+    with style():
+        figure.savefig(drawn, **options)
+    return drawn.getvalue()
+
+
+def _histories(records: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Epochs [n] and values [seeds, n] of the records that have the metric; None where none has it."""
+    found = []
+    for record in records:
+        places = [i for i, row in enumerate(record["history"]) if metric in row]
+        if places:
+            found.append((places, [float(np.mean(record["history"][i][metric])) for i in places]))
+    if not found:
+        return None
+    shortest = min(found, key=lambda each: len(each[0]))[0]
+    return np.array(shortest) + 1, np.array([values[: len(shortest)] for _, values in found])
+
+
+def _measures(records_by_arm: dict[str, list[dict]]) -> list[str]:
+    """What the histories hold beside stage, epoch, rate and training loss, in order of appearance."""
+    rows = [row for records in records_by_arm.values() for record in records for row in record["history"]]
+    return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("stage", "epoch", "lr", "loss")]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _heading(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+
+
+def _of_budget(figure: Figure, budget: str) -> Figure:
+    """The figure with its budget in the heading, so that it says what it shows wherever it is copied to."""
+    with style():
+        _heading(figure, f"{figure.get_suptitle()}\n(budget {budget})".strip())
+    return figure
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(str(text), width)) or str(text)
+
+
+def _log_axis(axis) -> None:
+    """A log axis with plain numbers at 1, 2 and 5 of each decade."""
+    axis.axes.set_yscale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _sparse(values):
+    """A tick formatter that leaves a label out where it would touch the one before (less than 4 % of a log axis apart)."""
+    places = sorted(float(value) for value in values)
+    span = math.log(places[-1] / places[0]) or 1.0
+    shown: list[float] = []
+    for place in places:
+        if not shown or math.log(place / shown[-1]) > 0.04 * span:
+            shown.append(place)
+    return lambda value, _: f"{value:g}" if any(math.isclose(value, place) for place in shown) else ""
+
+
+def _direct_labels(ax, ends: list[tuple], height: float) -> None:
+    """Name each line at the right edge, in its colour, moved apart where names would overlap.
+
+    ends: (x, y, label, colour); height: of the axes, in inches.
+    """
+    low, high = ax.get_ylim()
+    if ax.get_yscale() == "log":
+        low, high = math.log(low), math.log(high)
+        place = [(math.log(y) - low) / (high - low) for _, y, _, _ in ends]
+    else:
+        place = [(y - low) / (high - low) for _, y, _, _ in ends]
+    line = 0.165 / height
+    sizes = [line * (_wrapped(label, 30).count("\n") + 1) for _, _, label, _ in ends]
+    order = sorted(range(len(ends)), key=lambda i: place[i])
+    floor = 0.0
+    for i in order:  # upwards: each above the one before
+        place[i] = max(place[i], floor + sizes[i] / 2)
+        floor = place[i] + sizes[i] / 2
+    ceiling = 1.0
+    for i in reversed(order):  # and down again from the top
+        place[i] = min(place[i], ceiling - sizes[i] / 2)
+        ceiling = place[i] - sizes[i] / 2
+    for (x, y, label, colour), where in zip(ends, place, strict=True):
+        # from the middle of the name's left edge, not clipped at its box
+        leader = {"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.6, "shrinkA": 2, "relpos": (0, 0.5), "patchA": None}
+        dark = [0.6 * part for part in mpl.colors.to_rgb(colour)]  # the pale ones would be hard to read as letters
+        text = {"color": dark, "va": "center", "fontsize": 9, "linespacing": 1.05}
+        ax.annotate(_wrapped(label, 30), (x, y), (1.03, where), textcoords="axes fraction", arrowprops=leader, **text)

@@ -1,0 +1,126 @@
+"""Means, intervals and verdicts: what a handful of seeds allows one to say.
+
+Everything rests on Student's t: at three to five seeds a percentile bootstrap covers far less than it claims, and a
+large p is no evidence that two numbers agree, so agreement is shown by an equivalence test (two one-sided t-tests,
+Schuirmann 1987, J. Pharmacokin. Biopharm. 15:657).
+"""
+
+import numpy as np
+from scipy import stats
+
+# Differences this far below their operands are rounding: 0.1 + 0.2 - 0.3 is no effect.
+ROUNDING = 1e-12
+
+
+def mean_interval(values, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of ``values`` [n] and its t-interval: (mean, low, high), in the unit of the values.
+
+    mean -+ t(n - 1, (1 + level) / 2) s / sqrt(n). One value has no interval: (x, nan, nan); none: (nan, nan, nan).
+    """
+    values = np.asarray(list(values), np.float64)
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    if len(values) == 1:
+        return float(values[0]), np.nan, np.nan
+    if _flat(values):
+        return (float(values[0]),) * 3
+    mean = values.mean()
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def cell_verdict(values, reported: float | None, margin: float | None) -> str:
+    """What ``values`` [n] (one a seed) say about the paper's ``reported`` number.
+
+    margin: what still counts as the same result, in the unit of the values; None or 0 for nothing but a direction.
+    "reproduced": the 90 % t-interval of mean - reported lies inside (-margin, margin), an equivalence test at 5 %;
+    else "above" or "below": it lies on one side of 0; else "inconclusive", as with one seed alone; "no number" where
+    the paper gives none; "not run" without values.
+    """
+    values = np.asarray(list(values), np.float64)
+    if not len(values):
+        return "not run"
+    if reported is None or np.isnan(reported):
+        return "no number"
+    if len(values) < 2:
+        return "inconclusive"
+    _, low, high = mean_interval(_differences(values, [reported] * len(values)), 0.90)
+    if margin and -margin < low and high < margin:
+        return "reproduced"
+    return "above" if low > 0 else "below" if high < 0 else "inconclusive"
+
+
+def claim_test(left, right, relation: str, margin: float | None = None) -> dict:
+    """Paired comparison of ``left`` and ``right`` [n], seed by seed: {n, mean, low, high, p} of left - right.
+
+    relation "<": p of the two-sided paired t-test, and the 95 % interval. relation "same": p of the equivalence test
+    within ``margin`` (the larger of the two one-sided p), and the 90 % interval that goes with it. Below two seeds p
+    and the interval are nan. Differences without spread: p is 0 or 1, as the one value says.
+    Raises ValueError for another relation, sides of different length, or "same" without a margin.
+    """
+    if relation not in ("<", "same") or (relation == "same" and not margin):
+        raise ValueError(f"relation must be '<', or 'same' with a margin above 0, not {relation!r} with {margin!r}")
+    differences = _differences(left, right)
+    n = len(differences)
+    mean, low, high = mean_interval(differences, 0.95 if relation == "<" else 0.90)
+    if n < 2:
+        p = np.nan
+    elif relation == "<":
+        p = float(mean == 0) if _flat(differences) else stats.ttest_1samp(differences, 0).pvalue
+    elif _flat(differences):
+        p = float(not -margin < mean < margin)
+    else:
+        above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
+        below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
+        p = max(above, below)
+    return {"n": n, "mean": mean, "low": low, "high": high, "p": float(p)}
+
+
+def claim_verdict(left, right, relation: str, adjusted: float, margin: float | None = None) -> str:
+    """ "holds", "contradicted", "inconclusive" or "not run" (no seed), for the arguments of ``claim_test``.
+
+    adjusted: the p of ``claim_test`` after ``holm``. A "<" holds or is contradicted where p < 0.05, by the sign of the
+    mean difference. A "same" holds where p < 0.05, and is contradicted where the 95 % interval of the difference lies
+    outside (-margin, margin) altogether.
+    """
+    differences = _differences(left, right)
+    if not len(differences):
+        return "not run"
+    if len(differences) < 2:
+        return "inconclusive"
+    mean, low, high = mean_interval(differences)
+    if adjusted < 0.05:
+        return "contradicted" if relation == "<" and mean > 0 else "holds"
+    if relation == "same" and (low >= margin or high <= -margin):
+        return "contradicted"
+    return "inconclusive"
+
+
+def holm(pvalues) -> list[float]:
+    """p-values adjusted for their number, so that the chance of one false alarm among all stays below the level.
+
+    Holm 1979, Scand. J. Statist. 6:65: the i-th smallest of m is multiplied by m - i + 1, made monotone, at most 1.
+    nan (not tested) stays nan and does not count.
+    """
+    p = np.asarray(list(pvalues), np.float64)
+    adjusted = np.full(len(p), np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return adjusted.tolist()
+
+
+def _differences(left, right) -> np.ndarray:
+    """left - right [n], with rounding taken off. Raises ValueError for different lengths."""
+    left, right = np.asarray(list(left), np.float64), np.asarray(list(right), np.float64)
+    if left.shape != right.shape:
+        raise ValueError(f"sides of a paired comparison must have the same seeds, not {len(left)} and {len(right)}")
+    differences = left - right
+    noise = ROUNDING * np.maximum(abs(left), abs(right)).max(initial=0)
+    differences[abs(differences) <= noise] = 0
+    # all equal but for rounding: make them equal, so that they have no spread to test against
+    return np.full_like(differences, differences[0]) if len(differences) and np.ptp(differences) <= noise else differences
+
+
+def _flat(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) == 0)

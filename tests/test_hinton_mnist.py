@@ -1,0 +1,238 @@
+"""Hinton 2015: what a trial does, and whether the sheet says what the sources say."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from kdcore import data, metrics, papers
+from kdcore.models import MLP
+from kdcore.papers import hinton_mnist as hinton
+from kdcore.training import Context, seed_of
+
+PAPER = papers.get("hinton_mnist")
+
+
+def small_run(arm: str, seed=0, teacher=None, extra=(), **changes):
+    """Results of an arm at budget smoke, made smaller still."""
+    config = PAPER.config("smoke", arm) | {"layers": [784, 24, 16, 10], "epochs": 3} | changes
+    trials = [SimpleNamespace(config=config | more) for more in (extra or [{}])]
+    return hinton.run(trials, Context(seed=seed), teacher)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return {"train_logits": 5 * torch.randn(1437, 10, generator=torch.Generator().manual_seed(0))}
+
+
+# What the decks and the paper say, typed here from them and nowhere else.
+REPORTED = {
+    ("errors", "cumbersome"): 67,
+    ("errors", "small"): 146,
+    ("errors", "small with KD"): 74,
+    ("omitted_3", "test_errors"): 206,
+    ("omitted_3", "class_errors"): 133,
+    ("omitted_3", "test_errors_shift_test"): 109,
+    ("omitted_3", "class_errors_shift_test"): 14,
+    ("omitted_3", "test_errors_shift_heldout"): 109,
+    ("omitted_3", "class_errors_shift_heldout"): 14,
+    ("omitted_3", "shift_test"): 3.5,
+    ("omitted_3", "shift_heldout"): 3.5,
+    ("only_7s_and_8s", "test_error_percent"): 47.3,
+    ("only_7s_and_8s", "test_error_percent_shift_test"): 13.2,
+    ("only_7s_and_8s", "test_error_percent_shift_heldout"): 13.2,
+    ("only_7s_and_8s", "shift_test"): -7.6,
+    ("only_7s_and_8s", "shift_heldout"): -7.6,
+    ("ten_nets", "test_errors"): 158,
+    ("ten_nets", "ensemble_test_errors"): 143,
+}
+
+
+def test_the_sheet_holds_the_papers_numbers():
+    found = {}
+    for table in PAPER.tables:
+        for row in table["rows"]:
+            if row["paper"] is not None:
+                found[table["id"], row["arm"] if table["id"] == "errors" else row["metric"]] = row["paper"]
+    assert found == REPORTED
+
+
+def test_the_papers_protocol():
+    teacher, small, kd = (PAPER.config("paper", arm) for arm in ("cumbersome", "small", "small with KD"))
+    assert teacher["layers"] == [784, 1200, 1200, 10] and small["layers"] == kd["layers"] == [784, 800, 800, 10]
+    assert (teacher["input_dropout"], teacher["hidden_dropout"], teacher["jitter"], teacher["max_norm"]) == (0.2, 0.5, 2, 15.0)
+    assert (teacher["epochs"], teacher["batch_size"], teacher["lr_decay"]) == (3000, 100, 0.998)
+    for student in (small, kd):
+        assert (student["input_dropout"], student["hidden_dropout"], student["jitter"], student["max_norm"]) == (0, 0, 0, None)
+    assert kd["temperature"] == 20 and kd["soft_weight"] > 0.5 and small["soft_weight"] == 0
+    assert PAPER.config("paper", "small with KD, no 3s")["keep_classes"] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert PAPER.config("paper", "small with KD, only 7s and 8s")["shift_classes"] == [7, 8]
+
+
+def test_no_budget_changes_what_an_arm_is():
+    """Shorter, on other data, with narrower nets at smoke: but never another loss, regularisation or transfer set."""
+    kept = (
+        "teacher",
+        "soft_weight",
+        "temperature",
+        "keep_classes",
+        "shift_classes",
+        "jitter",
+        "input_dropout",
+        "hidden_dropout",
+        "max_norm",
+    )
+    for budget in PAPER.budgets:
+        for arm in PAPER.budget_arms(budget):
+            ours, theirs = PAPER.config(budget, arm), PAPER.config("paper", arm)
+            assert {k: ours[k] for k in kept} == {k: theirs[k] for k in kept}, (budget, arm)
+            if budget != "smoke":
+                assert ours["layers"] == theirs["layers"] and ours["data"] == "mnist"
+
+
+def test_update_rule_of_hinton_2012():
+    config = PAPER.config("paper", "cumbersome")
+    assert hinton.update_rule(config, 0) == {"lr": pytest.approx(1.0 * 0.5), "momentum": 0.5}
+    half = hinton.update_rule(config, 250)
+    assert half["momentum"] == pytest.approx(0.745)
+    assert half["lr"] == pytest.approx(0.998**250 * (1 - 0.745))
+    assert hinton.update_rule(config, 2999)["momentum"] == pytest.approx(0.99)
+    linear = PAPER.config("fast", "small") | {"epochs": 10}
+    assert [hinton.update_rule(linear, e)["lr"] for e in (0, 5, 9)] == pytest.approx([0.1, 0.05, 0.01])
+
+
+def test_the_weight_of_the_soft_term_moves_loss_and_gradient():
+    generator = torch.Generator().manual_seed(0)
+    labels, table = torch.randint(10, (6,), generator=generator), torch.randn(6, 10, generator=generator)
+    gradients, values = {}, {}
+    for weight in (0.0, 0.5, 0.9, 1.0):
+        z = torch.zeros(6, 10, requires_grad=True)
+        loss = hinton.objective(z, labels, table, torch.tensor(20.0), weight)
+        loss.backward()
+        gradients[weight], values[weight] = z.grad, loss.item()
+    hard, soft = gradients[0.0], gradients[1.0]
+    assert torch.allclose(gradients[0.9], 0.1 * hard + 0.9 * soft, atol=1e-7)
+    assert values[0.5] == pytest.approx((values[0.0] + values[1.0]) / 2, rel=1e-6)
+    # by hand: all logits 0 give softmax 1/10, so the hard term is log 10 and its gradient (1/10 - onehot) / 6
+    assert values[0.0] == pytest.approx(math.log(10), rel=1e-6)
+    assert torch.allclose(hard, (0.1 - torch.nn.functional.one_hot(labels, 10)) / 6, atol=1e-7)
+
+
+def test_no_soft_weight_is_plain_training(teacher):
+    (plain,) = small_run("small")
+    (zero,) = small_run("small with KD", teacher=teacher, soft_weight=0.0, lr=PAPER.config("smoke", "small")["lr"])
+    assert zero["history"] == plain["history"] and zero["metrics"] == plain["metrics"]
+    (soft,) = small_run("small with KD", teacher=teacher, lr=PAPER.config("smoke", "small")["lr"])
+    assert soft["history"] != plain["history"]
+
+
+def test_a_student_of_its_own_logits_stays_put():
+    """Teacher = student: the soft term has no gradient, and the weights stay as they were."""
+    net = MLP([784, 24, 16, 10]).reset([seed_of(0, "net", 0)])
+    with torch.no_grad():
+        logits = net(data.load("digits").train_images.flatten(1).float() / 255)
+    (result,) = small_run("small with KD", teacher={"train_logits": logits}, soft_weight=1.0, is_teacher=True, init_std=None)
+    assert all(abs(row["loss"]) < 1e-6 for row in result["history"])
+    assert torch.allclose(result["weights"]["weights.0"], net.weights[0], atol=1e-5)
+
+
+def test_every_arm_starts_alike_and_sees_the_same_batches(teacher):
+    """Same seed: the first loss of the plain net is that of the KD net's hard part; another seed differs."""
+    (a,), (b,), (c,) = small_run("small", epochs=1), small_run("small", epochs=1), small_run("small", seed=1, epochs=1)
+    assert a["history"] == b["history"] != c["history"]
+    stacked = small_run("small with KD", teacher=teacher, extra=[{"temperature": 1.0}, {"temperature": 20.0}, {"temperature": 20.0}])
+    losses = [[row["loss"] for row in result["history"]] for result in stacked]
+    assert losses[1] == pytest.approx(losses[2], rel=1e-6), "equal trials in one stack stay equal: same start, same batches"
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    (alone,) = small_run("small with KD", teacher=teacher)
+    assert stacked[1]["history"][-1]["loss"] == pytest.approx(alone["history"][-1]["loss"], rel=1e-3)
+
+
+def test_the_teacher_is_frozen(teacher):
+    before = teacher["train_logits"].clone()
+    small_run("small with KD", teacher=teacher)
+    assert torch.equal(before, teacher["train_logits"])
+
+
+def test_a_teachers_table_is_its_logits_in_evaluation_mode():
+    (result,) = small_run("cumbersome")
+    net = MLP([784, 24, 16, 10])
+    net.load_state_dict({key: value for key, value in result["weights"].items() if key != "train_logits"})
+    with torch.no_grad():
+        live = net.eval()(data.load("digits").train_images.flatten(1).float() / 255)
+    assert torch.allclose(result["weights"]["train_logits"], live, atol=1e-5)
+
+
+def test_ensembles_are_geometric_means():
+    (result,) = small_run("ten 500-300 nets", members=3, epochs=2)
+    logits = result["weights"]["train_logits"]
+    assert logits.shape == (3, 1437, 10)
+    assert len(set(result["metrics"]["member_test_errors"])) > 1, "members differ"
+    assert result["metrics"]["test_errors"] == pytest.approx(np.mean(result["metrics"]["member_test_errors"]))
+    config = PAPER.config("smoke", "500-300 net with KD from the ten")
+    table = hinton._teacher_table(config, Context(), {"train_logits": logits}, 1437)
+    p = logits.double().softmax(-1)
+    geometric = p.log().mean(0).exp()
+    geometric /= geometric.sum(-1, keepdim=True)
+    assert torch.allclose(table.double().softmax(-1), geometric, atol=1e-5)
+
+
+def test_transfer_sets():
+    labels = torch.arange(1000) % 10
+    config = PAPER.config("paper", "small with KD, no 3s") | {"holdout": 200}
+    cases, held = hinton.transfer_set(labels, config, seed=0)
+    assert not (labels[cases] == 3).any() and (labels[held] == 3).any(), "the held-out cases have threes, the transfer set none"
+    assert len(held) == 200 and not set(cases.tolist()) & set(held.tolist())
+    assert len(cases) == 800 - (labels == 3).sum() + (labels[held] == 3).sum()
+    only = hinton.transfer_set(labels, config | {"keep_classes": [7, 8]}, seed=0)[0]
+    assert set(labels[only].tolist()) == {7, 8}
+    assert torch.equal(held, hinton.transfer_set(labels, config, seed=0)[1])
+    assert not torch.equal(held, hinton.transfer_set(labels, config, seed=1)[1])
+
+
+def test_the_shift_changes_only_the_logits_of_its_class():
+    logits = torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 0.5], [0.2, 0.1, 0.0]])
+    labels = torch.tensor([2, 1, 2])
+    before = logits.clone()
+    # case 0 turns right at > 0.5, case 2 at > 0.2, case 1 turns wrong at > 1.5
+    assert metrics.shift_errors(logits, labels, [2], [0.0, 0.3, 0.6, 2.0]) == [2, 1, 0, 1]
+    assert torch.equal(logits, before)
+    # lowering two classes leaves the third alone
+    assert metrics.shift_errors(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([0]), [1, 2], [-1.5, -2.5]) == [1, 0]
+
+
+def test_the_best_shift_is_the_middle_of_the_best():
+    assert metrics.best_shift([5, 3, 3, 3, 4], [0.0, 0.1, 0.2, 0.3, 0.4]) == 0.2
+    assert metrics.best_shift([5, 1, 3], [-1.0, 0.0, 1.0]) == 0.0
+
+
+def test_shift_metrics_agree_with_each_other(teacher):
+    (result,) = small_run("small with KD, no 3s", teacher=teacher)
+    m = result["metrics"]
+    zero = m["shifts"].index(0.0)
+    assert m["shift_test_errors"][zero] == m["test_errors"]
+    assert m["test_errors_shift_test"] == min(m["shift_test_errors"]) <= m["test_errors_shift_heldout"]
+    confusion = np.array(m["confusion_before"])
+    assert confusion.sum() - confusion.trace() == m["test_errors"]
+    assert confusion[3].sum() - confusion[3, 3] == m["class_errors"]
+
+
+def test_confusion_counts():
+    logits = torch.eye(3)[[0, 1, 1, 2]]
+    assert metrics.confusion(logits, torch.tensor([0, 1, 2, 2])) == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+
+
+def test_the_gallery_shows_right_answers_with_their_logits():
+    (result,) = small_run("cumbersome", epochs=8)
+    digits = data.load("digits")
+    for entry in result["metrics"]["gallery"]:
+        assert int(digits.test_labels[entry["case"]]) == entry["label"] == int(np.argmax(entry["logits"]))
+
+
+def test_cohorts_share_all_but_the_temperature():
+    trials = PAPER.trials("smoke", seeds=[0])
+    groups = [[trial.arm for trial in cohort.trials] for cohort in PAPER.cohorts(trials)]
+    assert [f"300 units, T={t}" for t in (1, 2, 2.5, 3, 4, 8, 12, 20, 40)] in groups
+    assert ["small with KD"] in groups and ["ten 500-300 nets"] in groups

@@ -1,0 +1,155 @@
+"""Notebooks: linted sources, strict parameters, an end-to-end run with papermill, killed kernels."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from kdcore import cli, notebooks, papers
+from kdcore.errors import KdcoreError
+
+ROOT = Path(__file__).parents[1]
+HEADINGS = ["Claim", "Equation", "Setup", "Tables", "Plots", "Verdict", "What was easy, what was hard"]
+
+
+@pytest.fixture(params=papers.names())
+def source(request) -> Path:
+    return ROOT / "notebooks" / f"{request.param}.ipynb"
+
+
+def test_sources_are_stripped_and_have_the_headings(source):
+    notebook = nbformat.read(source, 4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, "commit sources stripped: nbstripout notebooks/*.ipynb"
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == HEADINGS
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_the_first_code_cell_holds_typed_parameters_with_help(source):
+    import papermill
+
+    first = next(cell for cell in nbformat.read(source, 4).cells if cell.cell_type == "code")
+    assert first.metadata.tags == ["parameters"]
+    for line in first.source.splitlines():
+        assert line.count("=") == 1, "a second '=' cannot be parsed for --help-notebook"
+        code, _, help_text = line.partition("#")
+        assert help_text.strip()
+        (node,) = ast.parse(code.strip()).body
+        assert isinstance(node, ast.AnnAssign)
+        ast.literal_eval(node.value)
+    found = papermill.inspect_notebook(str(source))
+    assert set(found) == {"budget", "seeds", "device", "engine", "results_dir"}
+    assert found["budget"]["default"] == '"smoke"' and all(entry["help"] for entry in found.values())
+
+
+def test_every_number_and_figure_of_the_sheet_is_shown(source):
+    text = source.read_text()
+    paper = papers.get(source.stem)
+    for table in paper.tables:
+        assert f'page.table(\\"{table["id"]}\\")' in text
+    assert "page.claims()" in text and 'page.facts(\\"deviations\\")' in text
+
+
+def test_replicate_end_to_end(tmp_path, capsys):
+    """papermill, worker children, records, tables and figures: on one seed of the embedded data."""
+    assert cli.main(["replicate", "hinton_mnist", "--seeds", "1", "--results", str(tmp_path)]) == 0
+    executed = tmp_path / "smoke" / "executed" / "hinton_mnist.ipynb"
+    assert notebooks.unfinished(executed) is None
+    html = "".join(str(output) for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", []))
+    assert "146" in html and "not comparable" in html, "the paper's number stands beside ours, which is no verdict on it"
+    assert "image/png" in html
+    records = list((tmp_path / "smoke" / "records" / "hinton_mnist").glob("*.json"))
+    assert len(records) == len(papers.get("hinton_mnist").trials("smoke", seeds=[0]))
+    assert not (tmp_path / "records").exists(), "smoke never touches what is committed"
+    # a second run trains nothing
+    before = {path: path.stat().st_mtime_ns for path in records}
+    assert cli.main(["replicate", "hinton_mnist", "--seeds", "1", "--results", str(tmp_path)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in records}
+    assert cli.main(["check", "--results", str(tmp_path)]) in (0, 1)
+    assert "is not a valid record" not in capsys.readouterr().err
+
+
+def test_unknown_parameters_are_refused_before_anything_trains(tmp_path):
+    """papermill itself only warns and runs with the defaults."""
+    source = ROOT / "notebooks" / "hinton_mnist.ipynb"
+    with pytest.raises(KdcoreError, match="has no parameter bugdet: it has budget, seeds, device, engine, results_dir"):
+        notebooks.refuse_unknown(source, {"bugdet": "fast"})
+    words = ["-p", "bugdet", "fast", "-p", "results_dir", str(tmp_path / "results"), "-k", "python3", "--cwd", str(ROOT)]
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"), *words], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "unknown parameter bugdet: this notebook has budget, seeds, device, engine, results_dir" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"budget": "huge"}, "has no budget 'huge'"),
+        ({"engine": "slurm"}, "unknown engine 'slurm'"),
+        ({"device": "cuda:9"}, "device 'cuda:9' is not there"),
+        ({"seeds": "three"}, "seeds must be a number or a list"),
+    ],
+)
+def test_bad_parameters(changes, complaint, tmp_path):
+    values = {"budget": "smoke", "seeds": 1, "device": "cpu", "engine": "local", "results_dir": str(tmp_path)} | changes
+    with pytest.raises(KdcoreError, match=complaint):
+        notebooks.open("hinton_mnist", **values)
+
+
+def test_a_killed_kernel_never_yields_a_notebook_that_looks_finished(tmp_path, monkeypatch):
+    folder = tmp_path / "checkout"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "kdcore").mkdir()
+    notebook = nbformat.read(ROOT / "notebooks" / "hinton_mnist.ipynb", 4)
+    parameters = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    notebook.cells = [
+        notebook.cells[parameters],
+        nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+        nbformat.v4.new_code_cell("print('never reached')"),
+    ]
+    nbformat.write(notebook, folder / "notebooks" / "hinton_mnist.ipynb")
+    monkeypatch.chdir(folder)
+    options = SimpleNamespace(results="results", budget="smoke", device="cpu", engine="local", seeds=[0])
+    with pytest.raises(KdcoreError, match="the kernel of hinton_mnist.ipynb died|did not finish"):
+        notebooks.execute("hinton_mnist", options)
+    assert not list(folder.rglob("executed/*")), "neither the notebook nor a temporary file"
+
+
+def test_unfinished_notebooks_are_told_apart(tmp_path):
+    def written(**changes):
+        cell = nbformat.v4.new_code_cell("1 + 1", execution_count=1)
+        cell.update(changes)
+        path = tmp_path / "n.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+        return path
+
+    assert notebooks.unfinished(written()) is None
+    assert "not executed" in notebooks.unfinished(written(execution_count=None))
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+    assert notebooks.unfinished(written(outputs=[error])) == "ValueError: no"
+
+
+def test_workers_need_no_jupyter():
+    """A bare GPU machine has torch, numpy, scikit-learn, safetensors and PyYAML: nothing else may be imported to train."""
+    code = (
+        "import sys, importlib.abc\n"
+        "class Block(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in ('IPython', 'papermill', 'matplotlib', 'pandas', 'seaborn', 'nbformat', 'jinja2'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "import kdcore.trials.worker, kdcore.papers.hinton_mnist, kdcore.cli\n"
+        "assert 'torchvision' not in sys.modules, 'slow to import, and only the download needs it'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr

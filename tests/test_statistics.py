@@ -1,0 +1,191 @@
+"""Intervals, tests and verdicts against numbers worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdcore.report.statistics import cell_verdict, claim_test, claim_verdict, holm, mean_interval
+
+# Student's t from a printed table: t(df, 0.975) and t(df, 0.95)
+T_975 = {2: 4.302653, 4: 2.776445}
+T_95 = {2: 2.919986, 4: 2.131847}
+samples = st.lists(st.integers(-300, 300).map(lambda i: i / 4), min_size=2, max_size=8)
+
+
+def test_interval_by_hand():
+    # mean 2, standard deviation 1, standard error 1 / sqrt(3)
+    assert mean_interval([1, 2, 3]) == pytest.approx((2, 2 - T_975[2] / math.sqrt(3), 2 + T_975[2] / math.sqrt(3)), abs=1e-6)
+    # mean 146, squares 16 + 4 + 0 + 4 + 16 = 40, standard deviation sqrt(10), standard error sqrt(2)
+    mean, low, high = mean_interval([142, 144, 146, 148, 150], level=0.90)
+    assert (mean, low, high) == pytest.approx((146, 146 - T_95[4] * math.sqrt(2), 146 + T_95[4] * math.sqrt(2)), abs=1e-5)
+
+
+def test_interval_of_few_and_equal_values():
+    assert np.isnan(mean_interval([])).all()
+    mean, low, high = mean_interval([7])
+    assert mean == 7 and math.isnan(low) and math.isnan(high)
+    assert mean_interval([0.1, 0.1, 0.1]) == (0.1, 0.1, 0.1)
+
+
+@given(samples, st.integers(-50, 50))
+def test_interval_moves_with_the_values_and_widens_with_the_level(values, shift):
+    mean, low, high = mean_interval(values)
+    moved = mean_interval([value + shift for value in values])
+    assert moved == pytest.approx((mean + shift, low + shift, high + shift), abs=1e-9)
+    _, narrow_low, narrow_high = mean_interval(values, 0.90)
+    assert low <= narrow_low <= mean <= narrow_high <= high
+
+
+def test_interval_covers_what_it_says():
+    draws = np.random.default_rng(0).standard_normal((1500, 3))
+    inside = np.mean([low <= 0 <= high for _, low, high in map(mean_interval, draws)])
+    assert 0.93 < inside < 0.97
+
+
+@pytest.mark.parametrize(
+    ("values", "reported", "margin", "verdict"),
+    [
+        ([], 146, 15, "not run"),
+        ([], None, 15, "not run"),
+        ([146, 147], None, 15, "no number"),
+        ([146, 147], math.nan, 15, "no number"),
+        ([146], 146, 15, "inconclusive"),  # one seed shows nothing
+        # half width of the 90 % interval: 2.92 / sqrt(3) = 1.686
+        ([145, 146, 147], 146, 1.6859, "reproduced"),
+        ([145, 146, 147], 146, 1.6858, "inconclusive"),
+        ([146, 147, 148], 145, 5, "reproduced"),  # above, but within the margin
+        ([146, 147, 148], 145, 3, "above"),  # 2 +- 1.686
+        ([146, 147, 148], 149, 3, "below"),
+        ([100, 146, 190], 146, 15, "inconclusive"),
+        # no spread: the one value decides, and the margin itself is outside
+        ([150, 150, 150], 146, 4.5, "reproduced"),
+        ([150, 150, 150], 146, 4, "above"),
+        ([142, 142], 146, 4, "below"),
+        ([146, 146], 146, None, "inconclusive"),
+        ([146, 147, 148], 146, None, "inconclusive"),
+        ([148, 149, 150], 146, None, "above"),
+    ],
+)
+def test_cell_verdict(values, reported, margin, verdict):
+    assert cell_verdict(values, reported, margin) == verdict
+
+
+@given(samples, st.integers(-80, 80), st.integers(1, 40))
+def test_cell_verdict_is_the_equivalence_test_at_five_percent(values, reported, margin):
+    p = claim_test(values, [reported] * len(values), "same", margin)["p"]
+    assert abs(p - 0.05) < 1e-9 or (cell_verdict(values, reported, margin) == "reproduced") == (p < 0.05)
+
+
+@given(samples, st.integers(-80, 80), st.integers(1, 40))
+def test_cell_verdict_mirrors(values, reported, margin):
+    mirror = {"above": "below", "below": "above"}
+    verdict = cell_verdict(values, reported, margin)
+    assert cell_verdict([-value for value in values], -reported, margin) == mirror.get(verdict, verdict)
+
+
+def test_claim_test_by_hand():
+    # differences -1, -2, -3: t = -2 sqrt(3); with 2 degrees of freedom the two-sided p is 1 - |t| / sqrt(t^2 + 2)
+    test = claim_test([1, 2, 3], [2, 4, 6], "<")
+    t = 2 * math.sqrt(3)
+    assert test["n"] == 3 and test["mean"] == -2
+    assert test["p"] == pytest.approx(1 - t / math.sqrt(t**2 + 2), abs=1e-12)
+    assert (test["low"], test["high"]) == pytest.approx((-2 - T_975[2] / math.sqrt(3), -2 + T_975[2] / math.sqrt(3)), abs=1e-6)
+
+
+def test_equivalence_by_hand():
+    # differences 1, 2, 3 within a margin of 4: the nearer bound is (4 - 2) sqrt(3) standard errors away, one-sided
+    test = claim_test([3, 5, 7], [2, 3, 4], "same", margin=4)
+    t = 2 * math.sqrt(3)
+    assert test["p"] == pytest.approx((1 - t / math.sqrt(t**2 + 2)) / 2, abs=1e-12)
+    assert (test["low"], test["high"]) == pytest.approx((2 - T_95[2] / math.sqrt(3), 2 + T_95[2] / math.sqrt(3)), abs=1e-6)
+
+
+def _density_integral(t: float, degrees: int) -> float:
+    """P(T > t) by Simpson's rule over the density of Student's t, in float64, after x = tan(u)."""
+    constant = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
+    u = np.linspace(math.atan(t), math.pi / 2 - 1e-9, 20001)
+    y = constant * (1 + np.tan(u) ** 2 / degrees) ** (-(degrees + 1) / 2) / np.cos(u) ** 2
+    return float((u[1] - u[0]) / 3 * (y[0] + y[-1] + 4 * y[1:-1:2].sum() + 2 * y[2:-1:2].sum()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_p_values_against_integrals_of_the_density(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(3, 8))
+    left, right, margin = rng.normal(10, 1, n), rng.normal(10.5, 1, n), 1.5
+    d = left - right
+    error = math.sqrt(sum((d - d.mean()) ** 2) / (n - 1) / n)
+    assert claim_test(left, right, "<")["p"] == pytest.approx(2 * _density_integral(abs(d.mean()) / error, n - 1), abs=1e-7)
+    sides = [_density_integral((margin + sign * d.mean()) / error, n - 1) for sign in (1, -1)]
+    assert claim_test(left, right, "same", margin)["p"] == pytest.approx(max(sides), abs=1e-7)
+
+
+def test_differences_without_spread():
+    assert claim_test([1, 2, 3], [2, 3, 4], "<")["p"] == 0
+    assert claim_test([1, 2, 3], [1, 2, 3], "<")["p"] == 1
+    assert claim_test([1, 2, 3], [1, 2, 3], "same", 0.5)["p"] == 0
+    assert claim_test([1, 2, 3], [2, 3, 4], "same", 0.5)["p"] == 1
+    # rounding is no effect: 0.1 + 0.2 is not 0.3 in binary
+    assert claim_test([0.1 + 0.2] * 3, [0.3] * 3, "<") == {"n": 3, "mean": 0, "low": 0, "high": 0, "p": 1}
+    assert claim_test([1.3, 1.2, 1.1], [1.2, 1.1, 1.0], "<")["p"] == 0
+
+
+def test_claim_test_of_few_seeds():
+    for left in ([], [1.0]):
+        test = claim_test(left, left, "<")
+        assert test["n"] == len(left) and math.isnan(test["p"]) and math.isnan(test["low"])
+
+
+def test_claim_test_refuses():
+    with pytest.raises(ValueError, match="same seeds"):
+        claim_test([1, 2], [1, 2, 3], "<")
+    with pytest.raises(ValueError, match="relation"):
+        claim_test([1, 2], [1, 2], ">")
+    with pytest.raises(ValueError, match="margin"):
+        claim_test([1, 2], [1, 2], "same")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "relation", "margin", "adjusted", "verdict"),
+    [
+        ([1, 2, 3], [9, 10, 12], "<", None, 0.01, "holds"),
+        ([9, 10, 12], [1, 2, 3], "<", None, 0.01, "contradicted"),
+        ([1, 2, 3], [9, 10, 12], "<", None, 0.05, "inconclusive"),
+        ([1], [9], "<", None, math.nan, "inconclusive"),
+        ([], [], "<", None, math.nan, "not run"),
+        ([], [], "same", 3, math.nan, "not run"),
+        ([1, 2, 3], [1, 2, 3], "same", 3, 0.0, "holds"),
+        # differences 10, 11, 12: the 95 % interval 11 -+ 2.48 lies outside (-8, 8), not outside (-9, 9)
+        ([10, 11, 12], [0, 0, 0], "same", 8, 1.0, "contradicted"),
+        ([0, 0, 0], [10, 11, 12], "same", 8, 1.0, "contradicted"),
+        ([10, 11, 12], [0, 0, 0], "same", 9, 1.0, "inconclusive"),
+    ],
+)
+def test_claim_verdict(left, right, relation, margin, adjusted, verdict):
+    assert claim_verdict(left, right, relation, adjusted, margin) == verdict
+
+
+def test_holm_by_hand():
+    # sorted 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1, made monotone
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_holm_leaves_out_what_was_not_tested():
+    adjusted = holm([0.01, math.nan, 0.04])
+    assert adjusted[::2] == pytest.approx([0.02, 0.04]) and math.isnan(adjusted[1])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.randoms())
+def test_holm_properties(p, random):
+    adjusted = holm(p)
+    assert all(raw <= new <= 1 for raw, new in zip(p, adjusted, strict=True))
+    assert all(adjusted[i] <= adjusted[j] for i in range(len(p)) for j in range(len(p)) if p[i] < p[j])
+    assert min(adjusted) == pytest.approx(min(1, len(p) * min(p)))
+    order = list(range(len(p)))
+    random.shuffle(order)
+    assert holm([p[i] for i in order]) == pytest.approx([adjusted[i] for i in order])
