@@ -66,7 +66,7 @@ class Context:
     device: str = "cpu"
     seed: int = 0
     checkpoint: Path | None = None
-    report: Callable[[dict], None] = lambda row: None
+    report: Callable[[dict], None] = lambda row: None  # each row of the history, with done and total epochs
     deadline: float = math.inf
     probe: bool = False
     started: float = field(default_factory=time.monotonic)
@@ -122,7 +122,7 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                 row |= _evaluated(model, evaluate)
                 history.append(row)
                 done += 1
-                context.report(row)
+                context.report(row | {"done": done, "total": sum(s.epochs for s in stages)})
                 longest = max(longest, time.monotonic() - started)
                 finished = number == len(stages) - 1 and epoch + 1 == stage.epochs
                 pause = not finished and (stop.requested or time.time() + longest > context.deadline)

@@ -48,10 +48,9 @@ class Progress:
         for column in ("trial", "seed", "stage", "epoch", "loss", "% error", "ETA"):
             table.add_column(column, justify="left" if column in ("trial", "stage") else "right")
         for job, row in list(self.rows.items()):
-            config = job.cohort.trials[0].config
-            left = (time.monotonic() - row["started"]) / row["epochs"] * max(0, config.get("epochs", 0) - row["epoch"])
+            left = (time.monotonic() - row["started"]) / row["epochs"] * (row["total"] - row["done"])
             table.add_row(
-                name(job, seed=False), str(job.cohort.trials[0].seed), row["stage"], f"{row['epoch']}/{config.get('epochs', '?')}",
+                name(job, seed=False), str(job.cohort.trials[0].seed), row["stage"], f"{row['done']}/{row['total']}",
                 f"{_mean(row['loss']):.4g}", f"{_mean(row.get('test_error_percent', float('nan'))):.2f}", f"{left / 60:.1f} min",
             )  # fmt: skip
         table.caption = f"{self.ended} of {self.total} done"
