@@ -163,6 +163,11 @@ def replicate(options) -> int:
     code = 0
     for key in options.paper or papers.names():
         code = max(code, notebooks.execute(key, options))
+    if options.budget == "smoke":
+        from kdcore import report as reports
+
+        reports.write(options.results, budget="smoke")
+        print(f"tables and figures of this run: {Path(options.results) / 'smoke'}")
     return code
 
 

@@ -97,14 +97,11 @@ def test_dropout_is_on_in_every_epoch_and_off_in_evaluation():
     assert flags == ([True] * 4 + [False]) * 3
 
 
-@pytest.mark.parametrize("stages", [1, 2])
-@pytest.mark.parametrize("pause_after", [1, 3, 4, 5])
+@pytest.mark.parametrize("stages, pause_after", [(1, 1), (1, 3), (2, 1), (2, 3), (2, 4), (2, 5)])  # 4 epochs a stage
 def test_resume_is_exact(tmp_path, stages, pause_after):
     net, made, evaluate = problem(stages=stages)
     whole = fit(net, made, evaluate)
     final = [p.detach().clone() for p in net.parameters()]
-    if pause_after >= len(whole):
-        pytest.skip("shorter than the pause")
 
     class Kill(Exception):
         pass

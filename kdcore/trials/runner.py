@@ -282,9 +282,10 @@ class Engine:
 
     def _record_failure(self, job: Job, status: str, message: str) -> None:
         """The child is gone: its record of failure is ours to write."""
+        from kdcore.trials.environment import device_name
         from kdcore.trials.worker import record
 
-        cost = {"seconds": 0.0, "peak_memory_mb": 0.0, "device": self.devices[0]}
+        cost = {"seconds": 0.0, "peak_memory_mb": 0.0, "device": device_name(self.devices[0])}
         for trial in job.cohort.trials:
             if (found := self.store.get(trial)) is None or found["status"] != "done":
                 self.store.put(record(trial, status, {"metrics": {"message": message}, "history": []}, cost))
