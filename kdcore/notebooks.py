@@ -154,7 +154,8 @@ def execute(key: str, options) -> int:
         raise KdcoreError(f"{source} is missing: restore it from git")
     store = Store(results)
     target = store.root(options.budget) / "executed" / f"{key}.ipynb"
-    values = {"budget": options.budget, "device": options.device, "engine": options.engine, "results_dir": str(results)}
+    inside = results.relative_to(root()) if results.is_relative_to(root()) else results  # no path of this machine in the copy
+    values = {"budget": options.budget, "device": options.device, "engine": options.engine, "results_dir": str(inside)}
     if options.seeds is not None:
         values["seeds"] = options.seeds
     refuse_unknown(source, values)

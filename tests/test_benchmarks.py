@@ -1,17 +1,12 @@
 """The benchmarks judge rightly: the numerics gate, the ratios, the verdicts. (Speed itself is not tested here.)"""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not installed
-
-from benchmarks import mlp  # noqa: E402
-from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.measure import BenchmarkError, Spread, interleave, speedups  # noqa: E402
-from benchmarks.suite import Row  # noqa: E402
+from benchmarks import mlp
+from benchmarks.__main__ import main
+from benchmarks.measure import BenchmarkError, Spread, interleave, speedups
+from benchmarks.suite import Row
 
 SMALL = mlp.Task(seed=3, cases=mlp.CHECKED_STEPS * mlp.BATCH, student=(784, 40, 40, 10), teacher=(784, 60, 60, 10))
 

@@ -50,7 +50,7 @@ class MLP(nn.Module):
         last = len(self.weights)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True), 1):
             if self.members is None:
-                h = F.linear(h, weight[0], bias[0])
+                h = F.linear(h, weight.squeeze(0), bias.squeeze(0))  # [0] would copy its gradient
             else:
                 h = torch.baddbmm(bias.unsqueeze(1), h.expand(self.members, -1, -1), weight.transpose(1, 2))
             if i < last:

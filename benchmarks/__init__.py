@@ -1,0 +1,1 @@
+"""Speed benchmarks: kdcore against the loop that users know, both in one run. ``python -m benchmarks``."""
