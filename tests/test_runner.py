@@ -72,6 +72,20 @@ def test_lost_weights_are_made_again_and_the_record_stays(tmp_path):
     assert record.read_bytes() == content
 
 
+def test_a_failed_teacher_is_not_run_again_unasked(tmp_path):
+    from kdcore.trials.worker import record
+
+    store, teacher = Store(tmp_path), papers.get(PAPER).trial("smoke", "cumbersome", 0)
+    cost = {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}
+    store.put(record(teacher, "nan", {"metrics": {"message": "the loss is not finite"}, "history": []}, cost))
+    outcome = run(tmp_path, ["small with KD"])
+    assert outcome.exit_code == 1
+    assert "its teacher has no weights: run the teacher's arm with --retry-failed" in next(iter(outcome.failed.values()))
+    assert store.get(teacher)["status"] == "nan"
+    assert run(tmp_path, ["small with KD"], retry_failed=True).exit_code == 0
+    assert store.get(teacher)["status"] == "done"
+
+
 def command(results, *more) -> list[str]:
     return [sys.executable, "-m", "kdcore.cli", "run", PAPER, "--arm", "small", "--seed", "0", "--results", str(results), *more]
 

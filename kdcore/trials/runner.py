@@ -87,7 +87,11 @@ def plan(
     store = store or Store()
     found = papers.get(paper)
     trials = found.trials(budget, arms, seeds)
-    teachers = {trial.teacher: found.teacher_of(trial) for trial in trials if trial.teacher}
+    teachers, pupils = {}, list(trials)
+    for pupil in pupils:  # a teacher may have a teacher
+        if pupil.teacher and pupil.teacher not in teachers:
+            teachers[pupil.teacher] = found.teacher_of(pupil)
+            pupils.append(teachers[pupil.teacher])
     records = {trial.id: record for trial in (*trials, *teachers.values()) if (record := store.get(trial))}
 
     def settled(trial: Trial) -> bool:
@@ -101,13 +105,18 @@ def plan(
             jobs.append(Job(cohort, redo=[trial.id for trial in missing if trial.id in records]))
     i, n = shard
     jobs = jobs[i - 1 :: n]
-    # Teachers come first: those without a record, and those whose weights are not in this machine's cache.
+    # Teachers come first, and theirs before them: those without a record, and those with one whose weights are not in
+    # this machine's cache. A teacher that failed is not run again unasked: its students then say so.
     scheduled = {id for job in jobs for id in job.ids}
-    needed = []
-    for id in dict.fromkeys(job.teacher for job in jobs if job.teacher):
-        if id not in scheduled and not weights_path(id).exists():
-            needed.append(Job(Cohort((teachers[id],)), redo=[id] if settled(teachers[id]) else []))
-    jobs = sorted(needed + jobs, key=lambda job: job.cohort.trials[0].seed)
+    for job in (jobs := list(jobs)):  # grows while it is walked
+        id = job.teacher
+        if id is None or id in scheduled or weights_path(id).exists():
+            continue
+        failed = id in records and records[id]["status"] != "done"
+        if not failed or retry_failed:
+            jobs.append(Job(Cohort((teachers[id],)), redo=[id] if id in records else []))
+            scheduled.add(id)
+    jobs = sorted(jobs, key=lambda job: (job.cohort.trials[0].seed, job.teacher is not None))
     return Plan(trials, records, jobs)
 
 

@@ -71,15 +71,16 @@ def run(cohort: Cohort, store: Store, device: str, deadline: float, send, redo: 
             if not any(found[id] is None or id in redo for id in found):
                 return "done", "recorded by another runner"
             send("started")
-            return train(cohort, store, device, deadline, send, found)
+            wanted = {id for id in found if found[id] is None or (id in redo and found[id]["status"] != "done")}
+            return train(cohort, store, device, deadline, send, wanted)
         except Paused:
             return "paused", "saved at a checkpoint: the same command goes on from there"
         except KdcoreError as error:
             return "refused", str(error)
 
 
-def train(cohort: Cohort, store: Store, device: str, deadline: float, send, found: dict) -> tuple[str, str]:
-    """Train and record the trials of a cohort that have no result in ``found``."""
+def train(cohort: Cohort, store: Store, device: str, deadline: float, send, wanted: set[str]) -> tuple[str, str]:
+    """Train a cohort and record those of its trials whose ids are ``wanted``."""
     folder = checkpoint_folder(cohort)
     first = cohort.trials[0]
     reset_peak_memory(device)
@@ -92,7 +93,7 @@ def train(cohort: Cohort, store: Store, device: str, deadline: float, send, foun
             "device": device_name(device),
         }
         for trial, result in zip(cohort.trials, results, strict=True):
-            if found[trial.id] is None or found[trial.id]["status"] != "done":
+            if trial.id in wanted:
                 store.put(record(trial, status, result, cost))
 
     try:
