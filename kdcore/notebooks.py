@@ -54,11 +54,9 @@ class Page:
             raise KdcoreError(f"seeds must be a number or a list of numbers, not {seeds!r}")
         self.seeds = list(range(seeds)) if isinstance(seeds, int) and seeds else (seeds or None)
         self.store = Store(root() / results_dir)
-        self.drawn: dict[str, dict] = {}  # figures by budget, drawn once
 
     def run(self) -> None:
         """Run the trials of this budget that have no record; one line says what there is. Raises KdcoreError on failure."""
-        self.drawn.clear()
         planned = runner.plan(self.paper.key, self.budget, None, self.seeds, self.store)
         outcome = runner.run(planned, self.store, device=self.device)
         if outcome.exit_code:
@@ -94,11 +92,9 @@ class Page:
 
         known: list[str] = []
         for budget in self.budgets:
-            if budget not in self.drawn:
-                self.drawn[budget] = figures.figures_of(self.paper, self.store.records(self.paper.key, budget))
-            drawn = self.drawn[budget]
+            drawn = figures.figures_of(self.paper, self.store.records(self.paper.key, budget))
             if name in drawn:
-                display(Image(figures.png(drawn[name]), width=800, alt=f"{name}, budget {budget}"))
+                display(Image(figures.png(drawn[name]()), width=800, alt=f"{name}, budget {budget}"))
                 print(f"budget {budget}: {self.paper.budget(budget)['about']}")
                 return
             known += drawn

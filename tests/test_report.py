@@ -409,7 +409,7 @@ def overlaps(figure, monkeypatch) -> list[tuple[str, str]]:
 
 
 def test_figures_are_legible(paper, monkeypatch):
-    found = figures.figures_of(paper, synthetic(paper, "fast", 2))
+    found = {name: draw() for name, draw in figures.figures_of(paper, synthetic(paper, "fast", 2)).items()}
     assert list(found)[0] == "paper_errors" and {"learning_errors", "learning_temperature"} <= set(found)
     assert all("(budget fast)" in figure.get_suptitle() for figure in found.values())
     found["sparse"] = figures.error_against(
@@ -438,7 +438,9 @@ def test_figures_of_asks_the_papers_module(paper, monkeypatch):
     records = of_arm(paper, "fast", "small", [145, 146])
     failed = made(paper.trial("fast", "small", 7), {"message": "killed"}, status="killed")
     seen = []
-    own = figures.curve([0, 1], {"a": [[1, 2]]})
-    monkeypatch.setattr(paper.module, "figures", lambda found: seen.extend(found) or {"own": own}, raising=False)
-    assert list(figures.figures_of(paper, [*records, failed])) == ["paper_errors", "own"]
+    own = figures.curve([0, 1], {"a": [[1, 2]]}, title="Own")
+    monkeypatch.setattr(paper.module, "figures", lambda found: seen.extend(found) or {"own": lambda: own}, raising=False)
+    found = figures.figures_of(paper, [*records, failed])
+    assert list(found) == ["paper_errors", "own"]
+    assert found["own"]().get_suptitle() == "Own\n(budget fast)"
     assert seen == records

@@ -5,6 +5,7 @@ teacher of a student is a table of its logits on the training images, computed o
 """
 
 import base64
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -215,7 +216,7 @@ def _gallery(test_logits: Tensor, images: data.ImageData) -> list[dict]:
 
 
 def figures(records: list[dict]) -> dict:
-    """The paper's own figures from the records of one budget, by name; what has no record is left out."""
+    """What draws the paper's own figures from the records of one budget, by name; what has no record is left out."""
     from kdcore.report import figures as draw  # matplotlib is not needed where trials run
 
     by_arm: dict[str, list[dict]] = {}
@@ -224,8 +225,11 @@ def figures(records: list[dict]) -> dict:
     tests = sum(map(sum, _first(by_arm, "small with KD, no 3s")["confusion_before"])) if "small with KD, no 3s" in by_arm else 0
     drawn = {}
     if "cumbersome" in by_arm:
-        drawn["dark_knowledge"] = draw.gallery(
-            _first(by_arm, "cumbersome")["gallery"], (1.0, 4.0, 20.0), "Dark knowledge: what the teacher says beyond the label"
+        drawn["dark_knowledge"] = partial(
+            draw.gallery,
+            _first(by_arm, "cumbersome")["gallery"],
+            (1.0, 4.0, 20.0),
+            "Dark knowledge: what the teacher says beyond the label",
         )
     for name, arm, what, title in (
         ("shift_3", "small with KD, no 3s", "added to the bias of class 3", "A net that never saw a 3: errors against the bias shift"),
@@ -238,7 +242,8 @@ def figures(records: list[dict]) -> dict:
     ):
         if arm in by_arm:
             found = [record["metrics"] for record in by_arm[arm]]
-            drawn[name] = draw.curve(
+            drawn[name] = partial(
+                draw.curve,
                 found[0]["shifts"],
                 {"test errors (thin: each seed)": [m["shift_test_errors"] for m in found]},
                 {
@@ -256,7 +261,7 @@ def figures(records: list[dict]) -> dict:
             ("confusion_without_3_shifted", "shift_heldout", "The net that never saw a 3, after the shift"),
         ):
             matrix = _first(by_arm, "small with KD, no 3s")[f"confusion_{when}"]
-            drawn[name] = draw.confusion(matrix, range(len(matrix)), title)
+            drawn[name] = partial(draw.confusion, matrix, range(len(matrix)), title)
     sweeps: dict[str, dict[float, list]] = {}
     for arm, found in by_arm.items():
         if " units, T=" in arm:
@@ -264,7 +269,8 @@ def figures(records: list[dict]) -> dict:
             cells[found[0]["config"]["temperature"]] = [record["metrics"]["test_errors"] for record in found]
     if sweeps:
         temperatures = sorted({t for cells in sweeps.values() for t in cells})
-        drawn["temperature"] = draw.error_against(
+        drawn["temperature"] = partial(
+            draw.error_against,
             temperatures,
             {width: [cells.get(t, []) for t in temperatures] for width, cells in sorted(sweeps.items(), reverse=True)},
             xlabel="temperature T",

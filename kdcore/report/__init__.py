@@ -34,8 +34,8 @@ def write(results_dir: Path | str, budget: str | None = None) -> list[Path]:
         mine = tables.write_tables(paper, store, chosen)
         for name in chosen:
             folder = store.root(name) / "figures" / key
-            for title, figure in figures.figures_of(paper, store.records(key, name)).items():
-                mine += figures.save(figure, folder, f"{name}_{title}")
+            for title, draw in figures.figures_of(paper, store.records(key, name)).items():
+                mine += figures.save(draw(), folder, f"{name}_{title}")
         for path in _leftovers(paper, store, budget, mine):
             path.unlink()
         written += mine

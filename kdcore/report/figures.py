@@ -9,6 +9,7 @@ import functools
 import io
 import math
 import textwrap
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -310,11 +311,12 @@ def gallery(entries: list[dict], temperatures=(1.0, 20.0), title: str = "") -> F
     return figure
 
 
-def figures_of(paper, records: list[dict]) -> dict[str, Figure]:
-    """Every figure of a paper at one budget, by name: {} without current results.
+def figures_of(paper, records: list[dict]) -> dict[str, Callable[[], Figure]]:
+    """Every figure of a paper at one budget: what draws it, by name; {} without current results.
 
     ``paper_TABLE`` for each table with reported numbers, then what the paper's module offers as ``figures(records)``
-    (given current, done records), then ``learning_TABLE`` for the arms of each table and each measure of the history.
+    (given current, done records; functions without arguments, too), then ``learning_TABLE`` for the arms of each table
+    and each measure of the history. Nothing is drawn before it is called: to know the names costs nothing.
     Raises ValueError for records of two budgets.
     """
     if len(found := {record["budget"] for record in records}) > 1:
@@ -327,9 +329,9 @@ def figures_of(paper, records: list[dict]) -> dict[str, Figure]:
     for sheet in paper.tables:
         frame = tables.table(paper, sheet, done, budget)
         if (frame["paper"].notna() & (frame["n"] > 0)).any():
-            figures[f"paper_{sheet['id']}"] = paper_against_ours(frame)
+            figures[f"paper_{sheet['id']}"] = functools.partial(paper_against_ours, frame)
     if hasattr(paper.module, "figures"):
-        figures |= {name: _of_budget(figure, budget) for name, figure in paper.module.figures(done).items()}
+        figures |= {name: functools.partial(_of_budget, draw, budget) for name, draw in paper.module.figures(done).items()}
     drawn = set()
     for sheet in paper.tables:
         arms = tuple(dict.fromkeys(row["arm"] for row in sheet["rows"]))
@@ -340,7 +342,8 @@ def figures_of(paper, records: list[dict]) -> dict[str, Figure]:
         names = _measures(by_arm)
         for metric in names:
             name = f"learning_{sheet['id']}" + (f"_{metric}" if len(names) > 1 else "")
-            figures[name] = learning_curves(by_arm, metric, f"{sheet['title']}: while training\n(budget {budget})")
+            title = f"{sheet['title']}: while training\n(budget {budget})"
+            figures[name] = functools.partial(learning_curves, by_arm, metric, title)
     return figures
 
 
@@ -400,8 +403,9 @@ def _heading(figure: Figure, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
 
 
-def _of_budget(figure: Figure, budget: str) -> Figure:
-    """The figure with its budget in the heading, so that it says what it shows wherever it is copied to."""
+def _of_budget(draw: Callable[[], Figure], budget: str) -> Figure:
+    """The figure that ``draw`` gives, its budget in the heading, so that it says what it shows wherever it is copied to."""
+    figure = draw()
     with style():
         _heading(figure, f"{figure.get_suptitle()}\n(budget {budget})".strip())
     return figure
