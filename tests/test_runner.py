@@ -230,6 +230,23 @@ def test_a_corrupt_checkpoint_loses_nothing_else(tmp_path, own_cache):
     assert run(tmp_path, ["small"], seeds=[0, 1]).exit_code == 0
 
 
+def test_a_diverging_trial_is_a_record_of_failure(tmp_path):
+    import dataclasses
+    import math
+
+    from kdcore.trials import worker
+    from kdcore.trials.spec import Cohort
+
+    trial = papers.get(PAPER).trial("smoke", "small", 0)
+    trial = dataclasses.replace(trial, config=trial.config | {"lr": 1e30})
+    store = Store(tmp_path)
+    status, message = worker.run(Cohort((trial,)), store, "cpu", math.inf, lambda *_, **__: None, set())
+    assert status == "nan" and "lower the learning rate" in message
+    record = store.get(trial)
+    assert record["status"] == "nan" and record["metrics"] == {"message": message} and record["cost"]["seconds"] > 0
+    assert nothing_left(tmp_path, Path(os.environ["KDCORE_CACHE"]))
+
+
 def test_shards_are_the_whole_grid_without_overlap(tmp_path):
     store = Store(tmp_path)
     everything = {id for job in runner.plan(PAPER, "smoke", store=store).jobs for id in job.ids}
