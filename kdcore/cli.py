@@ -65,7 +65,8 @@ def parser() -> argparse.ArgumentParser:
     grid(sub, one=False)
     sub.add_argument("--engine", default="local", help="local (default)")
 
-    command("report", report, "Make tables, figures, the page and the README's scoreboard from the records.")
+    sub = command("report", report, "Make tables, figures, the page and the README's scoreboard from the records.")
+    sub.add_argument("--smoke", action="store_true", help="tables and figures of the smoke records instead, into DIR/smoke")
     command("check", check, "Check that every record, yaml and table is valid, and that README and tables are up to date.")
     return top
 
@@ -163,18 +164,13 @@ def replicate(options) -> int:
     code = 0
     for key in options.paper or papers.names():
         code = max(code, notebooks.execute(key, options))
-    if options.budget == "smoke":
-        from kdcore import report as reports
-
-        reports.write(options.results, budget="smoke")
-        print(f"tables and figures of this run: {Path(options.results) / 'smoke'}")
     return code
 
 
 def report(options) -> int:
     from kdcore import report as reports
 
-    for path in reports.write(options.results):
+    for path in reports.write(options.results, budget="smoke" if options.smoke else None):
         print(path)
     return 0
 
