@@ -171,6 +171,7 @@ def execute(key: str, options) -> int:
         )
         if problem := unfinished(Path(temporary)):
             raise KdcoreError(f"{source.name} did not finish ({problem}): run the same command again")
+        _forget_paths(Path(temporary), f"notebooks/{source.name}", target.name)
         planned = runner.plan(key, options.budget, None, options.seeds, store)
         outcome["trials"], outcome["done"] = len(planned.trials), len(planned.done)
         if outcome["done"] < outcome["trials"]:
@@ -186,6 +187,15 @@ def execute(key: str, options) -> int:
         raise KdcoreError(f"the kernel of {source.name} died ({error}): run the same command again") from error
     print(f"{key}: {outcome['trials']} trials at budget {options.budget}; {os.path.relpath(target)}")
     return 0
+
+
+def _forget_paths(path: Path, source: str, target: str) -> None:
+    """papermill notes where it read and wrote; a committed copy should not tell one machine's folders."""
+    import nbformat
+
+    notebook = nbformat.read(path, 4)
+    notebook.metadata.papermill |= {"input_path": source, "output_path": target}
+    nbformat.write(notebook, path)
 
 
 def unfinished(path: Path) -> str | None:

@@ -63,6 +63,7 @@ def test_replicate_end_to_end(tmp_path, capsys):
     assert cli.main(["replicate", "hinton_mnist", "--seeds", "1", "--results", str(tmp_path)]) == 0
     executed = tmp_path / "smoke" / "executed" / "hinton_mnist.ipynb"
     assert notebooks.unfinished(executed) is None
+    assert str(ROOT) not in executed.read_text(), "no folder of this machine in the copy"
     html = "".join(str(output) for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", []))
     assert "146" in html and "not comparable" in html, "the paper's number stands beside ours, which is no verdict on it"
     assert "image/png" in html
