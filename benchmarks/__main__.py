@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
         missed += [f"{row.id} {row.what}" for row in outcome.rows if row.verdict() == "below floor"]
         notes += [f"{name} ({device}): {note}" for note in (*outcome.notes, _conditions(ceilings, others))]
         if options.save:
-            _save(_record(name, device, settings, outcome, ceilings, others, environment))
+            save(_record(name, device, settings, outcome, ceilings, others, environment))
     print(_table(HEAD, cells))
     print("\n".join(["", *notes, "", ", ".join(f"{key} {value}" for key, value in environment.items())]))
     if missed:
@@ -152,7 +152,7 @@ def _record(name, device, settings: Settings, outcome: suite.Outcome, ceilings: 
     }
 
 
-def _save(record: dict) -> None:
+def save(record: dict) -> None:
     def rounded(value):
         if isinstance(value, dict):
             return {key: rounded(item) for key, item in value.items()}

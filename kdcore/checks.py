@@ -17,6 +17,7 @@ SECTIONS = tuple(
         "short",
         "question",
         "protocol",
+        "bfloat16",
         "config",
         "arms",
         "budgets",

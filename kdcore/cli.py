@@ -44,15 +44,25 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--budget", default="smoke", help="smoke (default), laptop, fast or paper")
         sub.add_argument("--seeds", type=seeds, help="how many (5), or which (0,3,4); the budget's own number by default")
         sub.add_argument("--device", default="cpu", help="cpu (default), cuda (every GPU) or cuda:N")
+
+    def pace(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--precision",
+            choices=("auto", "float32", "bfloat16"),
+            default="auto",
+            help="of the products in training; auto (default): bfloat16 where it is fast and was found equivalent for the paper",
+        )
         sub.add_argument("--jobs", type=positive, help="trials at a time; one a core, or one a GPU, by default")
 
     sub = command("plan", plan, "Show the grid: what is done, what is missing, and how long the rest would take here.")
     grid(sub, one=False)
+    pace(sub)
     sub.add_argument("--arm", action="append", help="only this arm (may be repeated)")
     sub.add_argument("--no-forecast", action="store_true", help="do not time a few steps of each missing arm")
 
     sub = command("run", run, "Run the missing trials of a paper; goes on where an earlier run stopped.")
     grid(sub, one=True)
+    pace(sub)
     sub.add_argument("--arm", action="append", help="only this arm (may be repeated)")
     sub.add_argument("--seed", type=int, action="append", help="only this seed (may be repeated)")
     sub.add_argument("--time-limit", type=positive, metavar="MINUTES", help="pause everything at a checkpoint after so long")
@@ -104,7 +114,7 @@ def plan(options) -> int:
     console = Console()
     for key in options.paper or papers.names():
         planned = runner.plan(key, options.budget, options.arm, options.seeds, Store(options.results))
-        seconds = {} if options.no_forecast else runner.forecast(planned.jobs, runner.devices(options.device)[0])
+        seconds = {} if options.no_forecast else runner.forecast(planned.jobs, runner.devices(options.device)[0], options.precision)
         table = Table(title=f"{papers.get(key).sheet['short']}, budget {options.budget}: {papers.get(key).budget(options.budget)['about']}")
         for column in ("arm", "done", "missing", "failed", "hours"):
             table.add_column(column, justify="left" if column == "arm" else "right")
@@ -144,6 +154,7 @@ def run(options) -> int:
             planned,
             store,
             device=options.device,
+            precision=options.precision,
             jobs=options.jobs,
             time_limit=None if options.time_limit is None else 60 * options.time_limit,
             timeout=None if options.timeout is None else 60 * options.timeout,

@@ -32,23 +32,34 @@ class Stage:
     """One optimisation phase: its own optimiser, schedule, trained parameters and loss.
 
     name: shown in progress and history.
-    epochs: passes over what ``indices`` gives.
-    indices: generator -> int64 [steps, ...]: what one epoch sees, one row a step (case numbers, shifts, ...).
+    epochs: passes over what ``indices`` gives; or None, and ``steps``: updates, the last epoch being cut short.
+    indices: generator -> int64 [steps, ...]: what one epoch sees, one row a step (case numbers, shifts, ...). Every
+        epoch has as many.
     loss: one row of it, on the device -> the loss, a scalar, or one value for each member of a stack ([K]).
+    schedule: epoch, or step where the length is given in steps (0, 1, ...) -> {"lr": ...} and, where they move,
+        {"momentum": ..., knob: ...}.
     optimiser: momentum, weight_decay, nesterov of SGD.
-    schedule: epoch (0, 1, ...) -> {"lr": ...} and, where it moves, {"momentum": ...}.
-    parameters: what is trained; all of the model for None.
+    parameters: what is trained; all of the model for None. The others are left alone, weight decay included.
+    knobs: 0-dim tensors that the loss reads and the schedule moves, such as the weight of a term.
+    clip: largest norm of the gradient of all parameters together.
     after_step: called after each update, e.g. to limit norms.
     """
 
     name: str
-    epochs: int
+    epochs: int | None
     indices: Callable[[torch.Generator], Tensor]
     loss: Callable[[Tensor], Tensor]
     schedule: Callable[[int], Mapping[str, float]]
     optimiser: Mapping[str, float] = field(default_factory=dict)
     parameters: Iterable[nn.Parameter] | None = None
+    knobs: Mapping[str, Tensor] = field(default_factory=dict)
+    clip: float | None = None
     after_step: Callable[[], None] | None = None
+    steps: int | None = None
+
+    def __post_init__(self):
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"stage '{self.name}' needs either epochs or steps")
 
 
 class Measured(Exception):
@@ -59,11 +70,24 @@ class Measured(Exception):
         self.seconds = seconds
 
 
+def fast_precision(device: str) -> str:
+    """bfloat16 where the device multiplies it faster than float32 (GPUs from Ampere on, processors with its
+    instructions), else float32: without them a product in bfloat16 takes ten times as long."""
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # no Linux
+        return "float32"
+    return "bfloat16" if words & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
 @dataclass
 class Context:
     """What surrounds a run: where it computes, saves, reports, and when it must pause."""
 
     device: str = "cpu"
+    precision: str = "float32"  # of the products in training: float32 or bfloat16; weights and updates are float32
     seed: int = 0
     checkpoint: Path | None = None
     report: Callable[[dict], None] = lambda row: None  # each row of the history, with done and total epochs
@@ -100,21 +124,21 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
     history, optimiser_state, seconds = saved.load(model)
     context.started -= seconds
     done = len(history)
+    epochs = [_epochs(stage, context.seed, number) for number, stage in enumerate(stages)]
     last_save, longest = time.monotonic(), 0.0
     with _signals() as stop:
         first = 0  # epochs in the stages before this one
         for number, stage in enumerate(stages):
-            if done >= first + stage.epochs:
-                first += stage.epochs
+            if done >= first + epochs[number]:
+                first += epochs[number]
                 continue
-            step = Step(model, stage, context.device)
+            step = Step(model, stage, context.device, context.precision)
             if done > first:
                 step.load(optimiser_state)
-            for epoch in range(done - first, stage.epochs):
+            for epoch in range(done - first, epochs[number]):
                 started = time.monotonic()
-                values = stage.schedule(epoch)
-                loss = _epoch(step, values, _draw(stage, context.seed, number, epoch))
-                row = {"stage": stage.name, "epoch": epoch + 1, "lr": values["lr"], "loss": loss}
+                loss = _epoch(step, epoch, _draw(stage, context.seed, number, epoch))
+                row = {"stage": stage.name, "epoch": epoch + 1, "lr": step.values["lr"], "loss": loss}
                 if not all(math.isfinite(x) for x in (loss if isinstance(loss, list) else [loss])):
                     raise TrialFailed(
                         "nan", f"the loss is not finite in epoch {epoch + 1} of stage '{stage.name}': lower the learning rate"
@@ -122,16 +146,16 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                 row |= _evaluated(model, evaluate)
                 history.append(row)
                 done += 1
-                context.report(row | {"done": done, "total": sum(s.epochs for s in stages)})
+                context.report(row | {"done": done, "total": sum(epochs)})
                 longest = max(longest, time.monotonic() - started)
-                finished = number == len(stages) - 1 and epoch + 1 == stage.epochs
+                finished = done == sum(epochs)
                 pause = not finished and (stop.requested or time.time() + longest > context.deadline)
                 if pause or finished or time.monotonic() - last_save >= CHECKPOINT_SECONDS:
                     saved.save(model, step, history, context.seconds)
                     last_save = time.monotonic()
                 if pause:
                     raise Paused
-            first += stage.epochs
+            first += epochs[number]
     return history
 
 
@@ -139,20 +163,29 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
 CHECKPOINT_SECONDS = float(os.environ.get("KDCORE_CHECKPOINT_SECONDS", "10"))
 
 
+def _epochs(stage: Stage, seed: int, number: int) -> int:
+    return stage.epochs if stage.steps is None else math.ceil(stage.steps / len(_draw(stage, seed, number, 0)))
+
+
 def _draw(stage: Stage, seed: int, number: int, epoch: int) -> Tensor:
     torch.manual_seed(seed_of(seed, "noise", number, epoch))  # dropout
     return stage.indices(torch.Generator().manual_seed(seed_of(seed, "order", number, epoch)))
 
 
-def _epoch(step: "Step", values: Mapping[str, float], indices: Tensor) -> float | list[float]:
+def _epoch(step: "Step", epoch: int, indices: Tensor) -> float | list[float]:
+    stage, total = step.stage, None
+    first = epoch * len(indices)  # steps before this epoch
+    rows = indices[: None if stage.steps is None else stage.steps - first]
     step.model.train()
-    step.set(values)
-    total = None
-    for index in indices.to(step.device, non_blocking=True).unbind(0):
+    if stage.steps is None:
+        step.set(stage.schedule(epoch))
+    for number, index in enumerate(rows.to(step.device, non_blocking=True).unbind(0), first):
+        if stage.steps is not None:
+            step.set(stage.schedule(number))
         loss = step(index)
         # stays on the device: the host reads one number an epoch
         total = loss.double() if total is None else total.add_(loss)
-    return (total / len(indices)).tolist()
+    return (total / len(rows)).tolist()
 
 
 def _evaluated(model: nn.Module, evaluate: Callable[[], dict]) -> dict:
@@ -175,35 +208,41 @@ def _forecast(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict
 
     total, evaluation = 0.0, timed(lambda: _evaluated(model, evaluate))
     for number, stage in enumerate(stages):
-        step, indices = Step(model, stage, context.device), _draw(stage, context.seed, number, 0)
-        _epoch(step, stage.schedule(0), indices[:3])  # the first steps pay for allocation
-        count = min(steps, len(indices))
-        seconds = timed(lambda: _epoch(step, stage.schedule(0), indices[:count]))  # noqa: B023 (called at once)
-        total += stage.epochs * (seconds / count * len(indices) + evaluation)
+        step, indices = Step(model, stage, context.device, context.precision), _draw(stage, context.seed, number, 0)
+        _epoch(step, 0, indices[:3])  # the first steps pay for allocation
+        count, epochs = min(steps, len(indices)), _epochs(stage, context.seed, number)
+        seconds = timed(lambda: _epoch(step, 0, indices[:count]))  # noqa: B023 (called at once)
+        total += seconds / count * (stage.steps or epochs * len(indices)) + epochs * evaluation
     return total
 
 
 class Step:
     """One update of a stage: loss, gradient, SGD. On a GPU the whole step is one CUDA graph."""
 
-    def __init__(self, model: nn.Module, stage: Stage, device: str):
+    def __init__(self, model: nn.Module, stage: Stage, device: str, precision: str = "float32"):
         self.model, self.stage, self.device = model, stage, device
+        self.half = precision == "bfloat16"
         self.parameters = list(model.parameters() if stage.parameters is None else stage.parameters)
         self.cuda = device.startswith("cuda")
         # On a GPU the graph reads the rate from a tensor, so that a schedule needs no new graph.
         lr = torch.zeros((), device=device) if self.cuda else 0.0
         self.optimiser = torch.optim.SGD(self.parameters, lr=lr, fused=True, **stage.optimiser)
-        self.graph = None
+        self.graph, self.values = None, {}
 
     def set(self, values: Mapping[str, float]) -> None:
-        """Put learning rate and momentum in force."""
+        """Put learning rate, momentum and knobs in force."""
         (group,) = self.optimiser.param_groups
         for key, value in values.items():
-            if self.cuda and key == "lr":
+            if self.values.get(key) == value:
+                continue
+            if key in self.stage.knobs:
+                self.stage.knobs[key].fill_(value)
+            elif self.cuda and key == "lr":
                 group[key].fill_(value)
-            elif group[key] != value:
+            else:
                 group[key] = value
                 self.graph = None  # a momentum is a constant of the graph
+        self.values = dict(values)
 
     def __call__(self, index: Tensor) -> Tensor:
         """One step on one row of indices; the loss before the update, detached."""
@@ -216,9 +255,13 @@ class Step:
         return self.static_loss
 
     def _eager(self, index: Tensor) -> Tensor:
-        loss = self.stage.loss(index)
+        # no cache of cast weights: each is used once a step, and a captured graph must not read an old cast
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half, cache_enabled=False):
+            loss = self.stage.loss(index)
         self.optimiser.zero_grad(set_to_none=True)
         loss.sum().backward()
+        if self.stage.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.stage.clip)
         self.optimiser.step()
         if self.stage.after_step is not None:
             self.stage.after_step()

@@ -77,7 +77,7 @@ def test_a_failed_teacher_is_not_run_again_unasked(tmp_path):
 
     store, teacher = Store(tmp_path), papers.get(PAPER).trial("smoke", "cumbersome", 0)
     cost = {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}
-    store.put(record(teacher, "nan", {"metrics": {"message": "the loss is not finite"}, "history": []}, cost))
+    store.put(record(teacher, "nan", {"metrics": {"message": "the loss is not finite"}, "history": []}, cost, "float32"))
     outcome = run(tmp_path, ["small with KD"])
     assert outcome.exit_code == 1
     assert "its teacher has no weights: run the teacher's arm with --retry-failed" in next(iter(outcome.failed.values()))
@@ -240,7 +240,7 @@ def test_a_diverging_trial_is_a_record_of_failure(tmp_path):
     trial = papers.get(PAPER).trial("smoke", "small", 0)
     trial = dataclasses.replace(trial, config=trial.config | {"lr": 1e30})
     store = Store(tmp_path)
-    status, message = worker.run(Cohort((trial,)), store, "cpu", math.inf, lambda *_, **__: None, set())
+    status, message = worker.run(Cohort((trial,)), store, "cpu", "auto", math.inf, lambda *_, **__: None, set())
     assert status == "nan" and "lower the learning rate" in message
     record = store.get(trial)
     assert record["status"] == "nan" and record["metrics"] == {"message": message} and record["cost"]["seconds"] > 0

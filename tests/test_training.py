@@ -88,6 +88,71 @@ def test_fused_training_equals_a_plain_float64_loop():
     assert np.allclose(net.biases[1][0].detach().numpy(), b2, atol=1e-5)
 
 
+def test_a_stage_of_steps_counts_steps():
+    """7 steps of 4 an epoch: the schedule sees every step, the second epoch is cut short, and its loss is its own mean."""
+    w, seen = nn.Module(), []
+    w.value = nn.Parameter(torch.tensor([0.0]))
+    rows = torch.arange(4).unsqueeze(1)
+    stage = Stage(
+        "s", None, lambda g: rows, lambda i: w.value * i, lambda step: (seen.append(step), {"lr": 1.0 if step < 5 else 0.1})[1], steps=7
+    )
+    history = fit(w, [stage], dict)
+    assert seen == list(range(7))
+    # gradients 0 1 2 3 | 0 1 2, the last two at a rate of 0.1
+    assert w.value.item() == pytest.approx(-6 - 0.3)
+    # losses w i before each step: 0, 0, -1 2, -3 3 | 0, -6, -6.1 2
+    assert [row["loss"] for row in history] == [[pytest.approx(-11 / 4)], [pytest.approx(-18.2 / 3)]]
+    assert [row["lr"] for row in history] == [1.0, 0.1]
+    with pytest.raises(ValueError, match="either epochs or steps"):
+        Stage("s", None, None, None, None)
+
+
+def test_a_knob_moves_the_loss():
+    w = nn.Module()
+    w.value = nn.Parameter(torch.tensor(0.0))
+    weight = torch.zeros(())
+    stage = Stage(
+        "s", 3, lambda g: torch.zeros(1, 1), lambda i: w.value * weight, lambda e: {"lr": 1.0, "weight": 10.0**e}, knobs={"weight": weight}
+    )
+    fit(w, [stage], dict)
+    assert w.value.item() == pytest.approx(-111)
+
+
+def test_clipping_is_of_the_norm_of_all_gradients_together():
+    net = nn.Module()
+    net.a, net.b = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(0.0))
+    stage = Stage("s", 1, lambda g: torch.zeros(1, 1), lambda i: 3 * net.a + 4 * net.b, lambda e: {"lr": 1.0}, clip=1.0)
+    fit(net, [stage], dict)
+    assert (net.a.item(), net.b.item()) == (pytest.approx(-0.6, abs=1e-5), pytest.approx(-0.8, abs=1e-5))
+
+
+def test_bfloat16_is_for_the_products_alone():
+    net, (stage,), evaluate = problem(epochs=1, dropout=0.0)
+    seen = []
+    stage.loss = lambda index: (seen.append(z := net(X[index])), nn.functional.cross_entropy(z.float(), Y[index]))[1]
+    (half,) = fit(net, [stage], lambda: seen.append(net(X)) or {}, Context(precision="bfloat16"))
+    assert [z.dtype for z in seen] == [torch.bfloat16] * 4 + [torch.float32], "evaluation is float32"
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+    net, (stage,), evaluate = problem(epochs=1, dropout=0.0)
+    (full,) = fit(net, [stage], dict)
+    assert half["loss"] != full["loss"] and half["loss"] == pytest.approx(full["loss"], rel=0.01)  # 8 bits of mantissa
+
+
+def test_resume_inside_a_stage_of_steps_is_exact(tmp_path):
+    def run(context):
+        net, (stage,), evaluate = problem()
+        stage.epochs, stage.steps, stage.schedule = None, 14, lambda step: {"lr": 0.1 / (1 + step)}
+        history = fit(net, [stage], evaluate, context)
+        return history, net
+
+    whole, a = run(Context())
+    with pytest.raises(Paused):
+        run(Context(checkpoint=tmp_path, deadline=0))
+    resumed, b = run(Context(checkpoint=tmp_path))
+    assert resumed == whole and len(whole) == 4
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
 def test_dropout_is_on_in_every_epoch_and_off_in_evaluation():
     net, stages, _ = problem(epochs=3)
     flags = []

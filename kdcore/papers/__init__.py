@@ -17,6 +17,7 @@ import yaml
 
 from kdcore import data
 from kdcore.errors import KdcoreError
+from kdcore.training import fast_precision
 from kdcore.trials.spec import Cohort, Trial
 
 HERE = Path(__file__).parent
@@ -64,6 +65,13 @@ class Paper:
 
     def run(self, trials, context, teacher) -> list[dict]:
         return self.module.run(trials, context, teacher)
+
+    def precision(self, device: str, wanted: str = "auto") -> str:
+        """What the products of training are computed in. "auto": bfloat16 where the device is fast at it and the sheet's
+        ``bfloat16`` says that this paper's errors were found equal with it (an equivalence test), else float32."""
+        if wanted != "auto":
+            return wanted
+        return fast_precision(device) if self.sheet["bfloat16"] else "float32"
 
     def budget(self, name: str) -> dict:
         if name not in self.budgets:

@@ -120,10 +120,10 @@ def plan(
     return Plan(trials, records, jobs)
 
 
-def forecast(jobs: list[Job], device: str) -> dict[str, float]:
+def forecast(jobs: list[Job], device: str, precision: str = "auto") -> dict[str, float]:
     """Seconds of each job on this machine, from a few timed steps of one job of each kind: {cohort id: seconds}."""
     seconds, kinds = {}, {}
-    with Worker(Store(), device, float("inf")) as worker:
+    with Worker(Store(), device, precision, float("inf")) as worker:
         for job in jobs:
             kind = (job.cohort.trials[0].paper, job.cohort.trials[0].budget, tuple(trial.arm for trial in job.cohort.trials))
             if kind not in kinds:
@@ -137,6 +137,7 @@ def run(
     store: Store,
     *,
     device: str = "cpu",
+    precision: str = "auto",
     jobs: int | None = None,
     time_limit: float | None = None,
     timeout: float | None = None,
@@ -144,17 +145,18 @@ def run(
 ) -> Outcome:
     """Run what a plan lacks in worker children; returns when all is done, failed, or time is up.
 
-    jobs: children at a time; one a core, or one a GPU, by default. time_limit: seconds after which everything pauses
-    at a checkpoint. timeout: seconds that one cohort may take before its child is ended and the failure recorded.
+    precision: float32, bfloat16, or auto (``Paper.precision``). jobs: children at a time; one a core, or one a GPU, by
+    default. time_limit: seconds after which everything pauses at a checkpoint. timeout: seconds that one cohort may take
+    before its child is ended and the failure recorded.
     watch: called with each event of each job (epoch, ended), from several threads, one at a time.
     """
-    return Engine(planned, store, device, jobs, time_limit, timeout, watch).run()
+    return Engine(planned, store, device, precision, jobs, time_limit, timeout, watch).run()
 
 
 class Engine:
     """The jobs of one run and the threads that hand them to children."""
 
-    def __init__(self, planned: Plan, store: Store, device: str, jobs: int | None, time_limit, timeout, watch):
+    def __init__(self, planned: Plan, store: Store, device: str, precision: str, jobs: int | None, time_limit, timeout, watch):
         self.queue, self.store, self.timeout, self.watch = list(planned.jobs), store, timeout, watch
         self.outcome = Outcome(done=[trial.id for trial in planned.done])
         for trial in planned.trials:
@@ -163,7 +165,7 @@ class Engine:
                 self.outcome.failed[trial.id] = (
                     f"{trial}: {record['status']} ({record['metrics'].get('message', '')}); --retry-failed runs it again"
                 )
-        self.devices = devices(device)
+        self.devices, self.precision = devices(device), precision
         self.jobs = min(jobs or (len(self.devices) if device != "cpu" else os.cpu_count() or 1), max(1, len(self.queue)))
         self.deadline = float("inf") if time_limit is None else time.time() + time_limit
         self.changed = threading.Condition()
@@ -210,7 +212,7 @@ class Engine:
         try:
             while job := self._take():
                 if worker is None:
-                    worker = Worker(self.store, device, self.deadline)
+                    worker = Worker(self.store, device, self.precision, self.deadline)
                     self.workers.add(worker)
                 try:
                     end = worker.ask(
@@ -295,9 +297,10 @@ class Engine:
         from kdcore.trials.worker import record
 
         cost = {"seconds": 0.0, "peak_memory_mb": 0.0, "device": device_name(self.devices[0])}
+        precision = papers.get(job.cohort.trials[0].paper).precision(self.devices[0], self.precision)
         for trial in job.cohort.trials:
             if (found := self.store.get(trial)) is None or found["status"] != "done":
-                self.store.put(record(trial, status, {"metrics": {"message": message}, "history": []}, cost))
+                self.store.put(record(trial, status, {"metrics": {"message": message}, "history": []}, cost, precision))
         self._fail(job, f"{status} ({message.splitlines()[-1]})")
 
 
@@ -312,7 +315,7 @@ class ChildDied(Exception):
 class Worker:
     """One child process: JSON lines in, JSON lines out."""
 
-    def __init__(self, store: Store, device: str, deadline: float):
+    def __init__(self, store: Store, device: str, precision: str, deadline: float):
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the child)
         package = str(Path(__file__).resolve().parents[2])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
@@ -326,6 +329,8 @@ class Worker:
             str(store.results),
             "--device",
             device,
+            "--precision",
+            precision,
             "--deadline",
             str(deadline),
         ]

@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--results", required=True)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--deadline", type=float, default=float("inf"))
     arguments = parser.parse_args()
 
@@ -46,17 +47,17 @@ def main() -> None:
         work = json.loads(line)
         cohort = Cohort.from_json(work["cohort"])
         if work.get("probe"):
-            send("measured", seconds=measure(cohort, arguments.device))
+            send("measured", seconds=measure(cohort, arguments.device, arguments.precision))
             continue
         try:
             store = Store(arguments.results)
-            status, message = run(cohort, store, arguments.device, arguments.deadline, send, set(work["redo"]))
+            status, message = run(cohort, store, arguments.device, arguments.precision, arguments.deadline, send, set(work["redo"]))
         except Busy as busy:
             status, message = "busy", f"{busy} is running elsewhere"
         send("ended", status=status, message=message)
 
 
-def run(cohort: Cohort, store: Store, device: str, deadline: float, send, redo: set[str]) -> tuple[str, str]:
+def run(cohort: Cohort, store: Store, device: str, precision: str, deadline: float, send, redo: set[str]) -> tuple[str, str]:
     """Run a cohort; (status, message), status being done, paused, refused, or a failure's.
 
     redo: ids of trials that run although they have a record: a failure that is retried (its record is replaced), or a
@@ -72,19 +73,20 @@ def run(cohort: Cohort, store: Store, device: str, deadline: float, send, redo: 
                 return "done", "recorded by another runner"
             send("started")
             wanted = {id for id in found if found[id] is None or (id in redo and found[id]["status"] != "done")}
-            return train(cohort, store, device, deadline, send, wanted)
+            return train(cohort, store, device, precision, deadline, send, wanted)
         except Paused:
             return "paused", "saved at a checkpoint: the same command goes on from there"
         except KdcoreError as error:
             return "refused", str(error)
 
 
-def train(cohort: Cohort, store: Store, device: str, deadline: float, send, wanted: set[str]) -> tuple[str, str]:
+def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: float, send, wanted: set[str]) -> tuple[str, str]:
     """Train a cohort and record those of its trials whose ids are ``wanted``."""
-    folder = checkpoint_folder(cohort)
     first = cohort.trials[0]
+    precision = papers.get(first.paper).precision(device, precision)
+    folder = checkpoint_folder(cohort, precision)
     reset_peak_memory(device)
-    context = Context(device=device, seed=first.seed, checkpoint=folder, deadline=deadline, report=lambda row: send("epoch", **row))
+    context = Context(device, precision, first.seed, folder, report=lambda row: send("epoch", **row), deadline=deadline)
 
     def put(status: str, results: list[dict]) -> None:
         cost = {
@@ -94,7 +96,7 @@ def train(cohort: Cohort, store: Store, device: str, deadline: float, send, want
         }
         for trial, result in zip(cohort.trials, results, strict=True):
             if trial.id in wanted:
-                store.put(record(trial, status, result, cost))
+                store.put(record(trial, status, result, cost, precision))
 
     try:
         teacher = None if first.teacher is None else load_weights(first.teacher)
@@ -114,16 +116,17 @@ def train(cohort: Cohort, store: Store, device: str, deadline: float, send, want
     return status, message
 
 
-def measure(cohort: Cohort, device: str) -> float:
+def measure(cohort: Cohort, device: str, precision: str) -> float:
     """Seconds that the cohort would take here, from a few timed steps."""
+    paper, seed = papers.get(cohort.trials[0].paper), cohort.trials[0].seed
     try:
-        papers.get(cohort.trials[0].paper).run(cohort.trials, Context(device=device, seed=cohort.trials[0].seed, probe=True), None)
+        paper.run(cohort.trials, Context(device, paper.precision(device, precision), seed, probe=True), None)
     except Measured as measured:
         return measured.seconds
     raise AssertionError("a paper's run() never called context.fit()")
 
 
-def record(trial: Trial, status: str, result: dict, cost: dict) -> dict:
+def record(trial: Trial, status: str, result: dict, cost: dict, precision: str) -> dict:
     """The record of a trial: what was asked, what came out, at what cost, where."""
     return {
         "id": trial.id,
@@ -136,7 +139,7 @@ def record(trial: Trial, status: str, result: dict, cost: dict) -> dict:
         "metrics": result["metrics"],
         "history": result["history"],
         "cost": cost,
-        "environment": environment(),
+        "environment": environment() | {"precision": precision},
         "data": {"fingerprint": trial.data},
         "teacher": trial.teacher,
         "version": trial.version,
@@ -153,8 +156,9 @@ def classify(error: BaseException) -> tuple[str | None, str]:
     return None, str(error)
 
 
-def checkpoint_folder(cohort: Cohort) -> Path:
-    return paths.cache() / "checkpoints" / cohort.id
+def checkpoint_folder(cohort: Cohort, precision: str = "float32") -> Path:
+    """Where a cohort's run is saved while it lasts; a run in another precision is another run."""
+    return paths.cache() / "checkpoints" / (cohort.id if precision == "float32" else f"{cohort.id}-{precision}")
 
 
 def weights_path(trial_id: str) -> Path:
