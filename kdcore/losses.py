@@ -326,7 +326,7 @@ def permuted_predictions(teacher: Tensor, generator: torch.Generator) -> Tensor:
     top = teacher.argmax(-1, keepdim=True)
     draws = torch.rand(teacher.shape, generator=generator, device=generator.device).to(teacher.device)
     sources = draws.scatter(-1, top, 2.0).argsort(-1)  # the others in random order, then the top
-    places = torch.zeros_like(draws).scatter(-1, top, 1.0).argsort(-1, stable=True)  # the others in order, then the top
+    places = torch.zeros_like(draws).scatter(-1, top, 1.0).argsort(dim=-1, stable=True)  # the others in order, then the top
     return teacher.scatter(-1, places, teacher.gather(-1, sources))
 
 
