@@ -1,8 +1,45 @@
 """Networks with named taps. ``net(x)`` gives logits, ``net.features(x)`` gives ``(logits, {tap: tensor})``."""
 
-from kdcore.models.mlp import MLP
+import re
 
-__all__ = ["MLP", "count_parameters"]
+from kdcore.errors import KdcoreError
+from kdcore.models.densenet import DenseNet
+from kdcore.models.mlp import MLP
+from kdcore.models.network import Network, Tap
+from kdcore.models.resnet import ResNet, ResNet50
+from kdcore.models.wide_resnet import WideResNet
+
+__all__ = ["MLP", "DenseNet", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters", "create", "names"]
+
+FAMILIES = {
+    r"resnet_([1-9]\d*)(?:x([1-9]\d*))?": ResNet,
+    r"wrn_([1-9]\d*)_([1-9]\d*)": WideResNet,
+    r"densenet_bc_([1-9]\d*)_([1-9]\d*)": DenseNet,
+    r"resnet50": ResNet50,
+}
+CHOICES = "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50"
+
+
+def names() -> list[str]:
+    """The papers' networks for ``create``, which also takes any other depth and width of these families."""
+    resnets = [f"resnet_{size}" for size in ("8", "14", "20", "26", "32", "14x4", "32x4")]
+    sizes = ("10_1", "10_4", "16_1", "16_2", "16_4", "22_4", "28_1", "28_2", "28_5", "28_10", "40_1", "40_2")
+    return [*resnets, *(f"wrn_{size}" for size in sizes), "densenet_bc_40_36", "densenet_bc_100_12", "resnet50"]
+
+
+def create(name: str, classes: int = 10, **options) -> Network:
+    """The network of a name, with the weights of ``reset(0)``: resnet_26, resnet_14x4, wrn_16_2, densenet_bc_100_12, ...
+
+    options: what the network's class takes besides, such as ``dropout`` of a WideResNet.
+    Raises KdcoreError for an unknown name or an impossible depth.
+    """
+    for pattern, family in FAMILIES.items():
+        if match := re.fullmatch(pattern, name):
+            try:
+                return family(*(int(number) for number in match.groups() if number), classes=classes, **options)
+            except ValueError as error:
+                raise KdcoreError(f"cannot build network '{name}' ({error}): choose {CHOICES}") from error
+    raise KdcoreError(f"unknown network '{name}': choose {CHOICES}")
 
 
 def count_parameters(net) -> int:

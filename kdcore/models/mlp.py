@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdcore.models.network import Tap
+
 
 class MLP(nn.Module):
     """``sizes[0] - ... - sizes[-1]`` with ReLU between and dropout where asked (Hinton et al. 2015, section 3).
@@ -25,7 +27,7 @@ class MLP(nn.Module):
         pairs = list(zip(self.sizes, self.sizes[1:], strict=False))
         self.weights = nn.ParameterList(torch.zeros(members or 1, outputs, inputs) for inputs, outputs in pairs)
         self.biases = nn.ParameterList(torch.zeros(members or 1, outputs) for _, outputs in pairs)
-        self.taps = {f"hidden{i}{tap}": width for i, width in enumerate(self.sizes[1:-1], 1) for tap in (".pre", "")}
+        self.taps = {f"hidden{i}{tap}": Tap(width, 1) for i, width in enumerate(self.sizes[1:-1], 1) for tap in (".pre", "")}
 
     def reset(self, seeds: Sequence[int], std: float | None = None) -> "MLP":
         """Fresh weights: member k is drawn from ``seeds[k]`` alone. N(0, std), or N(0, 2 / inputs) (He 2015) for None."""

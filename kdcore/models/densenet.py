@@ -1,0 +1,76 @@
+"""Densely connected networks with bottlenecks and compression (Huang et al. 2017)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcore.models.network import Network, blocks_per_group, conv, keep, relu
+
+
+class DenseNet(Network):
+    """DenseNet-BC for CIFAR (Huang et al. 2017, section 3): a 3x3 convolution to 2k channels for ``growth`` k, then three
+    stages of (depth - 4) / 6 dense layers with a transition that halves channels and map before stages 2 and 3,
+    BatchNorm, ReLU, global average pooling, linear.
+
+    Taps, one for each map size: stem, the first convolution; stage2, the end of the second stage (all its channels); both
+    neither normalised nor rectified; final.pre and final, the end of the third stage after the last BatchNorm and
+    before and after its ReLU.
+    Raises ValueError for a depth that is not 6n + 4.
+    """
+
+    def __init__(self, depth: int, growth: int, *, classes: int = 10):
+        super().__init__()
+        layers = blocks_per_group(depth, 4)
+        channels = 2 * growth
+        self.conv = conv(3, channels)
+        self._declare("stem", channels, 32, self.conv, relu=False)
+        self.stages = nn.ModuleList()
+        for number in (1, 2, 3):
+            stage = nn.Sequential()
+            if number > 1:
+                stage.append(Transition(channels))
+                channels //= 2
+            for _ in range(layers):
+                stage.append(DenseLayer(channels, growth))
+                channels += growth
+            if number == 2:
+                self._declare("stage2", channels, 16, stage, relu=False)
+            self.stages.append(stage)
+        self.norm = nn.BatchNorm2d(channels)
+        self._declare("final", channels, 8, self.norm)
+        self.linear = nn.Linear(channels, classes)
+        self.reset(0)
+
+    def _run(self, x: Tensor, taps: dict[str, Tensor] | None) -> Tensor:
+        h = keep(taps, "stem", self.conv(x))
+        h = self.stages[0](h)
+        h = keep(taps, "stage2", self.stages[1](h))
+        h = self.stages[2](h)
+        return self.linear(relu(self.norm(h), taps, "final").mean((2, 3)))
+
+
+class DenseLayer(nn.Module):
+    """Appends k channels: BatchNorm, ReLU, 1x1 convolution to 4k, BatchNorm, ReLU, 3x3 convolution to k."""
+
+    def __init__(self, inputs: int, growth: int):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = conv(inputs, 4 * growth, 1)
+        self.norm2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = conv(4 * growth, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(relu(self.norm1(x)))
+        return torch.cat([x, self.conv2(relu(self.norm2(h)))], 1)
+
+
+class Transition(nn.Module):
+    """BatchNorm, ReLU, 1x1 convolution to half the channels, 2x2 average pooling."""
+
+    def __init__(self, inputs: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(inputs)
+        self.conv = conv(inputs, inputs // 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv(relu(self.norm(x))), 2)

@@ -1,0 +1,110 @@
+"""What the convolutional networks share: taps, initial weights, and which parameters a tap depends on."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Tap(NamedTuple):
+    """A named intermediate tensor: its channels, and the side of its square map for a 32x32 input (1 for a vector)."""
+
+    channels: int
+    size: int
+
+
+class Network(nn.Module):
+    """Logits [B, classes] of images [B, 3, H, W], H and W divisible by 4, with named taps.
+
+    taps: {name: Tap}, the names that ``features`` gives. "name.pre" is the tensor before the ReLU that makes "name".
+
+    A subclass registers its modules in the order of its forward pass, declares its taps with ``_declare`` and calls
+    ``reset(0)``: a network is never without initial weights.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.taps: dict[str, Tap] = {}
+        self._last: dict[str, nn.Module] = {}  # the last module with parameters before each tap
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, None)
+
+    def features(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits and every tap. It computes what ``forward`` computes and keeps references to it."""
+        taps: dict[str, Tensor] = {}
+        return self._run(x, taps), taps
+
+    def _run(self, x: Tensor, taps: dict[str, Tensor] | None) -> Tensor:
+        raise NotImplementedError
+
+    def _declare(self, name: str, channels: int, size: int, last: nn.Module, *, relu: bool = True) -> None:
+        for tap in (f"{name}.pre", name) if relu else (name,):
+            self.taps[tap], self._last[tap] = Tap(channels, size), last
+
+    def parameters_before(self, tap: str) -> list[nn.Parameter]:
+        """The parameters that the tensor of ``tap`` depends on: all that training on it alone can move.
+
+        Raises ValueError for an unknown tap.
+        """
+        if tap not in self._last:
+            raise ValueError(f"no tap '{tap}': choose one of {', '.join(self.taps)}")
+        *_, last = self._last[tap].parameters()
+        before = []
+        for parameter in self.parameters():
+            before.append(parameter)
+            if parameter is last:
+                break
+        return before
+
+    @torch.no_grad()
+    def reset(self, seed: int) -> "Network":
+        """Fresh weights, in place, drawn from ``seed`` alone: the same on every device, whatever was drawn before.
+
+        Convolutions N(0, 2 / (k^2 * outputs)) (He et al. 2015, "Delving deep into rectifiers", eq. 14), BatchNorm 1 and
+        0 with fresh statistics, the linear layer U(-a, a) with a = 1 / sqrt(inputs) and bias 0, as in the code of the
+        residual and wide residual networks.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                std = math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels))
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator, device="cpu") * std)
+            elif isinstance(module, nn.Linear):
+                draw = torch.rand(module.weight.shape, generator=generator, device="cpu")
+                module.weight.copy_((2 * draw - 1) / math.sqrt(module.in_features))
+                module.bias.zero_()
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+        return self
+
+
+def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the map's size (but for its stride), without the bias that BatchNorm would undo."""
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+
+
+def keep(taps: dict[str, Tensor] | None, name: str, h: Tensor) -> Tensor:
+    """``h``, kept under ``name`` where taps are asked for."""
+    if taps is not None:
+        taps[name] = h
+    return h
+
+
+def relu(h: Tensor, taps: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+    """ReLU, kept with what it is made from under ``name`` and "name.pre"; in place where nothing is kept."""
+    if taps is None or not name:
+        return F.relu_(h)
+    taps[f"{name}.pre"] = h
+    taps[name] = h = F.relu(h)
+    return h
+
+
+def blocks_per_group(depth: int, extra: int) -> int:
+    """n of a net with three groups of n blocks of two layers, and ``extra`` layers. Raises ValueError where there is none."""
+    blocks, rest = divmod(depth - extra, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"the depth is 6n + {extra} with n of 1 or more, not {depth}")
+    return blocks
