@@ -1,4 +1,4 @@
-"""Images as uint8 tensors: MNIST, and the embedded digits that need no network.
+"""Images as uint8 tensors: MNIST, CIFAR-10 and CIFAR-100, and the embedded sets that need no network.
 
 A data set is one file, ``$KDCORE_DATA/NAME.safetensors`` (``$KDCORE_CACHE/data`` by default), with train_images and
 test_images (uint8 [N, C, H, W]), train_labels and test_labels (int64 [N]). It is written once, from torchvision's
@@ -8,21 +8,47 @@ found before anything trains on it.
 
 import hashlib
 import json
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdcore import paths
+from kdcore.data.embedded import EMBEDDED
 from kdcore.errors import KdcoreError
 
 # sha256 over names, shapes and bytes of the four arrays: the data set's identity, part of every trial's id.
 FINGERPRINTS = {
     "mnist": "7432af01291590e4d128fd44ee9756d63a73a3a406361db76cafd4b920a01544",
+    "cifar10": "257d979b6caa8e58a867231ad2b10dc128935fc558fd400705539a3162545f22",
+    "cifar100": "af4cbaaf2bd6054226d6a36120f36337a6025d5742db3b838e6236bc25146180",
     "digits": "be0bc9bf36aef54736b71d3da3808a2e005b5fe20f584ad8dfa09e7ca2049971",
+    "colour_digits": "98ca7bb97f0bdebef92adc0c6c38459d1e759354db47b861288fc03fd1e75bb9",
+    "digit_pairs": "bf5bf0b2420685e736b5d875d73d5d8c32764ad07148fb7444a46ff46b20b6fe",
 }
+CIFAR100_CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+    forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+    mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+    sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
+    wolf woman worm
+"""
+# The number of a class is its place here, as in torchvision's sets (CIFAR-100: the fine labels).
+CLASSES = {
+    **dict.fromkeys(("mnist", "digits", "colour_digits"), tuple("0123456789")),
+    "digit_pairs": tuple(f"{number:02d}" for number in range(100)),
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "cifar100": tuple(CIFAR100_CLASSES.split()),
+}
+# Sets that go about in more than one order: theirs here depends on the contents alone.
+IN_CANONICAL_ORDER = ("cifar10", "cifar100")
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -47,21 +73,30 @@ def fingerprint(name: str) -> str:
 
 @lru_cache(maxsize=2)
 def load(name: str) -> ImageData:
-    """The data set ``name`` ("mnist", "digits").
+    """The data set ``name`` ("mnist", "cifar10", "cifar100", "digits", "colour_digits", "digit_pairs").
 
-    MNIST is read from the cache, made from a copy in torchvision's layout (``$KDCORE_DATA/MNIST/raw``), or downloaded.
-    Raises KdcoreError when the data cannot be had or are damaged.
+    The first three are read from the cache, made from a copy in torchvision's layout (``$KDCORE_DATA/MNIST/raw``,
+    ``cifar-10-batches-py``, ``cifar-100-python``), or downloaded. A CIFAR file in another order than ``canonical`` is
+    put in order, once. Raises KdcoreError when the data cannot be had or are damaged.
     """
     expected = fingerprint(name)
-    arrays = _digits() if name == "digits" else _cached(name)
+    path = paths.data() / f"{name}.safetensors"
+    arrays = EMBEDDED[name]() if name in EMBEDDED else _cached(name, path)
     found = digest(arrays)
+    if found != expected and name in IN_CANONICAL_ORDER:
+        arrays = canonical(arrays)
+        found = digest(arrays)
+        if found == expected:
+            with suppress(KdcoreError):  # a folder that cannot be written costs the sorting at every load, no more
+                _write(path, name, arrays)
     if found != expected:
-        where = "scikit-learn" if name == "digits" else paths.data() / f"{name}.safetensors"
+        where, cure = path, "delete the file and run again to fetch it anew"
+        if name in EMBEDDED:
+            where, cure = "scikit-learn", "install the version that requirements.txt pins"
         raise KdcoreError(
-            f"{name} in {where} is not the data set this suite was built on (fingerprint {found[:12]}, "
-            f"expected {expected[:12]}): delete the file and run again to fetch it anew"
+            f"{name} in {where} is not the data set this suite was built on (fingerprint {found[:12]}, expected {expected[:12]}): {cure}"
         )
-    return ImageData(name, *(torch.from_numpy(arrays[key]) for key in ARRAYS), classes=tuple("0123456789"))
+    return ImageData(name, *(torch.from_numpy(arrays[key]) for key in ARRAYS), classes=CLASSES[name])
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
@@ -74,14 +109,40 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def _cached(name: str) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file, save_file
+def canonical(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same cases sorted, in each split, by label and then by the sha256 of the image's bytes."""
+    ordered = {}
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        keys = [(label, hashlib.sha256(image.tobytes()).digest()) for label, image in zip(labels.tolist(), images, strict=False)]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        ordered |= {f"{split}_images": images[order], f"{split}_labels": labels[order]}
+    return ordered
 
-    path = paths.data() / f"{name}.safetensors"
+
+def stratified_subset(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Sorted case numbers of a random ``share`` (0 < share <= 1) of each class, at least one case of each.
+
+    labels: int64 [N]. For one seed, a larger share holds every case of a smaller one. Raises ValueError for a share
+    outside 0..1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"the share of a subset must be above 0 and at most 1, not {share}")
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = []
+    for label in labels.unique():
+        cases = shuffled[labels[shuffled] == label]
+        chosen.append(cases[: max(1, math.floor(share * len(cases) + 0.5))])
+    return torch.cat(chosen).sort().values
+
+
+def _cached(name: str, path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     if not path.exists():
-        arrays = _torchvision_mnist(paths.data())
-        paths.write_atomically(path, lambda temporary: save_file(arrays, temporary, {"classes": json.dumps(list("0123456789"))}))
+        arrays = _torchvision(name, path.parent)
+        _write(path, name, canonical(arrays) if name in IN_CANONICAL_ORDER else arrays)
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -91,49 +152,31 @@ def _cached(name: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _torchvision_mnist(root: Path) -> dict[str, np.ndarray]:
-    from torchvision.datasets import MNIST  # slow to import, and needed once in the life of a cache
+def _write(path: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
 
+    paths.write_atomically(path, lambda temporary: save_file(arrays, temporary, {"classes": json.dumps(CLASSES[name])}))
+
+
+def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
+    from torchvision import datasets  # slow to import, and needed once in the life of a cache
+
+    source, layout = {
+        "mnist": (datasets.MNIST, "MNIST/raw/*.gz"),
+        "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
+        "cifar100": (datasets.CIFAR100, "cifar-100-python"),
+    }[name]
     arrays = {}
     try:
         for split, train in (("train", True), ("test", False)):
-            images = MNIST(str(root), train=train, download=True)
-            arrays[f"{split}_images"] = images.data.unsqueeze(1).contiguous().numpy()
-            arrays[f"{split}_labels"] = images.targets.numpy().astype(np.int64)
+            cases = source(str(root), train=train, download=True)
+            pixels = torch.as_tensor(cases.data)  # MNIST [N, 28, 28], CIFAR [N, 32, 32, 3]
+            pixels = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
+            arrays[f"{split}_images"] = pixels.contiguous().numpy()
+            arrays[f"{split}_labels"] = np.asarray(cases.targets, np.int64)
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         raise KdcoreError(
-            f"MNIST is not in {root} and could not be fetched ({str(error).splitlines()[0].rstrip(':')}): connect to the "
-            f"network, or set KDCORE_DATA to a folder that holds MNIST/raw/*.gz or mnist.safetensors"
+            f"{name} is not in {root} and could not be fetched ({str(error).splitlines()[0].rstrip(':')}): connect to the "
+            f"network, or set KDCORE_DATA to a folder that holds {layout} or {name}.safetensors"
         ) from error
     return arrays
-
-
-def _digits() -> dict[str, np.ndarray]:
-    """scikit-learn's 1,797 real handwritten digits, 8x8 -> 28x28, split 1,437 / 360.
-
-    Each digit is enlarged to 20x20 (bilinear) in the middle of 28x28, as MNIST's are, so that a jitter of 2 px never
-    cuts a stroke. Integer arithmetic: the same bytes on every machine.
-    """
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    # Output pixel i sits at (i + 0.5) * 8/20 - 0.5 = (4i - 3)/10 of the small image: weights are tenths.
-    weights = np.zeros((20, 8), np.int64)
-    for i in range(20):
-        tenths = min(max(4 * i - 3, 0), 70)
-        low, rest = divmod(tenths, 10)
-        weights[i, low] += 10 - rest
-        weights[i, min(low + 1, 7)] += rest
-    small = pixels.astype(np.int64).reshape(-1, 8, 8)
-    large = weights @ small @ weights.T  # 0 .. 16 * 100
-    images = np.zeros((len(small), 1, 28, 28), np.uint8)
-    images[:, 0, 4:24, 4:24] = large * 255 // 1600
-    # A fixed shuffle: the file is ordered by writer, and the test cases should come from all of them.
-    order = np.argsort([hashlib.sha256(str(i).encode()).digest() for i in range(len(images))], kind="stable")
-    train, test = order[:1437], order[1437:]
-    return {
-        "train_images": images[train],
-        "train_labels": labels[train].astype(np.int64),
-        "test_images": images[test],
-        "test_labels": labels[test].astype(np.int64),
-    }

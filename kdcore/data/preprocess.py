@@ -1,0 +1,60 @@
+"""Pixels made ready for a net: channel statistics, global contrast normalisation, ZCA whitening."""
+
+import torch
+from torch import Tensor
+
+
+def channel_mean_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and (population) standard deviation of each channel, in units of 0..1, over all pixels. images: uint8 [N, C, H, W]."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.unbind(1):
+        share = channel.flatten().bincount(minlength=256).cpu().double() / channel.numel()
+        mean = (share * levels).sum()
+        means.append(mean.item())
+        deviations.append((share * (levels - mean).square()).sum().sqrt().item())
+    return tuple(means), tuple(deviations)
+
+
+def global_contrast_normalise(images: Tensor, scale: float = 55.0) -> Tensor:
+    """Each image less its mean over all channels and pixels, divided by its L2 norm, times ``scale``: float32.
+
+        x <- scale (x - mean(x)) / ||x - mean(x)||_2
+
+    images: uint8 or float [N, C, H, W]. An image of one grey stays zero. pylearn2's ``global_contrast_normalize``
+    with scale 55, as FitNets and maxout networks have it (Goodfellow et al. 2013).
+    """
+    x = images.flatten(1).float()
+    x = x - x.mean(1, keepdim=True)
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True) / scale
+    return (x / torch.where(norms < 1e-8, 1, norms)).view_as(images)
+
+
+class ZCA:
+    """Whitening that stays as near to the images as it can (pylearn2's ``ZCA``; Krizhevsky 2009, appendix A).
+
+        P = (S + filter_bias I)^(-1/2),   x <- P (x - m)
+
+    m is the mean and S the covariance (divided by N) of the training images, flattened. ``fit`` works in float64,
+    ``apply`` gives float32.
+    """
+
+    def __init__(self, filter_bias: float = 0.1):
+        self.filter_bias = filter_bias
+
+    def fit(self, images: Tensor) -> "ZCA":
+        """images: float [N, C, H, W], or any [N, ...]."""
+        x = images.flatten(1)
+        mean = x.mean(0, dtype=torch.float64)
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=x.device)
+        for part in x.split(5000):  # the float64 copy of a whole set would be 1.2 GB
+            centred = part.double() - mean
+            covariance.addmm_(centred.T, centred, alpha=1 / len(x))
+        covariance.diagonal().add_(self.filter_bias)
+        values, vectors = torch.linalg.eigh(covariance)
+        self.mean, self.matrix = mean.float(), ((vectors / values.sqrt()) @ vectors.T).float()
+        return self
+
+    def apply(self, images: Tensor) -> Tensor:
+        """images: as in ``fit``; the result has their shape."""
+        return torch.cat([(part.float() - self.mean) @ self.matrix for part in images.flatten(1).split(5000)]).view_as(images)
