@@ -43,6 +43,7 @@ class Stage:
     knobs: 0-dim tensors that the loss reads and the schedule moves, such as the weight of a term.
     clip: largest norm of the gradient of all parameters together.
     after_step: called after each update, e.g. to limit norms.
+    at_end: what joins the row of the stage's last epoch, called as ``fit``'s evaluate is.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     knobs: Mapping[str, Tensor] = field(default_factory=dict)
     clip: float | None = None
     after_step: Callable[[], None] | None = None
+    at_end: Callable[[], dict] | None = None
     steps: int | None = None
 
     def __post_init__(self):
@@ -124,18 +126,20 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
     history, optimiser_state, seconds = saved.load(model)
     context.started -= seconds
     done = len(history)
-    epochs = [_epochs(stage, context.seed, number) for number, stage in enumerate(stages)]
+    # Counted from the last, which is number 0: the last stage of every arm sees the same batches.
+    numbers = range(len(stages) - 1, -1, -1)
+    epochs = [_epochs(stage, context.seed, number) for number, stage in zip(numbers, stages, strict=True)]
     last_save, longest = time.monotonic(), 0.0
     with _signals() as stop:
         first = 0  # epochs in the stages before this one
-        for number, stage in enumerate(stages):
-            if done >= first + epochs[number]:
-                first += epochs[number]
+        for number, stage, count in zip(numbers, stages, epochs, strict=True):
+            if done >= first + count:
+                first += count
                 continue
             step = Step(model, stage, context.device, context.precision)
             if done > first:
                 step.load(optimiser_state)
-            for epoch in range(done - first, epochs[number]):
+            for epoch in range(done - first, count):
                 started = time.monotonic()
                 loss = _epoch(step, epoch, _draw(stage, context.seed, number, epoch))
                 row = {"stage": stage.name, "epoch": epoch + 1, "lr": step.values["lr"], "loss": loss}
@@ -144,6 +148,8 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                         "nan", f"the loss is not finite in epoch {epoch + 1} of stage '{stage.name}': lower the learning rate"
                     )
                 row |= _evaluated(model, evaluate)
+                if stage.at_end is not None and epoch + 1 == count:
+                    row |= _evaluated(model, stage.at_end)
                 history.append(row)
                 done += 1
                 context.report(row | {"done": done, "total": sum(epochs)})
@@ -155,7 +161,7 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                     last_save = time.monotonic()
                 if pause:
                     raise Paused
-            first += epochs[number]
+            first += count
     return history
 
 

@@ -1,0 +1,359 @@
+"""What each method does with a student and a teacher: which losses, on which taps, in which phases.
+
+    method = methods.fsp(student, teacher, pairs=[("group1.first", "group1")])
+    for phase in method.phases:
+        optimiser = torch.optim.SGD(phase.parameters, lr=0.1)
+        for x, labels in loader:
+            loss = phase.loss(x, labels)
+            ...
+
+A student or teacher is any module with ``features(x) -> (logits, {tap: tensor})`` and ``taps``: the networks of
+``kdcore.models``, or ``Tapped(your_model, ...)``. Taps are named as in those networks, "layer3.pre" before a ReLU.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from kdcore import losses
+from kdcore.models.network import Tap
+
+
+class Knowledge:
+    """What a teacher says of one batch: computed when first asked for, and once for all students that share it.
+
+    teacher: a module with ``features``; x: the batch; logits: [B, C] where they are known, as from a table;
+    differentiable: keep the graph back to ``x`` (no gradient ever reaches the teacher's weights).
+    """
+
+    def __init__(self, teacher: nn.Module | None, x: Tensor, logits: Tensor | None = None, *, differentiable: bool = False):
+        self.teacher, self.x, self.known, self.differentiable = teacher, x, logits, differentiable
+
+    @cached_property
+    def _features(self) -> tuple[Tensor, Mapping[str, Tensor]]:
+        with torch.set_grad_enabled(self.differentiable):
+            return self.teacher.features(self.x)
+
+    @property
+    def logits(self) -> Tensor:
+        return self._features[0] if self.known is None else self.known
+
+    @property
+    def taps(self) -> Mapping[str, Tensor]:
+        return self._features[1]
+
+
+class View:
+    """One batch as a term of a loss sees it: x, labels, the student's logits and taps, the teacher's knowledge."""
+
+    def __init__(self, student: nn.Module, x: Tensor, labels: Tensor, teacher: Knowledge):
+        self.x, self.labels, self.teacher = x, labels, teacher
+        self.logits, self.taps = student.features(x)
+
+
+Term = Callable[[View], Tensor]
+
+
+class Phase:
+    """One optimisation phase: a weighted sum of terms, and the parameters that it trains (no others move).
+
+    terms: (weight, View -> scalar); a weight may be a 0-dim tensor that a schedule moves. input_gradient: the terms
+    differentiate the nets' outputs by the images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        terms: Sequence[tuple[float | Tensor, Term]],
+        parameters: Sequence[nn.Parameter],
+        *,
+        input_gradient: bool = False,
+    ):
+        self.name, self.terms, self.parameters, self.input_gradient = name, list(terms), list(parameters), input_gradient
+        self.nets = (student, teacher)
+
+    def loss(self, x: Tensor, labels: Tensor, knowledge: Knowledge | None = None) -> Tensor:
+        """The loss of a batch, a scalar. x [B, ...], labels int64 [B]; knowledge: of the same batch, for None the
+        teacher's own."""
+        student, teacher = self.nets
+        if self.input_gradient:
+            x = x.detach().requires_grad_()
+        knowledge = knowledge or Knowledge(teacher, x, differentiable=self.input_gradient)
+        view = View(student, x, labels, knowledge)
+        return sum(weight * term(view) for weight, term in self.terms)
+
+
+class Method(nn.Module):
+    """A student and what its method adds to it (regressors, connectors), with the phases that train them.
+
+    It holds all that training moves, so that a checkpoint of it is a checkpoint of the run. The teacher is not part of it:
+    ``train()`` and ``parameters()`` do not reach it. ``knobs`` are weights of terms that a schedule may move.
+    """
+
+    def __init__(self, student: nn.Module, connectors: Mapping[str, nn.Module] | None = None):
+        super().__init__()
+        self.student = student
+        self.connectors = nn.ModuleList(list((connectors or {}).values()))
+        self.phases: list[Phase] = []
+        self.knobs: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.student(x)
+
+
+def freeze(teacher: nn.Module) -> nn.Module:
+    """The teacher in eval mode, its weights out of every gradient."""
+    return teacher.eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------- what the student is asked for in its last phase
+
+
+def hard_labels() -> list[tuple[float, Term]]:
+    """Cross-entropy with the labels."""
+    return [(1.0, lambda view: losses.cross_entropy(view.logits, view.labels))]
+
+
+def soft_targets(temperature: float, soft_weight: float = 1.0) -> list[tuple[float, Term]]:
+    """(1 - a) CE(labels) + a T^2 KL(teacher at T): the "+ KD" of any method (Hinton et al. 2015, section 2)."""
+    soft = (soft_weight, lambda view: losses.kd(view.logits, view.teacher.logits, temperature))
+    return [soft] if soft_weight == 1 else [(1 - soft_weight, hard_labels()[0][1]), soft]
+
+
+# ---------------------------------------------------------------- the methods
+
+
+def plain(student: nn.Module, teacher: nn.Module | None = None) -> Method:
+    """Labels alone."""
+    return _one_phase(student, teacher, hard_labels())
+
+
+def kd(student: nn.Module, teacher: nn.Module, *, temperature: float = 4.0, soft_weight: float = 0.9) -> Method:
+    """Knowledge distillation (Hinton, Vinyals & Dean 2015): see ``losses.kd``."""
+    return _one_phase(student, teacher, soft_targets(temperature, soft_weight))
+
+
+def logit_mimic(student: nn.Module, teacher: nn.Module) -> Method:
+    """Regression on the teacher's logits, no labels (Ba & Caruana 2014): see ``losses.logit_mimic``."""
+    return _one_phase(student, teacher, [(1.0, lambda view: losses.logit_mimic(view.logits, view.teacher.logits))])
+
+
+def fitnets(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    hint: str,
+    guided: str,
+    temperature: float = 3.0,
+    variant: str = "paper",
+    regressor: nn.Module | None = None,
+) -> Method:
+    """FitNets (Romero et al. 2015): first the guided layer learns the hint, then the whole net learns labels and soft targets.
+
+    hint: the teacher's tap, guided: the student's. The first phase trains only what the guided tap depends on, and the
+    regressor: none where the shapes agree, for None a linear convolution whose kernel is the difference of the sizes
+    plus one (section 2.2; the paper's has the type of the teacher's layer). The second, "kd", is H(y, P_S) + lambda
+    H(P_T, P_S) at ``temperature`` without T^2; lambda is the knob "soft_weight", 4 here until a schedule lowers it.
+    """
+    own, target = _tap(student, guided, "student"), _tap(teacher, hint, "teacher")
+    if regressor is None:
+        regressor = nn.Identity() if own == target else _regressor(own, target, f"student's '{guided}'", f"teacher's '{hint}'")
+    method = Method(student, {"regressor": regressor})
+    method.knobs["soft_weight"] = weight = torch.tensor(4.0, device=_device(student))
+    first = [(1.0, lambda view: losses.hint(regressor(view.taps[guided]), view.teacher.taps[hint], variant=variant))]
+    second = [*hard_labels(), (weight, lambda view: losses.fitnets_kd(view.logits, view.teacher.logits, temperature, variant=variant))]
+    trained = [*_before(student, [guided]), *regressor.parameters()]
+    method.phases = [Phase("hint", student, teacher, first, trained), Phase("kd", student, teacher, second, list(student.parameters()))]
+    return method
+
+
+def fsp(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    pairs: Sequence[tuple[str, str]],
+    weights: Sequence[float] | None = None,
+    task: Sequence[tuple[float, Term]] | None = None,
+) -> Method:
+    """Flow of solution procedure (Yim et al. 2017): first the FSP matrices, then the task.
+
+    pairs: the taps (first, last layer of a section) between which a matrix stands, of the same names in both nets; where
+    their widths differ a 1x1 convolution brings the student's map to the teacher's width (the paper has them equal).
+    weights: lambda_i. task: ``hard_labels()`` for None, or ``soft_targets(...)``. The first phase trains only what the
+    taps depend on, so that its weight decay leaves the other layers alone.
+    """
+    connectors = {}
+    for tap in {tap: None for pair in pairs for tap in pair}:
+        own, target = _tap(student, tap, "student"), _tap(teacher, tap, "teacher")
+        connectors[tap] = _widened(own, target, normalised=False)
+    method = Method(student, connectors)
+
+    def term(view: View) -> Tensor:
+        own = [tuple(connectors[tap](view.taps[tap]) for tap in pair) for pair in pairs]
+        return losses.fsp(own, [tuple(view.teacher.taps[tap] for tap in pair) for pair in pairs], weights)
+
+    trained = [*_before(student, connectors), *method.connectors.parameters()]
+    method.phases = [Phase("fsp", student, teacher, [(1.0, term)], trained), _task(student, teacher, task)]
+    return method
+
+
+def attention_transfer(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    taps: Sequence[str],
+    beta: float = 1e3,
+    variant: str = "code",
+    task: Sequence[tuple[float, Term]] | None = None,
+) -> Method:
+    """Attention transfer (Zagoruyko & Komodakis 2017): the task and beta times the distance of attention maps, summed over ``taps``."""
+    for tap in taps:
+        own, target = _tap(student, tap, "student"), _tap(teacher, tap, "teacher")
+        if own.size != target.size:
+            raise ValueError(f"attention maps of tap '{tap}' differ in size: student {_shape(own)}, teacher {_shape(target)}")
+
+    def term(view: View) -> Tensor:
+        return sum(losses.attention_transfer(view.taps[tap], view.teacher.taps[tap], variant=variant) for tap in taps)
+
+    return _one_phase(student, teacher, [*(task or hard_labels()), (beta, term)])
+
+
+def activation_boundary(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    taps: Sequence[str],
+    weights: Sequence[float],
+    margin: float = 1.0,
+    task: Sequence[tuple[float, Term]] | None = None,
+) -> Method:
+    """Activation boundaries (Heo et al. 2019): first the sign of every neuron at ``taps`` (pre-activations), then the task.
+
+    weights: one a tap; the authors' code has (1/4, 1/2, 1) * 3/1000 from the first group to the last. A connector, 1x1
+    convolution and BatchNorm, stands where the widths differ.
+    """
+    connectors = {}
+    for tap in taps:
+        own, target = _tap(student, tap, "student"), _tap(teacher, tap, "teacher")
+        if own.size != target.size:
+            raise ValueError(f"activation boundaries of tap '{tap}' differ in size: student {_shape(own)}, teacher {_shape(target)}")
+        connectors[tap] = _widened(own, target, normalised=True)
+    method = Method(student, connectors)
+
+    def term(view: View) -> Tensor:
+        parts = [losses.activation_boundary(connectors[tap](view.taps[tap]), view.teacher.taps[tap], margin=margin) for tap in taps]
+        return sum(weight * part for weight, part in zip(weights, parts, strict=True))
+
+    trained = [*_before(student, taps), *method.connectors.parameters()]
+    method.phases = [Phase("boundary", student, teacher, [(1.0, term)], trained), _task(student, teacher, task)]
+    return method
+
+
+def jacobian(student: nn.Module, teacher: nn.Module, *, weight: float = 1.0, task: Sequence[tuple[float, Term]] | None = None) -> Method:
+    """Jacobian matching (Srinivas & Fleuret 2018): the task and the distance of the input gradients of the label's logit."""
+
+    def term(view: View) -> Tensor:
+        own, target = (logits.gather(1, view.labels.unsqueeze(1)).squeeze(1) for logits in (view.logits, view.teacher.logits))
+        return losses.jacobian(own, target, view.x)
+
+    return _one_phase(student, teacher, [*(task or hard_labels()), (weight, term)], input_gradient=True)
+
+
+def _one_phase(student: nn.Module, teacher: nn.Module | None, terms, **options) -> Method:
+    method = Method(student)
+    method.phases = [Phase("train", student, teacher, terms, list(student.parameters()), **options)]
+    return method
+
+
+def _task(student: nn.Module, teacher: nn.Module, task) -> Phase:
+    return Phase("train", student, teacher, task or hard_labels(), list(student.parameters()))
+
+
+# ---------------------------------------------------------------- taps, and what stands between two of them
+
+
+def _tap(net: nn.Module, name: str, whose: str) -> Tap:
+    if name not in net.taps:
+        raise ValueError(f"the {whose} has no tap '{name}': choose one of {', '.join(net.taps)}")
+    return net.taps[name]
+
+
+def _shape(tap: Tap) -> str:
+    return f"{tap.channels} x {tap.size} x {tap.size}"
+
+
+def _before(student: nn.Module, taps) -> list[nn.Parameter]:
+    """What any of the taps depends on, in the order of the net."""
+    wanted = {id(parameter) for tap in taps for parameter in student.parameters_before(tap)}
+    return [parameter for parameter in student.parameters() if id(parameter) in wanted]
+
+
+def _regressor(own: Tap, target: Tap, own_name: str, target_name: str) -> nn.Module:
+    if own.size < target.size:
+        raise ValueError(f"the {own_name} ({_shape(own)}) is smaller than the {target_name} ({_shape(target)}): choose a wider map")
+    layer = nn.Conv2d(own.channels, target.channels, own.size - target.size + 1)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _widened(own: Tap, target: Tap, *, normalised: bool) -> nn.Module:
+    if own.channels == target.channels:
+        return nn.Identity()
+    layer = nn.Conv2d(own.channels, target.channels, 1, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+    return nn.Sequential(layer, nn.BatchNorm2d(target.channels)) if normalised else layer
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
+class Tapped(nn.Module):
+    """Any network with taps of your choice: ``Tapped(resnet18(), {"layer3": "layer3"}, torch.zeros(1, 3, 224, 224))``.
+
+    modules: {tap: dotted name of a submodule}, whose output is the tap. example: a batch of one image, from which the
+    taps' shapes are read. Raises ValueError for a name that the network does not have, or an output that is no tensor.
+    """
+
+    def __init__(self, net: nn.Module, modules: Mapping[str, str], example: Tensor):
+        super().__init__()
+        self.net, self.found = net, {}
+        known = dict(net.named_modules())
+        for tap, name in modules.items():
+            if name not in known:
+                raise ValueError(f"the network has no module '{name}': choose one of {', '.join(filter(None, known))}")
+            known[name].register_forward_hook(lambda module, inputs, output, tap=tap: self.found.__setitem__(tap, output))
+        self.order = {tap: list(known).index(name) for tap, name in modules.items()}
+        training = net.training
+        with torch.no_grad():
+            _, taps = self.eval().features(example)
+        self.train(training)
+        for tap, output in taps.items():
+            if not isinstance(output, Tensor) or output.dim() not in (2, 4):
+                raise ValueError(f"the output of '{modules[tap]}' is neither a map [B, C, H, W] nor a vector [B, C]")
+        self.taps = {tap: Tap(output.shape[1], output.shape[-1] if output.dim() == 4 else 1) for tap, output in taps.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def features(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits and the taps."""
+        self.found = {}
+        logits = self.net(x)
+        taps, self.found = self.found, {}
+        return logits, taps
+
+    def parameters_before(self, tap: str) -> list[nn.Parameter]:
+        """The parameters of the tap's module and of those registered before it: right for networks whose modules are
+        registered in the order in which they run."""
+        last = self.order[tap]
+        names = [name for name, _ in self.net.named_modules()]
+        modules = dict(self.net.named_modules())
+        inside = {id(p) for name in names[: last + 1] for p in modules[name].parameters(recurse=False)}
+        inside |= {id(p) for p in modules[names[last]].parameters()}
+        return [parameter for parameter in self.net.parameters() if id(parameter) in inside]

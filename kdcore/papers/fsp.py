@@ -1,0 +1,116 @@
+"""Yim, Joo, Bae & Kim 2017, "A gift from knowledge distillation": what one trial does.
+
+An arm is a method: "plain", "fitnets" or "fsp". All lengths are steps (the paper counts iterations), times ``scale``.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from kdcore import losses, methods
+from kdcore.papers.vision import Vision, piecewise, weights_of
+from kdcore.training import Context, Stage, seed_of
+
+VERSION = 1
+SECTIONS = ("group1", "group2", "group3")
+PAIRS = [(f"{section}.first", section) for section in SECTIONS]  # the first and the last layer of each section
+WATCHED = 500  # test images on which the FSP matrices are watched
+
+
+def cohort(config: dict) -> None:
+    """Every trial trains alone: the first stages of the methods have different lengths."""
+
+
+def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> list[dict]:
+    """Train one arm; its ``metrics``, ``history`` and, as a teacher, ``weights``."""
+    (trial,) = trials
+    config = trial.config
+    vision = Vision(config, context)
+    net = vision.network(config["network"], config["init"])
+    guide = None if config["teacher"] is None else vision.teacher(config["teacher_network"], teacher)
+    torch.manual_seed(seed_of(context.seed, "connectors"))
+    method = _method(config, net, guide).to(context.device)
+    watch = partial(_distances, vision, net, guide) if config["method"] == "fsp" else dict
+    before = _matrices(vision, net) if config["keep_matrices"] else None
+
+    stages = [_stage(vision, method, phase, config) for phase in method.phases]
+    if config["keep_matrices"]:
+        stages[0].at_end = lambda: {"fsp_matrices": _matrices(vision, net)}
+    history = context.fit(method, stages, lambda: vision.evaluate(net) | watch())
+    result = {"history": history, "metrics": vision.measure(net, history)}
+    if config["method"] == "fsp":
+        (end,) = (row for row in history if row["stage"] == "fsp" and row["epoch"] == _epochs(history))
+        result["metrics"]["fsp_distance_after_stage_1"] = end["fsp_distance"]
+        if config["keep_matrices"]:
+            result["metrics"]["fsp_matrices"] = {
+                "teacher": _matrices(vision, guide),
+                "student before": before,
+                "student after stage 1": end.pop("fsp_matrices"),
+                "student at the end": _matrices(vision, net),
+            }
+    if config["is_teacher"]:
+        result["weights"] = weights_of(net)
+    return [result]
+
+
+def _epochs(history: list[dict]) -> int:
+    return max(row["epoch"] for row in history if row["stage"] == "fsp")
+
+
+def _method(config: dict, net: nn.Module, guide: nn.Module | None) -> methods.Method:
+    if config["method"] == "fitnets":
+        return methods.fitnets(net, guide, hint=config["hint"], guided=config["hint"], temperature=config["temperature"])
+    if config["method"] == "fsp":
+        return methods.fsp(net, guide, pairs=PAIRS, weights=[config["fsp_weight"]] * len(PAIRS))
+    return methods.plain(net)
+
+
+def _stage(vision: Vision, method: methods.Method, phase: methods.Phase, config: dict) -> Stage:
+    """The last phase has the schedule of ``train``, one before it that of ``pretrain``."""
+    lengths = config["train"] if phase is method.phases[-1] else config["pretrain"]
+    rate, steps = piecewise(lengths["lr"], lengths["until"], config["scale"])
+    schedule = rate
+    if method.knobs and phase is method.phases[-1]:
+        start, end = config["soft_weight"]
+
+        def schedule(step: int) -> dict[str, float]:
+            return rate(step) | {"soft_weight": start + (end - start) * step / steps}
+
+    optimiser = {"momentum": config["momentum"], "weight_decay": config["weight_decay"]}
+    return vision.stage(method, phase, schedule, steps=steps, optimiser=optimiser)
+
+
+def _watched(vision: Vision, net: nn.Module) -> list[Tensor]:
+    """FSP matrices [N, C1, C2] of the three sections on the first test images of every class."""
+    every = len(vision.test_labels) // min(WATCHED, len(vision.test_labels))
+    numbers = torch.arange(0, len(vision.test_labels), every, device=vision.context.device)
+    net.eval()
+    with torch.no_grad():
+        _, taps = net.features(vision.test_views(vision.test_views.plain(numbers)))
+        return [losses.fsp_matrix(taps[first], taps[last]) for first, last in PAIRS]
+
+
+def _distances(vision: Vision, net: nn.Module, guide: nn.Module) -> dict:
+    """For the history: the FSP loss (eq. 2, all lambda 1) on held-out images."""
+    pairs = zip(_watched(vision, net), _watched(vision, guide), strict=True)
+    return {"fsp_distance": sum((own - target).square().sum((1, 2)).mean() for own, target in pairs)}
+
+
+def _matrices(vision: Vision, net: nn.Module) -> list:
+    """The mean FSP matrix of each section, to three digits: what the figure draws."""
+    return [[[float(f"{value:.3g}") for value in row] for row in matrix.mean(0).tolist()] for matrix in _watched(vision, net)]
+
+
+def figures(records: list[dict]) -> dict:
+    """The FSP matrices before and after the first stage; the accuracy of fast optimisation against steps."""
+    from kdcore.report import figures as draw
+
+    drawn = {}
+    for record in records:
+        if "fsp_matrices" in record["metrics"]:
+            drawn["fsp_matrices"] = partial(
+                draw.matrices, record["metrics"]["fsp_matrices"], SECTIONS, f"FSP matrices, {record['arm']} (mean over test images)"
+            )
+            break
+    return drawn

@@ -1,0 +1,103 @@
+"""What a trial on coloured images needs, whatever the paper: data, views, networks, evaluation, metrics."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdcore import data, metrics, models
+from kdcore.data.augment import Views
+from kdcore.data.preprocess import channel_mean_std
+from kdcore.methods import Method, Phase, freeze
+from kdcore.models import Network
+from kdcore.training import Context, Stage, seed_of
+
+EVALUATED = 1000  # images at a time
+
+
+class Vision:
+    """One data set on one device, as a paper's config describes it.
+
+    config: ``data``; ``augmentation`` {pad, border, flip}; ``normalisation`` {mean, std} in units of 0..1, or null for those
+    of the training set's channels; ``batch_size``. Batches are float32 and channels_last; a view of a training image is an
+    index (image, dy, dx[, flip]).
+    """
+
+    def __init__(self, config: Mapping, context: Context):
+        self.config, self.context, device = config, context, context.device
+        images = data.load(config["data"])
+        self.classes = len(images.classes)
+        normalisation = config["normalisation"] or dict(zip(("mean", "std"), channel_mean_std(images.train_images), strict=True))
+        look = {**normalisation, "memory_format": torch.channels_last}
+        self.train_labels, self.test_labels = images.train_labels.to(device), images.test_labels.to(device)
+        self.views = Views(images.train_images.to(device), **{"pad": 0, **config["augmentation"]}, **look)
+        self.test_views = Views(images.test_images.to(device), 0, **look)
+
+    def network(self, name: str, *seed) -> Network:
+        """A fresh network on the device; its weights depend on the trial's seed and ``seed`` alone."""
+        net = models.create(name, self.classes).reset(seed_of(self.context.seed, "net", *seed))
+        return net.to(self.context.device, memory_format=torch.channels_last)
+
+    def teacher(self, name: str, weights: Mapping[str, Tensor] | None) -> Network:
+        """A frozen network with the weights that its trial saved. A forecast has none: it needs the shapes, not the knowledge."""
+        net = models.create(name, self.classes)
+        if weights is not None:
+            net.load_state_dict(weights)
+        elif not self.context.probe:
+            raise ValueError(f"the teacher {name} has no weights")
+        return freeze(net.to(self.context.device, memory_format=torch.channels_last))
+
+    def indices(self, generator: torch.Generator) -> Tensor:
+        """An epoch: views of all training images in random order, int64 [steps, B, columns]; the last, smaller batch is left out."""
+        size, count = self.config["batch_size"], len(self.train_labels)
+        order = torch.randperm(count, generator=generator)[: count // size * size]
+        return self.views.draw(order.view(-1, size), generator)
+
+    def stage(self, method: Method, phase: Phase, schedule: Callable[[int], Mapping[str, float]], **options) -> Stage:
+        """A phase of a method as a stage of ``fit``; options: what ``Stage`` takes (epochs or steps, optimiser, ...)."""
+
+        def loss(index: Tensor) -> Tensor:
+            return phase.loss(self.views(index), self.train_labels[index[:, 0]])
+
+        options = {"epochs": None} | options
+        return Stage(
+            phase.name, indices=self.indices, loss=loss, schedule=schedule, parameters=phase.parameters, knobs=method.knobs, **options
+        )
+
+    def logits(self, net: nn.Module, views: Views) -> Tensor:
+        """[N, classes] of the images themselves, in eval mode and float32."""
+        net.eval()
+        numbers = torch.arange(len(views.windows), device=self.context.device)
+        with torch.no_grad():
+            return torch.cat([net(views(views.plain(part))) for part in numbers.split(EVALUATED)])
+
+    def evaluate(self, net: nn.Module) -> dict[str, Tensor]:
+        """For the history: per cent of the test set that the net gets wrong."""
+        return {"test_error_percent": 100 * metrics.wrong(self.logits(net, self.test_views), self.test_labels).double().mean()}
+
+    def measure(self, net: nn.Module, history: list[dict]) -> dict:
+        """The classification metrics of a trained net, at the last epoch; the best epoch's error beside them."""
+        missed = int(metrics.wrong(self.logits(net, self.test_views), self.test_labels).sum())
+        share = 100 * missed / len(self.test_labels)
+        return {
+            "test_errors": missed,
+            "test_error_percent": share,
+            "test_accuracy_percent": 100 - share,
+            "best_test_error_percent": min(row["test_error_percent"] for row in history),
+            "train_error_percent": 100 * metrics.wrong(self.logits(net, self.views), self.train_labels).double().mean().item(),
+        }
+
+
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """What a teacher's trial hands to its students."""
+    return {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
+
+
+def piecewise(rates, until, scale: float = 1.0) -> tuple[Callable[[int], dict[str, float]], int]:
+    """A rate that stays until a step and then falls: ``rates[i]`` up to step ``scale * until[i]``. The schedule and its length."""
+    ends = [round(scale * end) for end in until]
+
+    def schedule(step: int) -> dict[str, float]:
+        return {"lr": next(rate for rate, end in zip(rates, ends, strict=True) if step < end)}
+
+    return schedule, ends[-1]
