@@ -81,6 +81,7 @@ def test_every_view_equals_torchvisions_byte_for_byte(border, mode, memory_forma
     batch = views(index)
     assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=memory_format)
     assert torch.equal(batch, torch.stack(expected).float() / 255)
+    assert torch.equal(views.windows[index.unbind(-1)], views._look_up(index.unbind(-1))), "a GPU's look-up"
     # the mirrored window is the window mirrored, at the mirrored place: crop before flip is the same set of views
     assert torch.equal(views(torch.tensor([1, 2, 0, 1])), views(torch.tensor([1, 2, 2 * pad, 0])).flip(-1))
 
