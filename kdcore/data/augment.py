@@ -41,7 +41,7 @@ class Views:
         self.pad, self.flip, self.dtype = pad, flip, dtype
         self.count = (2 * pad + 1) ** 2 * (2 if flip else 1)
         self.channels_last = memory_format == torch.channels_last
-        channels, height, width = self.shape
+        height, width = self.shape[1:]
         self.normalisation = None
         if mean is not None or std is not None:
             self.normalisation = [self._per_row(values, images.device) for values in (mean, std)]
