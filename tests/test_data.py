@@ -1,16 +1,18 @@
-"""Data: the embedded digits, the cache, torchvision's layout, damage, jitter."""
+"""Data: the embedded sets, the cache, torchvision's layouts, damage, the canonical order, subsets."""
 
 import gzip
 import hashlib
+import json
+import pickle
 import struct
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 
 from kdcore import data, paths
-from kdcore.data import images
-from kdcore.data.augment import Views
+from kdcore.data import embedded, images
 from kdcore.errors import KdcoreError
 
 
@@ -121,25 +123,225 @@ def test_truncated_download_is_one_sentence(monkeypatch):
 
 
 def test_unknown_data_set():
-    with pytest.raises(KdcoreError, match="unknown data set 'emnist': choose one of digits, mnist"):
+    with pytest.raises(
+        KdcoreError, match="unknown data set 'emnist': choose one of cifar10, cifar100, colour_digits, digit_pairs, digits, mnist"
+    ):
         data.load("emnist")
 
 
-def test_views_are_shifted_windows():
-    picture = torch.zeros(2, 1, 5, 5, dtype=torch.uint8)
-    picture[1, 0, 2, 2] = 255
-    views = Views(picture, pad=2)
-    assert torch.equal(views(torch.tensor([1, 2, 2])), picture[1] / 255)
-    # dy = 0 shows the window that begins 2 px above the picture: its content stands 2 px lower
-    assert views(torch.tensor([1, 0, 2]))[0].nonzero().tolist() == [[4, 2]]
-    assert views(torch.tensor([1, 2, 4]))[0].nonzero().tolist() == [[2, 0]]
-    assert views(torch.tensor([[[0, 0, 0], [1, 1, 3]]])).shape == (1, 2, 1, 5, 5)
+SHAPES = {"cifar10": ("cifar-10-batches-py", 10), "cifar100": ("cifar-100-python", 100)}
 
 
-def test_jitter_covers_the_25_shifts_evenly():
-    views = Views(torch.zeros(1, 1, 5, 5, dtype=torch.uint8), pad=2)
-    drawn = views.draw(torch.zeros(100, 500, dtype=torch.int64), torch.Generator().manual_seed(0))
-    counts = torch.bincount((drawn[..., 1] * 5 + drawn[..., 2]).flatten(), minlength=25)
-    assert len(counts) == 25
-    chi_square = ((counts - 2000.0) ** 2 / 2000).sum().item()
-    assert chi_square < 43  # 99 % quantile of chi-square with 24 degrees of freedom: 42.98
+def tiny_cifar(name):
+    """Two training cases and one test case of each class, in no order."""
+    rng = np.random.default_rng(1)
+    classes = SHAPES[name][1]
+    return {
+        "train_images": rng.integers(0, 256, (2 * classes, 3, 32, 32), dtype=np.uint8),
+        "train_labels": rng.permutation(2 * classes) % classes,
+        "test_images": rng.integers(0, 256, (classes, 3, 32, 32), dtype=np.uint8),
+        "test_labels": rng.permutation(classes),
+    }
+
+
+def write_batches(name, arrays, monkeypatch):
+    """CIFAR in the format of its own page: pickled dicts, an image one row of 3,072 bytes. torchvision is told their MD5."""
+    import torchvision
+
+    folder = paths.data() / SHAPES[name][0]
+    folder.mkdir(parents=True)
+    source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    batches = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+    labels_key, names_key, meta = "labels", "label_names", "batches.meta"
+    if name == "cifar100":
+        batches, labels_key, names_key, meta = {"train": ["train"], "test": ["test"]}, "fine_labels", "fine_label_names", "meta"
+    sums = {}
+
+    def write(file, content):
+        (folder / file).write_bytes(pickle.dumps(content))
+        sums[file] = hashlib.md5((folder / file).read_bytes()).hexdigest()
+
+    for split, files in batches.items():
+        pixels = np.array_split(arrays[f"{split}_images"].reshape(-1, 3072), len(files))
+        labels = np.array_split(arrays[f"{split}_labels"], len(files))
+        for file, rows, numbers in zip(files, pixels, labels, strict=True):
+            write(file, {"data": rows, labels_key: numbers.tolist(), "coarse_labels": [0] * len(numbers)})
+        monkeypatch.setattr(source, f"{split}_list", [[file, sums[file]] for file in files])
+    write(meta, {names_key: list(images.CLASSES[name])})
+    monkeypatch.setattr(source, "meta", {"filename": meta, "key": names_key, "md5": sums[meta]})
+    return folder
+
+
+def in_order(arrays):
+    """The canonical order of the tiny sets, sorted as text."""
+    result = {}
+    for split in ("train", "test"):
+        cases = list(zip(arrays[f"{split}_labels"].tolist(), arrays[f"{split}_images"], strict=True))
+        cases.sort(key=lambda case: f"{case[0]:03d}" + hashlib.sha256(case[1].tobytes()).hexdigest())
+        result[f"{split}_labels"] = np.array([label for label, _ in cases])
+        result[f"{split}_images"] = np.stack([image for _, image in cases])
+    return result
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_comes_from_torchvisions_layout_in_canonical_order(name, monkeypatch):
+    from safetensors import safe_open
+
+    arrays = tiny_cifar(name)
+    expected = in_order(arrays)
+    monkeypatch.setitem(images.FINGERPRINTS, name, images.digest(expected))
+    write_batches(name, arrays, monkeypatch)
+    loaded = data.load(name)
+    for key in images.ARRAYS:
+        assert np.array_equal(getattr(loaded, key).numpy(), expected[key])
+    assert loaded.train_images.dtype == torch.uint8 and loaded.train_labels.dtype == torch.int64
+    cached = paths.data() / f"{name}.safetensors"
+    with safe_open(cached, "np") as file:
+        assert tuple(json.loads(file.metadata()["classes"])) == loaded.classes
+    written = cached.stat().st_mtime_ns
+    data.load.cache_clear()
+    data.load(name)
+    assert cached.stat().st_mtime_ns == written, "converted once"
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "lack"])
+def test_a_damaged_cifar_batch_is_refused(damage, monkeypatch):
+    from torchvision.datasets import cifar
+
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(cifar, "download_and_extract_archive", offline)
+    arrays = tiny_cifar("cifar10")
+    monkeypatch.setitem(images.FINGERPRINTS, "cifar10", images.digest(in_order(arrays)))
+    batch = write_batches("cifar10", arrays, monkeypatch) / "data_batch_3"
+    content = bytearray(batch.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        batch.write_bytes(content)
+    elif damage == "truncate":
+        batch.write_bytes(content[:-100])
+    else:
+        batch.unlink()
+    with pytest.raises(KdcoreError, match="could not be fetched.*cifar-10-batches-py or cifar10.safetensors") as caught:
+        data.load("cifar10")
+    assert "\n" not in str(caught.value)
+    assert not (paths.data() / "cifar10.safetensors").exists()
+
+
+def test_a_cifar_file_in_another_order_is_put_in_order_once(monkeypatch):
+    from safetensors.numpy import load_file, save_file
+
+    arrays = tiny_cifar("cifar10")
+    expected = in_order(arrays)
+    monkeypatch.setitem(images.FINGERPRINTS, "cifar10", images.digest(expected))
+    path = paths.data() / "cifar10.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file(arrays, path)
+    assert np.array_equal(data.load("cifar10").test_images.numpy(), expected["test_images"])
+    rewritten = load_file(path)
+    assert all(np.array_equal(rewritten[key], expected[key]) for key in images.ARRAYS)
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "no temporary file stays"
+
+    # where the folder cannot be written the data serve all the same
+    def refuse(*_):
+        raise KdcoreError("cannot write")
+
+    save_file(arrays, path)
+    monkeypatch.setattr(paths, "write_atomically", refuse)
+    data.load.cache_clear()
+    assert np.array_equal(data.load("cifar10").train_labels.numpy(), expected["train_labels"])
+
+
+@pytest.mark.parametrize("damage", ["pixel", "label", "missing case", "truncate"])
+def test_a_damaged_cifar_file_is_refused_and_kept(damage, monkeypatch):
+    from safetensors.numpy import save_file
+
+    arrays = tiny_cifar("cifar10")
+    monkeypatch.setitem(images.FINGERPRINTS, "cifar10", images.digest(in_order(arrays)))
+    path = paths.data() / "cifar10.safetensors"
+    path.parent.mkdir(parents=True)
+    if damage == "pixel":
+        arrays["train_images"][7, 1, 3, 3] ^= 1
+    elif damage == "label":
+        arrays["train_labels"][[0, 1]] = arrays["train_labels"][[1, 0]]
+        assert arrays["train_labels"][0] != arrays["train_labels"][1]
+    elif damage == "missing case":
+        arrays["test_images"] = arrays["test_images"][:-1]
+    save_file(arrays, path)
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-1000])
+    content = path.read_bytes()
+    with pytest.raises(KdcoreError, match="delete (the file|it) and run again"):
+        data.load("cifar10")
+    assert path.read_bytes() == content
+
+
+def test_class_names():
+    assert images.CLASSES.keys() == images.FINGERPRINTS.keys()
+    assert images.CLASSES["cifar10"][3] == "cat" and images.CLASSES["cifar10"][9] == "truck"
+    fine = images.CLASSES["cifar100"]
+    assert len(fine) == len(set(fine)) == 100 and list(fine) == sorted(fine), "the fine labels are numbered by the alphabet"
+    # the first superclasses of CIFAR-100's page
+    assert {"beaver", "dolphin", "otter", "seal", "whale", "aquarium_fish", "flatfish", "ray", "shark", "trout"} < set(fine)
+    assert images.CLASSES["digit_pairs"][7] == "07"
+
+
+@pytest.mark.parametrize("name, train, test, classes", [("colour_digits", 1437, 360, 10), ("digit_pairs", 5000, 1000, 100)])
+def test_embedded_colour_sets(name, train, test, classes):
+    found = data.load(name)  # compared with its pinned fingerprint
+    assert found.train_images.shape == (train, 3, 32, 32) and found.test_images.shape == (test, 3, 32, 32)
+    assert found.train_images.dtype == torch.uint8 and found.train_labels.dtype == torch.int64
+    counts = found.test_labels.bincount(minlength=classes)
+    assert len(counts) == len(found.classes) == classes and counts.min() > 0
+    channels = found.train_images.double().mean((2, 3))
+    assert (channels - channels.mean(1, keepdim=True)).abs().mean() > 10, "coloured"
+
+
+def test_colour_digits_show_their_digits():
+    """Where a stroke stands the picture departs from its ground by the contrast: taken back, the digit's ink appears."""
+    grey, colour = data.load("digits"), data.load("colour_digits")
+    assert torch.equal(grey.train_labels, colour.train_labels)
+    pixels = colour.train_images[:200].double()
+    ground = pixels[..., [0, 1, 2, 29, 30, 31]].median(-1).values.median(-1).values  # the margin holds no stroke
+    departure = (pixels - ground[..., None, None]).abs().mean(1)
+    similar = 0
+    for picture, digit in zip(departure, grey.train_images[:200, 0, 4:24, 4:24].double(), strict=True):
+        windows = picture[4:28, 4:28].unfold(0, 20, 1).unfold(1, 20, 1).reshape(-1, 400)
+        similar += torch.corrcoef(torch.cat([digit.reshape(1, 400), windows]))[0, 1:].max().item() > 0.8
+    assert similar > 190
+
+
+def test_pairs_never_share_digits_between_train_and_test(monkeypatch):
+    """With ink that names the digit instead of showing it, every pair tells which digits it is made of."""
+    split = embedded._digits_by_split()
+    names = {name: np.arange(len(small)) + (0 if name == "train" else embedded.TRAIN_DIGITS) for name, (small, _) in split.items()}
+    labels = np.concatenate([split["train"][1], split["test"][1]])
+    monkeypatch.setattr(embedded, "_digits_by_split", lambda: {name: (names[name], split[name][1]) for name in names})
+    monkeypatch.setattr(embedded, "_ink", lambda cases, height, width: np.broadcast_to(cases[:, None, None], (len(cases), height, width)))
+    kept = {}
+    monkeypatch.setattr(embedded, "_place", lambda canvas, pictures, *_: kept.setdefault(len(canvas), []).append(pictures[:, 0, 0]))
+    made = embedded.digit_pairs()
+    (train_left, train_right), (test_left, test_right) = kept[5000], kept[1000]
+    assert not {*train_left, *train_right} & {*test_left, *test_right}
+    assert np.array_equal(10 * labels[train_left] + labels[train_right], made["train_labels"])
+    assert np.array_equal(10 * labels[test_left] + labels[test_right], made["test_labels"])
+    assert set(np.bincount(made["train_labels"])) == {50} and set(np.bincount(made["test_labels"])) == {10}
+    assert len({*train_left, *train_right}) > 1300, "nearly every training digit is used"
+
+
+def test_stratified_subsets():
+    labels = torch.arange(5000).repeat_interleave(10)[torch.randperm(50_000, generator=torch.Generator().manual_seed(9))] % 10
+    subsets = {share: data.stratified_subset(labels, share, seed=3) for share in (0.001, 0.01, 0.1, 0.25, 1)}
+    for share, cases in subsets.items():
+        assert labels[cases].bincount().tolist() == [round(5000 * share)] * 10
+        assert torch.equal(cases, cases.unique()), "sorted, no case twice"
+    for small, large in zip(list(subsets.values()), list(subsets.values())[1:], strict=False):
+        assert torch.isin(small, large).all(), "a larger share holds the smaller one"
+    assert torch.equal(subsets[0.1], data.stratified_subset(labels, 0.1, seed=3))
+    assert not torch.equal(subsets[0.1], data.stratified_subset(labels, 0.1, seed=4))
+    uneven = torch.tensor([0] * 3 + [1] * 400)
+    assert uneven[data.stratified_subset(uneven, 0.01, seed=0)].tolist() == [0, 1, 1, 1, 1], "at least one of each class"
+    for share in (0, 1.5, -0.1):
+        with pytest.raises(ValueError, match="must be above 0 and at most 1"):
+            data.stratified_subset(labels, share, seed=0)

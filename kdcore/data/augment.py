@@ -41,7 +41,7 @@ class Views:
         self.pad, self.flip, self.dtype = pad, flip, dtype
         self.count = (2 * pad + 1) ** 2 * (2 if flip else 1)
         self.channels_last = memory_format == torch.channels_last
-        channels, height, width = self.shape
+        height, width = self.shape[1:]
         self.normalisation = None
         if mean is not None or std is not None:
             self.normalisation = [self._per_row(values, images.device) for values in (mean, std)]
@@ -65,13 +65,13 @@ class Views:
             mean, std = self.normalisation
             x = x.flatten(-2) if self.channels_last else x
             x.sub_(mean).div_(std)
-        x = x.to(self.dtype).view(shape)
+        x = x.to(self.dtype).reshape(shape)
         return x.movedim(-1, -3) if self.channels_last else x
 
     def _look_up(self, axes: tuple[Tensor, ...]) -> Tensor:
         if self.windows.device.type != "cpu":
             return self.windows[axes]
-        # NumPy copies whole windows where PyTorch goes from pixel to pixel: 3 to 6 times as fast
+        # NumPy copies whole windows where PyTorch goes from pixel to pixel: twice as fast
         return torch.from_numpy(self.windows.numpy()[tuple(axis.numpy() for axis in axes)])
 
     def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:

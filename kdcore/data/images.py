@@ -141,8 +141,7 @@ def _cached(name: str, path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     if not path.exists():
-        arrays = _torchvision(name, path.parent)
-        _write(path, name, canonical(arrays) if name in IN_CANONICAL_ORDER else arrays)
+        _write(path, name, _torchvision(name, path.parent))
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError) as error:
