@@ -167,9 +167,17 @@ def engine(task: Task, table: Tensor | None, members: int | None = None, device:
 class EngineLoop:
     """kdcore's inner loop: ``Step`` on rows of indices drawn an epoch at a time, the loss summed on the device."""
 
-    def __init__(self, task: Task, table: numpy.ndarray | None = None, members: int | None = None, device: str = "cpu", worker: int = 0):
+    def __init__(
+        self,
+        task: Task,
+        table: numpy.ndarray | None = None,
+        members: int | None = None,
+        device: str = "cpu",
+        precision: str = "float32",
+        worker: int = 0,
+    ):
         net, self.stage = engine(task, _tensor(table), members, device)
-        self.one_step, self.images_a_step = Step(net.train(), self.stage, device), BATCH * (members or 1)
+        self.one_step, self.images_a_step = Step(net.train(), self.stage, device, precision), BATCH * (members or 1)
         self.one_step.set(self.stage.schedule(0))
         self.rows = self._rows(task.seed + worker)
         self.total = torch.zeros(members or (), dtype=torch.float64, device=device)
@@ -244,8 +252,8 @@ class PeerTable:
 class EngineTable:
     """The arms of one seed, one ``fit()`` after the other in one process; the other seeds run beside it."""
 
-    def __init__(self, task: Task, table: numpy.ndarray, worker: int = 0):
-        self.task, self.table, self.seed = task, _tensor(table), worker
+    def __init__(self, task: Task, table: numpy.ndarray, precision: str = "float32", worker: int = 0):
+        self.task, self.table, self.precision, self.seed = task, _tensor(table), precision, worker
         self.trials = []
 
     def warm_up(self) -> None:
@@ -261,7 +269,7 @@ class EngineTable:
     def _fit(self, net: MLP, stage: Stage, steps: int) -> None:
         draw = stage.indices
         stage.indices = lambda generator: draw(generator)[:steps]
-        Context(seed=self.seed).fit(net, [stage], lambda: {})
+        Context(precision=self.precision, seed=self.seed).fit(net, [stage], lambda: {})
 
     def rest(self) -> None:
         self.trials = []

@@ -1,5 +1,6 @@
 """The benchmarks: who runs against whom, and what must be reached. Numbers B2, B4, ... are those of the design."""
 
+import functools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ import torch
 
 from benchmarks.measure import Side, Spread, interleave, seconds_to_first_line, speedups
 from benchmarks.mlp import STUDENT, EngineLoop, EngineTable, PeerLoop, PeerTable, Task, teacher_table, train_operations
+from kdcore.training import fast_precision
 
 CORES = 2  # threads, or processes, of either side: floors and targets were set on a machine with two cores
 
@@ -79,6 +81,13 @@ def _race(id: str, unit: str, baseline: Side, variants: list[Variant], request: 
     ]
 
 
+def _by_precision(what: str, side: Callable[[str], Side], floor: float | None = None, target: float | None = None) -> list[Variant]:
+    """Our way in the precision that a trial takes here by default, which is judged; beside it float32, where that is another."""
+    default = fast_precision("cpu")
+    judged = Variant(f"{what}, {default}", side(default), floor, target)
+    return [judged] if default == "float32" else [judged, Variant(f"{what}, float32", side("float32"))]
+
+
 def mlp_step(settings: Settings, device: str) -> Outcome:
     """Training from labels, against the usual loop."""
     with ExitStack() as open_sides:
@@ -96,8 +105,8 @@ def mlp_step(settings: Settings, device: str) -> Outcome:
             ]
         else:
             variants = [
-                Variant("1 process", side(EngineLoop), 2.8, 3.5),
-                Variant("2 processes", side(EngineLoop, processes=CORES), 4.0, 5.0),
+                *_by_precision("1 process", lambda precision: side(EngineLoop, precision=precision), 2.8, 3.5),
+                *_by_precision("2 processes", lambda precision: side(EngineLoop, CORES, precision=precision), 4.0, 5.0),
             ]
         rows = _race("B2", "img/s", peer, variants, settings.seconds, settings.rounds)
     best = max(rows, key=lambda row: Spread.of(row.ours).median)
@@ -110,13 +119,17 @@ def kd_step(settings: Settings, device: str) -> Outcome:
     start = time.perf_counter()
     table = teacher_table(settings.task)
     building = time.perf_counter() - start
-    ours = {"task": settings.task, "table": table}
-    with (
-        Side(PeerLoop, {"task": settings.task, "distil": True}, threads=CORES) as peer,
-        Side(EngineLoop, ours, threads=CORES) as single,
-        Side(EngineLoop, ours, processes=CORES) as double,
-    ):
-        variants = [Variant("1 process", single), Variant("2 processes", double, 5.0, 5.5)]
+    with ExitStack() as open_sides:
+
+        def side(make, processes: int = 1, **arguments) -> Side:
+            return open_sides.enter_context(Side(make, {"task": settings.task, **arguments}, processes, 1 if processes > 1 else CORES))
+
+        peer = side(PeerLoop, distil=True)
+        ours = functools.partial(side, EngineLoop, table=table)
+        variants = [
+            *_by_precision("1 process", lambda precision: ours(precision=precision)),
+            *_by_precision("2 processes", lambda precision: ours(processes=CORES, precision=precision), 5.0, 5.5),
+        ]
         rows = _race("B4", "img/s", peer, variants, settings.seconds, settings.rounds)
     return Outcome(rows, [f"the table of {settings.task.cases:,} logits took {building:.1f} s, once for all students; not in the rates"])
 
@@ -159,11 +172,13 @@ def table(settings: Settings, device: str) -> Outcome:
     """A small table of distilled students, 4 arms x 2 seeds, against 8 usual loops one after the other."""
     logits = teacher_table(settings.task)
     steps = settings.trial_steps
-    with (
-        Side(PeerTable, {"task": settings.task}, threads=CORES) as peer,
-        Side(EngineTable, {"task": settings.task, "table": logits}, processes=CORES) as ours,
-    ):
-        variants = [Variant(f"KD, 8 trials of {steps} steps", ours, 5.0, 5.5)]
+    with ExitStack() as open_sides:
+        peer = open_sides.enter_context(Side(PeerTable, {"task": settings.task}, threads=CORES))
+
+        def ours(precision: str) -> Side:
+            return open_sides.enter_context(Side(EngineTable, {"task": settings.task, "table": logits, "precision": precision}, CORES))
+
+        variants = _by_precision(f"KD, 8 trials of {steps} steps", ours, 5.0, 5.5)
         return Outcome(_race("B12", "trials/h", peer, variants, steps, settings.rounds, scale=3600))
 
 
