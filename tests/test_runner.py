@@ -278,3 +278,38 @@ def test_forecast_times_each_kind_once(tmp_path):
     assert set(seconds) == {job.cohort.id for job in planned.jobs}
     assert all(0 < value < 600 for value in seconds.values())
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("full", ["cache", "results"])
+def test_a_disk_that_fills_up_in_a_run_loses_nothing(tmp_path, small_disk, monkeypatch, full):
+    """Checkpoints, or records, meet a full disk: one sentence and a non-zero exit; with room again, the same records."""
+    run(tmp_path / "whole", ["cumbersome", "small with KD"])
+    whole = contents(tmp_path / "whole")
+    results, cache = (small_disk if name == full else tmp_path / f"other_{name}" for name in ("results", "cache"))
+    monkeypatch.setenv("KDCORE_CACHE", str(cache))
+    ballast = small_disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        for size in (2**16, 2**8, 1):  # down to the last byte
+            while True:
+                try:
+                    file.write(bytes(size))
+                except OSError:
+                    break
+    outcome = run(results, ["cumbersome", "small with KD"])
+    assert outcome.exit_code == 1
+    assert outcome.refused and all("free some disk space and run the same command again" in sentence for sentence in outcome.refused)
+    ballast.unlink()
+    assert run(results, ["cumbersome", "small with KD"]).exit_code == 0
+    assert contents(results) == whole
+    assert nothing_left(results, cache)
