@@ -94,10 +94,11 @@ def kd(student: Tensor, teacher: Tensor, temperature: float | Tensor, *, reducti
     Raises ValueError where the class counts differ.
     """
     student, teacher = _logits(student, teacher)
-    temperature = torch.as_tensor(temperature, dtype=student.dtype, device=student.device)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(student)
     log_q = F.log_softmax(student / temperature, -1)
     log_p = F.log_softmax(teacher / temperature, -1)
-    per_case = (temperature.square() * log_p.exp() * (log_p - log_q)).sum(-1)
+    per_case = (temperature**2 * log_p.exp() * (log_p - log_q)).sum(-1)
     return _reduce(per_case, reduction)
 
 

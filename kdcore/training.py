@@ -317,7 +317,8 @@ class Step:
         for name, value in tensors.items():
             _, i, key = name.split(".")
             parameter = self.parameters[int(i)]
-            self.optimiser.state[parameter][key] = value.to(parameter.device)
+            # laid out in memory as the parameter: the fused update walks both from end to end, whatever their strides
+            self.optimiser.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class Checkpoint:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore import training
+from kdcore import models, training
 from kdcore.errors import KdcoreError, Paused, TrialFailed
 from kdcore.models import MLP
 from kdcore.training import Context, Measured, Stage, fit, seed_of
@@ -188,6 +188,30 @@ def test_resume_is_exact(tmp_path, stages, pause_after):
         training.CHECKPOINT_SECONDS = training_seconds
     assert json.dumps(again) == json.dumps(whole)
     assert all(torch.equal(a, b) for a, b in zip(final, net.parameters(), strict=True))
+
+
+def test_resume_is_exact_for_a_channels_last_net(tmp_path):
+    """The fused update takes momenta in the memory order of the weights, and says nothing where it is another."""
+    images, labels = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2
+
+    def run(context):
+        net = models.create("resnet_8", 2).to(memory_format=torch.channels_last)
+        stage = Stage(
+            "train",
+            3,
+            lambda generator: torch.randperm(16, generator=generator).view(2, 8),
+            lambda index: nn.functional.cross_entropy(net(images[index].contiguous(memory_format=torch.channels_last)), labels[index]),
+            lambda epoch: {"lr": 0.1},
+            {"momentum": 0.9},
+        )
+        return fit(net, [stage], dict, context), net.state_dict()
+
+    history, whole = run(Context())
+    with pytest.raises(Paused):
+        run(Context(checkpoint=tmp_path, deadline=0))
+    again, resumed = run(Context(checkpoint=tmp_path))
+    assert again == history
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
 def test_a_checkpoint_at_the_end_trains_nothing_more(tmp_path):
