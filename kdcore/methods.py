@@ -283,6 +283,8 @@ def activation_boundary(
     the second phase runs with the drifted ones in eval mode. They are then part of the method's state, so that a resumed
     run goes on with them: bring the teacher to its device before.
     """
+    if len(weights) != len(taps):
+        raise ValueError(f"activation boundaries need one weight a tap: {len(weights)} for {len(taps)} taps")
     connectors = {}
     for tap in taps:
         own, target = _tap(student, tap, "student"), _tap(teacher, tap, "teacher")
