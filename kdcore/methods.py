@@ -8,33 +8,51 @@
             ...
 
 A student or teacher is any module with ``features(x) -> (logits, {tap: tensor})`` and ``taps``: the networks of
-``kdcore.models``, or ``Tapped(your_model, ...)``. Taps are named as in those networks, "layer3.pre" before a ReLU.
+``kdcore.models``, or ``Tapped(your_model, ...)``. Taps are named as in those networks, "group3.pre" before a ReLU. A student
+with a first phase of its own also has ``features(x, until=taps)`` and ``parameters_before(tap)``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from kdcore import losses
-from kdcore.models.network import Tap
+from kdcore.models.network import Reached, Tap, Taps
 
 
 class Knowledge:
     """What a teacher says of one batch: computed when first asked for, and once for all students that share it.
 
     teacher: a module with ``features``; x: the batch; logits: [B, C] where they are known, as from a table;
-    differentiable: keep the graph back to ``x`` (no gradient ever reaches the teacher's weights).
+    differentiable: keep the graph back to ``x``, which then is a copy of the batch that asks for a gradient;
+    batch_statistics: run the teacher in train mode, so that its BatchNorm takes the batch's statistics and its own drift.
     """
 
-    def __init__(self, teacher: nn.Module | None, x: Tensor, logits: Tensor | None = None, *, differentiable: bool = False):
-        self.teacher, self.x, self.known, self.differentiable = teacher, x, logits, differentiable
+    def __init__(
+        self,
+        teacher: nn.Module | None,
+        x: Tensor,
+        logits: Tensor | None = None,
+        *,
+        differentiable: bool = False,
+        batch_statistics: bool = False,
+    ):
+        self.x = x.detach().requires_grad_() if differentiable else x
+        self.teacher, self.known = teacher, logits
+        self.differentiable, self.batch_statistics = differentiable, batch_statistics
 
     @cached_property
     def _features(self) -> tuple[Tensor, Mapping[str, Tensor]]:
         with torch.set_grad_enabled(self.differentiable):
-            return self.teacher.features(self.x)
+            if not self.batch_statistics:
+                return self.teacher.features(self.x)
+            self.teacher.train()
+            try:
+                return self.teacher.features(self.x)
+            finally:
+                self.teacher.eval()
 
     @property
     def logits(self) -> Tensor:
@@ -46,11 +64,14 @@ class Knowledge:
 
 
 class View:
-    """One batch as a term of a loss sees it: x, labels, the student's logits and taps, the teacher's knowledge."""
+    """One batch as a term of a loss sees it: x, labels, the student's logits and taps, the teacher's knowledge.
 
-    def __init__(self, student: nn.Module, x: Tensor, labels: Tensor, teacher: Knowledge):
+    until: taps at which the student's forward pass ends; it has no logits then.
+    """
+
+    def __init__(self, student: nn.Module, x: Tensor, labels: Tensor, teacher: Knowledge, until: Sequence[str] | None = None):
         self.x, self.labels, self.teacher = x, labels, teacher
-        self.logits, self.taps = student.features(x)
+        self.logits, self.taps = student.features(x) if until is None else student.features(x, until=until)
 
 
 Term = Callable[[View], Tensor]
@@ -59,8 +80,9 @@ Term = Callable[[View], Tensor]
 class Phase:
     """One optimisation phase: a weighted sum of terms, and the parameters that it trains (no others move).
 
-    terms: (weight, View -> scalar); a weight may be a 0-dim tensor that a schedule moves. input_gradient: the terms
-    differentiate the nets' outputs by the images.
+    terms: (weight, View -> scalar); a weight may be a 0-dim tensor that a schedule moves. until: the student's taps that
+    the terms read, where they read no logits: layers after the last of them do not run. input_gradient: the terms
+    differentiate the nets' outputs by the images. batch_statistics: the teacher runs in train mode.
     """
 
     def __init__(
@@ -71,19 +93,21 @@ class Phase:
         terms: Sequence[tuple[float | Tensor, Term]],
         parameters: Sequence[nn.Parameter],
         *,
+        until: Sequence[str] | None = None,
         input_gradient: bool = False,
+        batch_statistics: bool = False,
     ):
-        self.name, self.terms, self.parameters, self.input_gradient = name, list(terms), list(parameters), input_gradient
-        self.nets = (student, teacher)
+        self.name, self.terms, self.parameters = name, list(terms), list(parameters)
+        self.nets, self.until = (student, teacher), until
+        self.input_gradient, self.batch_statistics = input_gradient, batch_statistics
 
     def loss(self, x: Tensor, labels: Tensor, knowledge: Knowledge | None = None) -> Tensor:
         """The loss of a batch, a scalar. x [B, ...], labels int64 [B]; knowledge: of the same batch, for None the
-        teacher's own."""
+        teacher's own, as the phase wants it (differentiable, with the batch's statistics)."""
         student, teacher = self.nets
-        if self.input_gradient:
-            x = x.detach().requires_grad_()
-        knowledge = knowledge or Knowledge(teacher, x, differentiable=self.input_gradient)
-        view = View(student, x, labels, knowledge)
+        if knowledge is None:
+            knowledge = Knowledge(teacher, x, differentiable=self.input_gradient, batch_statistics=self.batch_statistics)
+        view = View(student, knowledge.x if self.input_gradient else x, labels, knowledge, self.until)
         return sum(weight * term(view) for weight, term in self.terms)
 
 
@@ -105,6 +129,15 @@ class Method(nn.Module):
         return self.student(x)
 
 
+class Statistics(nn.Module):
+    """A teacher's buffers, the very tensors and no copies: in a checkpoint of the method they are what drifts."""
+
+    def __init__(self, teacher: nn.Module):
+        super().__init__()
+        for name, buffer in teacher.named_buffers():
+            self.register_buffer(name.replace(".", "_"), buffer)
+
+
 def freeze(teacher: nn.Module) -> nn.Module:
     """The teacher in eval mode, its weights out of every gradient."""
     return teacher.eval().requires_grad_(False)
@@ -119,9 +152,16 @@ def hard_labels() -> list[tuple[float, Term]]:
 
 
 def soft_targets(temperature: float, soft_weight: float = 1.0) -> list[tuple[float, Term]]:
-    """(1 - a) CE(labels) + a T^2 KL(teacher at T): the "+ KD" of any method (Hinton et al. 2015, section 2)."""
-    soft = (soft_weight, lambda view: losses.kd(view.logits, view.teacher.logits, temperature))
-    return [soft] if soft_weight == 1 else [(1 - soft_weight, hard_labels()[0][1]), soft]
+    """(1 - a) CE(labels) + a T^2 KL(teacher at T): the "+ KD" of any method (Hinton et al. 2015, section 2).
+
+    soft_weight: a. A term of weight 0 is left out, and with it what it would cost.
+    """
+    ((_, hard),) = hard_labels()
+    terms = [
+        (1 - soft_weight, hard),
+        (soft_weight, lambda view: losses.kd(view.logits, view.teacher.logits.detach(), temperature)),
+    ]
+    return [(weight, term) for weight, term in terms if weight]
 
 
 # ---------------------------------------------------------------- the methods
@@ -167,7 +207,10 @@ def fitnets(
     first = [(1.0, lambda view: losses.hint(regressor(view.taps[guided]), view.teacher.taps[hint], variant=variant))]
     second = [*hard_labels(), (weight, lambda view: losses.fitnets_kd(view.logits, view.teacher.logits, temperature, variant=variant))]
     trained = [*_before(student, [guided]), *regressor.parameters()]
-    method.phases = [Phase("hint", student, teacher, first, trained), Phase("kd", student, teacher, second, list(student.parameters()))]
+    method.phases = [
+        Phase("hint", student, teacher, first, trained, until=[guided]),
+        Phase("kd", student, teacher, second, list(student.parameters())),
+    ]
     return method
 
 
@@ -197,7 +240,7 @@ def fsp(
         return losses.fsp(own, [tuple(view.teacher.taps[tap] for tap in pair) for pair in pairs], weights)
 
     trained = [*_before(student, connectors), *method.connectors.parameters()]
-    method.phases = [Phase("fsp", student, teacher, [(1.0, term)], trained), _task(student, teacher, task)]
+    method.phases = [Phase("fsp", student, teacher, [(1.0, term)], trained, until=list(connectors)), _task(student, teacher, task)]
     return method
 
 
@@ -229,13 +272,19 @@ def activation_boundary(
     taps: Sequence[str],
     weights: Sequence[float],
     margin: float = 1.0,
+    batch_statistics: bool = False,
     task: Sequence[tuple[float, Term]] | None = None,
 ) -> Method:
     """Activation boundaries (Heo et al. 2019): first the sign of every neuron at ``taps`` (pre-activations), then the task.
 
     weights: one a tap; the authors' code has (1/4, 1/2, 1) * 3/1000 from the first group to the last. A connector, 1x1
-    convolution and BatchNorm, stands where the widths differ.
+    convolution and BatchNorm, stands where the widths differ. batch_statistics: as in the authors' code, the teacher is in
+    train mode in the first phase: it sees the batch's statistics, its running ones drift (its weights never move), and
+    the second phase runs with the drifted ones in eval mode. They are then part of the method's state, so that a resumed
+    run goes on with them: bring the teacher to its device before.
     """
+    if len(weights) != len(taps):
+        raise ValueError(f"activation boundaries need one weight a tap: {len(weights)} for {len(taps)} taps")
     connectors = {}
     for tap in taps:
         own, target = _tap(student, tap, "student"), _tap(teacher, tap, "teacher")
@@ -243,13 +292,16 @@ def activation_boundary(
             raise ValueError(f"activation boundaries of tap '{tap}' differ in size: student {_shape(own)}, teacher {_shape(target)}")
         connectors[tap] = _widened(own, target, normalised=True)
     method = Method(student, connectors)
+    if batch_statistics:
+        method.statistics = Statistics(teacher)
 
     def term(view: View) -> Tensor:
         parts = [losses.activation_boundary(connectors[tap](view.taps[tap]), view.teacher.taps[tap], margin=margin) for tap in taps]
         return sum(weight * part for weight, part in zip(weights, parts, strict=True))
 
     trained = [*_before(student, taps), *method.connectors.parameters()]
-    method.phases = [Phase("boundary", student, teacher, [(1.0, term)], trained), _task(student, teacher, task)]
+    first = Phase("boundary", student, teacher, [(1.0, term)], trained, until=taps, batch_statistics=batch_statistics)
+    method.phases = [first, _task(student, teacher, task)]
     return method
 
 
@@ -317,43 +369,64 @@ class Tapped(nn.Module):
     """Any network with taps of your choice: ``Tapped(resnet18(), {"layer3": "layer3"}, torch.zeros(1, 3, 224, 224))``.
 
     modules: {tap: dotted name of a submodule}, whose output is the tap. example: a batch of one image, from which the
-    taps' shapes are read. Raises ValueError for a name that the network does not have, or an output that is no tensor.
+    taps' shapes are read, and which parameters each depends on (of those that ask for a gradient).
+    Raises ValueError for a name that the network does not have, a module that runs more than once in a forward pass, and
+    an output that is no map or vector or that a later layer overwrites.
     """
 
     def __init__(self, net: nn.Module, modules: Mapping[str, str], example: Tensor):
         super().__init__()
-        self.net, self.found = net, {}
-        known = dict(net.named_modules())
-        for tap, name in modules.items():
+        self.net, self.sources = net, dict(modules)
+        known = [name for name, _ in net.named_modules() if name]
+        for name in modules.values():
             if name not in known:
-                raise ValueError(f"the network has no module '{name}': choose one of {', '.join(filter(None, known))}")
-            known[name].register_forward_hook(lambda module, inputs, output, tap=tap: self.found.__setitem__(tap, output))
-        self.order = {tap: list(known).index(name) for tap, name in modules.items()}
+                raise ValueError(f"the network has no module '{name}': choose one of {', '.join(known)}")
+        self.taps: dict[str, Tap] = {}
+        self._depends: dict[str, set[str]] = {}
         training = net.training
-        with torch.no_grad():
-            _, taps = self.eval().features(example)
+        self.eval()
+        with torch.enable_grad():
+            _, found = self.features(example)
+            for tap, name in modules.items():
+                if not isinstance(found.get(tap), Tensor) or found[tap].dim() not in (2, 4):
+                    raise ValueError(f"the output of '{name}' is neither a map [B, C, H, W] nor a vector [B, C]")
+                output = self.features(example, until=[tap])[1][tap]
+                if output._version != found[tap]._version:
+                    raise ValueError(f"the output of '{name}' is overwritten in place by what follows: tap that, or make it not in place")
+                self.taps[tap] = Tap(output.shape[1], output.shape[-1] if output.dim() == 4 else 1)
+                self._depends[tap] = _sources(output, net)
         self.train(training)
-        for tap, output in taps.items():
-            if not isinstance(output, Tensor) or output.dim() not in (2, 4):
-                raise ValueError(f"the output of '{modules[tap]}' is neither a map [B, C, H, W] nor a vector [B, C]")
-        self.taps = {tap: Tap(output.shape[1], output.shape[-1] if output.dim() == 4 else 1) for tap, output in taps.items()}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def features(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits and the taps."""
-        self.found = {}
-        logits = self.net(x)
-        taps, self.found = self.found, {}
-        return logits, taps
+    def features(self, x: Tensor, until: Sequence[str] | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Logits and the taps. until: taps; the pass stops at the last of them, and the logits are None."""
+        taps = Taps(until)
+
+        def keep(tap: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            if tap in taps:
+                raise ValueError(f"module '{self.sources[tap]}' runs more than once in a forward pass: tap one that runs once")
+            taps[tap] = output
+
+        hooks = [self.net.get_submodule(name).register_forward_hook(partial(keep, tap)) for tap, name in self.sources.items()]
+        try:
+            return self.net(x), taps
+        except Reached:
+            return None, taps
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def parameters_before(self, tap: str) -> list[nn.Parameter]:
-        """The parameters of the tap's module and of those registered before it: right for networks whose modules are
-        registered in the order in which they run."""
-        last = self.order[tap]
-        names = [name for name, _ in self.net.named_modules()]
-        modules = dict(self.net.named_modules())
-        inside = {id(p) for name in names[: last + 1] for p in modules[name].parameters(recurse=False)}
-        inside |= {id(p) for p in modules[names[last]].parameters()}
-        return [parameter for parameter in self.net.parameters() if id(parameter) in inside]
+        """The parameters that the tensor of ``tap`` depends on: all that training on it alone can move."""
+        return [parameter for name, parameter in self.net.named_parameters() if name in self._depends[tap]]
+
+
+def _sources(output: Tensor, net: nn.Module) -> set[str]:
+    """Names of the trained parameters of ``net`` that ``output`` was computed from."""
+    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    if not output.requires_grad:
+        return set()
+    gradients = torch.autograd.grad(output.sum(), list(trained.values()), allow_unused=True)
+    return {name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None}

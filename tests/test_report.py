@@ -424,6 +424,23 @@ def test_figures_are_legible(paper, monkeypatch):
         assert overlaps(figure, monkeypatch) == [], name
 
 
+def test_matrices_of_a_column_share_their_colours(monkeypatch):
+    rng = np.random.default_rng(0)
+    panels = {label: [rng.random((n, n)) * n for n in (16, 32, 64)] for label in ("teacher", "student at the end")}
+    panels["teacher"][1][3, 4], panels["student at the end"][1][0, 0] = 99.0, -7.0
+    figure = figures.matrices(panels, ("group1", "group2", "group3"), "FSP matrices")
+    maps = [ax.images[0] for ax in figure.axes if ax.images]
+    assert [image.get_array().shape[0] for image in maps] == [16, 32, 64] * 2
+    assert np.array_equal(maps[1].get_array(), panels["teacher"][1])
+    limits = [image.get_clim() for image in maps]
+    assert limits[:3] == limits[3:] and limits[1] == (-7.0, 99.0)
+    assert limits[0] == (0.0, max(panel[0].max() for panel in panels.values())), "colours start at 0"
+    assert len(figure.axes) == 6 + 3, "a colour bar for each column"
+    assert overlaps(figure, monkeypatch) == []
+    with pytest.raises(ValueError, match="'teacher' has 3 matrices for 2 columns"):
+        figures.matrices(panels, ("group1", "group2"))
+
+
 def test_saved_figures_have_the_same_bytes(tmp_path):
     def draw():
         return figures.error_against([1, 2, 4], {"a": [[1, 2], [3, 4], [5, 6]]})

@@ -1,6 +1,7 @@
 """What the convolutional networks share: taps, initial weights, and which parameters a tap depends on."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,25 @@ class Tap(NamedTuple):
 
     channels: int
     size: int
+
+
+class Reached(Exception):
+    """Raised by ``Taps`` when the last tap that is needed is there: what follows in the forward pass need not run."""
+
+
+class Taps(dict):
+    """Taps as a forward pass comes by them; with ``until``, it goes no further than where all of these are there."""
+
+    def __init__(self, until: Sequence[str] | None = None):
+        super().__init__()
+        self.missing = set(until or ())
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        super().__setitem__(name, tensor)
+        if name in self.missing:
+            self.missing.remove(name)
+            if not self.missing:
+                raise Reached
 
 
 class Network(nn.Module):
@@ -32,10 +52,19 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, None)
 
-    def features(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits and every tap. It computes what ``forward`` computes and keeps references to it."""
-        taps: dict[str, Tensor] = {}
-        return self._run(x, taps), taps
+    def features(self, x: Tensor, until: Sequence[str] | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Logits and every tap. It computes what ``forward`` computes and keeps references to it.
+
+        until: taps; the pass stops at the last of them. Later layers do not run, nor do their BatchNorm statistics move,
+        and the logits are None. Raises ValueError for an unknown tap.
+        """
+        for tap in until or ():
+            self._check(tap)
+        taps = Taps(until)
+        try:
+            return self._run(x, taps), taps
+        except Reached:
+            return None, taps
 
     def _run(self, x: Tensor, taps: dict[str, Tensor] | None) -> Tensor:
         raise NotImplementedError
@@ -49,8 +78,7 @@ class Network(nn.Module):
 
         Raises ValueError for an unknown tap.
         """
-        if tap not in self._last:
-            raise ValueError(f"no tap '{tap}': choose one of {', '.join(self.taps)}")
+        self._check(tap)
         *_, last = self._last[tap].parameters()
         before = []
         for parameter in self.parameters():
@@ -58,6 +86,10 @@ class Network(nn.Module):
             if parameter is last:
                 break
         return before
+
+    def _check(self, tap: str) -> None:
+        if tap not in self.taps:
+            raise ValueError(f"no tap '{tap}': choose one of {', '.join(self.taps)}")
 
     @torch.no_grad()
     def reset(self, seed: int) -> "Network":

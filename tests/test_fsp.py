@@ -1,0 +1,364 @@
+"""Yim 2017: whether the sheet says what the deck says, what a trial does at every budget, and what trials on images share."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kdcore import data, losses, papers
+from kdcore.data.images import ImageData
+from kdcore.errors import Paused
+from kdcore.models import create
+from kdcore.papers import fsp
+from kdcore.papers.vision import Vision, piecewise
+from kdcore.training import Context
+
+PAPER = papers.get("fsp")
+STEPS = 1 / 20_000  # of all lengths: one to three steps a stage
+
+
+@pytest.fixture(autouse=True)
+def random_images(monkeypatch):
+    """Eight random training images and ten for testing instead of any data set."""
+
+    def load(name):
+        classes = 100 if name in ("cifar100", "digit_pairs") else 10
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (18, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(classes, (18,), generator=generator)
+        return ImageData(name, images[:8], labels[:8], images[8:], labels[8:], tuple(map(str, range(classes))))
+
+    monkeypatch.setattr(data, "load", load)
+
+
+class Spy(Context):
+    """A context that keeps what ``fit`` was given, the weights it started from, and the batches of each stage."""
+
+    def fit(self, model, stages, evaluate):
+        self.model, self.stages = model, stages
+        self.start = {key: value.clone() for key, value in model.student.state_dict().items()}
+        self.seen = [[] for _ in stages]
+        for stage, seen in zip(stages, self.seen, strict=True):
+            plain = stage.loss
+            stage.loss = lambda index, plain=plain, seen=seen: (seen.append(index.tolist()), plain(index))[1]
+        return super().fit(model, stages, evaluate)
+
+
+def config_of(budget, arm, **changes):
+    return PAPER.config(budget, arm) | {"batch_size": 4, "scale": STEPS} | changes
+
+
+def run(arm, context=None, budget="laptop", **changes):
+    """The result of an arm, and the context it ran in."""
+    config = config_of(budget, arm, **changes)
+    context = context or Spy()
+    (result,) = fsp.run([SimpleNamespace(config=config, arm=arm)], context, weights(config))
+    return result, context
+
+
+def weights(config):
+    if config["teacher"] is None:
+        return None
+    return create(config["teacher_network"], len(data.load(config["data"]).classes)).reset(7).state_dict()
+
+
+# ---------------------------------------------------------------- the sheet
+
+# Tables 3 and 4, typed here from the deck and nowhere else.
+DECK = {
+    "cifar10": {"teacher 26": 91.91, "student 8": 87.91, "FitNet 8": 88.57, "FSP 8": 88.70},
+    "cifar100": {
+        "teacher 32 (CIFAR-100)": 64.06,
+        "student 14 (CIFAR-100)": 58.65,
+        "FitNet 14 (CIFAR-100)": 61.28,
+        "FSP 14 (CIFAR-100)": 63.33,
+    },
+}
+
+
+def test_the_sheet_holds_the_papers_numbers():
+    tables = {table["id"]: {row["arm"]: row["paper"] for row in table["rows"]} for table in PAPER.tables}
+    assert {key: tables[key] for key in DECK} == DECK
+    assert {(table["id"], table["number"]) for table in PAPER.tables if table["id"] in DECK} == {("cifar10", 3), ("cifar100", 4)}
+    assert tables["fast"] == {"teacher 26": 91.75, "26, a third of the steps": None, "FSP 26, a third of the steps": 92.14}
+    assert {row["metric"] for table in PAPER.tables for row in table["rows"]} == {"test_accuracy_percent"}
+
+
+def lengths(config):
+    return {
+        key: piecewise(config[key]["lr"], config[key]["until"], config["scale"])[1]
+        for key in ("pretrain", "train")
+        if config[key] is not None
+    }
+
+
+# Steps of the stages before the last and of the last: the paper's, a sixteenth and a quarter of them.
+COUNTS = {
+    ("paper", "teacher 26"): {"train": 64_000},
+    ("paper", "student 8"): {"train": 64_000},
+    ("paper", "FitNet 8"): {"pretrain": 35_000, "train": 64_000},
+    ("paper", "FSP 8"): {"pretrain": 21_000, "train": 64_000},
+    ("paper", "26, a third of the steps"): {"train": 21_000},
+    ("paper", "FSP 26, a third of the steps"): {"pretrain": 21_000, "train": 21_000},
+    ("paper", "FitNet 14 (CIFAR-100)"): {"pretrain": 35_000, "train": 64_000},
+    ("paper", "FSP 14 (CIFAR-100)"): {"pretrain": 32_000, "train": 64_000},
+    ("paper", "32, a third of the steps (CIFAR-100)"): {"train": 21_000},
+    ("fast", "teacher 26"): {"train": 16_000},
+    ("fast", "FitNet 8"): {"pretrain": 8_750, "train": 16_000},
+    ("fast", "FSP 8"): {"pretrain": 5_250, "train": 16_000},
+    ("fast", "FSP 14 (CIFAR-100)"): {"pretrain": 8_000, "train": 16_000},
+    ("laptop", "student 8"): {"train": 4_000},
+    ("laptop", "FitNet 8"): {"pretrain": 2_188, "train": 4_000},  # 2187.5
+    ("laptop", "FSP 26, a third of the steps"): {"pretrain": 1_312, "train": 1_312},  # 1312.5
+    ("smoke", "FSP 8"): {"pretrain": 21, "train": 64},
+    ("smoke", "FSP 14 (CIFAR-100)"): {"pretrain": 6, "train": 13},
+    ("smoke", "32, a third of the steps (CIFAR-100)"): {"train": 4},
+}
+
+
+@pytest.mark.parametrize("budget, arm", COUNTS)
+def test_steps_of_each_budget(budget, arm):
+    assert lengths(PAPER.config(budget, arm)) == COUNTS[budget, arm]
+
+
+def test_every_stage_of_every_budget_has_steps():
+    assert all(min(lengths(PAPER.config(budget, arm)).values()) > 0 for budget in PAPER.budgets for arm in PAPER.budget_arms(budget))
+
+
+def test_no_budget_but_smoke_changes_more_than_the_length():
+    for budget in ("laptop", "fast"):
+        for arm in PAPER.budget_arms(budget):
+            ours, theirs = PAPER.config(budget, arm), PAPER.config("paper", arm)
+            assert {key for key in ours if ours[key] != theirs[key]} == {"scale"}, (budget, arm)
+
+
+def test_the_papers_protocol():
+    for arm in PAPER.arms:
+        config = PAPER.config("paper", arm)
+        cifar100, third = "CIFAR-100" in arm, "a third" in arm
+        assert config["data"] == ("cifar100" if cifar100 else "cifar10")
+        assert config["augmentation"] == ({"pad": 0} if cifar100 else {"pad": 4, "flip": False})
+        assert config["train"] == {"lr": [0.1, 0.01, 0.001], "until": [11_000, 16_000, 21_000] if third else [32_000, 48_000, 64_000]}
+        assert (config["momentum"], config["weight_decay"], config["scale"]) == (0.9, 1e-4, 1)
+        if config["method"] == "fsp":
+            until = [16_000, 24_000, 32_000] if cifar100 else [11_000, 16_000, 21_000]
+            assert config["pretrain"] == {"lr": [1e-3, 1e-4, 1e-5], "until": until}
+        if config["method"] == "fitnets":
+            assert config["pretrain"] == {"lr": [1e-4, 1e-5], "until": [25_000, 35_000]}
+            assert (config["temperature"], config["soft_weight"], config["hint"]) == (3.0, [4.0, 1.0], "group2")
+        if config["teacher"] is not None:
+            teacher = PAPER.config("paper", config["teacher"])
+            assert teacher["network"] == config["teacher_network"] and teacher["data"] == config["data"] and teacher["is_teacher"]
+    networks = {arm: PAPER.config("paper", arm)["network"] for arm in PAPER.arms}
+    assert [networks[arm] for arm in ("teacher 26", "student 8", "FSP 26, a third of the steps")] == ["resnet_26", "resnet_8", "resnet_26"]
+    assert [networks[f"{arm} (CIFAR-100)"] for arm in ("teacher 32", "student 14")] == ["resnet_32x4", "resnet_14x4"]
+
+
+def test_piecewise():
+    rate, steps = piecewise([0.1, 0.01, 0.001], [4, 6, 8])
+    assert steps == 8
+    assert [rate(step)["lr"] for step in range(8)] == [0.1] * 4 + [0.01] * 2 + [0.001] * 2
+    rate, steps = piecewise([0.1, 0.01], [400, 1000], 0.005)
+    assert [rate(step)["lr"] for step in range(steps)] == [0.1] * 2 + [0.01] * 3
+    # a length that rounds to nothing is skipped
+    rate, steps = piecewise([0.1, 0.01], [1, 100], 0.02)
+    assert [rate(step)["lr"] for step in range(steps)] == [0.01] * 2
+
+
+# ---------------------------------------------------------------- a trial
+
+
+def distinct_configs():
+    found = {}
+    for budget in PAPER.budgets:
+        for arm in PAPER.budget_arms(budget):
+            config = config_of(budget, arm)
+            found.setdefault(json.dumps(config, sort_keys=True), pytest.param(budget, arm, id=f"{budget}-{arm}"))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("budget, arm", distinct_configs())
+def test_every_arm_of_every_budget_runs(budget, arm):
+    """Its own nets, stages and losses, for a step or three; budgets that differ in lengths alone are one."""
+    result, context = run(arm, budget=budget)
+    config = config_of(budget, arm)
+    names = {"plain": ["train"], "fitnets": ["hint", "kd"], "fsp": ["fsp", "train"]}[config["method"]]
+    assert list(dict.fromkeys(row["stage"] for row in result["history"])) == names == [stage.name for stage in context.stages]
+    assert [stage.steps for stage in context.stages] == list(lengths(config).values()) == [len(seen) for seen in context.seen]
+    assert set(result["metrics"]) >= METRICS and all(torch.tensor(row["loss"]).isfinite() for row in result["history"])
+    assert ("weights" in result) == config["is_teacher"]
+    assert ("fsp_matrices" in result["metrics"]) == config["keep_matrices"]
+    json.dumps([result["metrics"], result["history"]])
+
+
+METRICS = {"test_errors", "test_error_percent", "test_accuracy_percent", "best_test_error_percent", "train_error_percent"}
+
+
+def test_arms_of_a_seed_start_alike_and_see_the_same_last_batches():
+    runs = {arm: run(arm)[1] for arm in ("student 8", "FitNet 8", "FSP 8")}
+    plain, other = runs["student 8"], run("student 8", Spy(seed=1))[1]
+    assert len(plain.seen[-1]) == 3 and plain.seen[-1] != other.seen[-1]
+    assert any(not torch.equal(plain.start[key], other.start[key]) for key in plain.start)
+    for arm, context in runs.items():
+        assert all(torch.equal(context.start[key], plain.start[key]) for key in plain.start), arm
+        assert context.seen[-1] == plain.seen[-1], arm
+        assert all(len(index) == 4 and {row[1] <= 8 for row in index} == {True} for seen in context.seen for index in seen)
+    third = {arm: run(arm, network="resnet_8", teacher_network="resnet_8")[1] for arm in PAPER.arms if "26, a third" in arm}
+    assert len({json.dumps(context.seen[-1]) for context in third.values()}) == 1 and len(third) == 2
+
+
+def test_fsp_26_does_not_start_at_the_teachers_initial_weights():
+    starts = [run(arm, network="resnet_14")[1].start for arm in ("teacher 26",)]
+    starts += [run("FSP 26, a third of the steps", network="resnet_14", teacher_network="resnet_14")[1].start]
+    assert all(not torch.equal(starts[0][key], starts[1][key]) for key in starts[0] if "conv" in key)
+    for budget in PAPER.budgets:
+        inits = [PAPER.config(budget, arm)["init"] for arm in ("teacher 26", "FSP 26, a third of the steps")]
+        assert inits[0] != inits[1], budget
+
+
+def test_the_first_stage_trains_what_its_loss_reaches():
+    for arm, untouched in (("FSP 8", ("linear",)), ("FitNet 8", ("groups.2", "linear"))):
+        _, context = run(arm)
+        names = {id(parameter): name for name, parameter in context.model.student.named_parameters()}
+        trained = {names.get(id(parameter)) for parameter in context.stages[0].parameters}
+        assert trained == {name for name in names.values() if not name.startswith(untouched)}
+        assert len(context.stages[1].parameters) == len(names)
+
+
+def test_rates_of_the_stages():
+    result, context = run("FitNet 8", scale=1 / 1000, teacher_network="resnet_8")  # 35 and 64 steps
+    first, last = context.stages
+    assert [first.schedule(step)["lr"] for step in (0, 24, 25, 34)] == [1e-4, 1e-4, 1e-5, 1e-5]
+    assert [last.schedule(step)["lr"] for step in (0, 31, 32, 47, 48, 63)] == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    # lambda falls from 4 linearly, and would reach 1 after the last step
+    assert [last.schedule(step)["soft_weight"] for step in (0, 32, 63)] == [4.0, 2.5, pytest.approx(1 + 3 / 64)]
+    assert context.model.knobs["soft_weight"].item() == pytest.approx(1 + 3 / 64)
+    for stage in context.stages:
+        assert stage.optimiser == {"momentum": 0.9, "weight_decay": 1e-4}
+    assert [row["epoch"] for row in result["history"]] == [*range(1, 19), *range(1, 33)]  # two steps an epoch
+
+
+def test_the_first_stage_and_its_matrices():
+    """Long enough to see the loss fall; what the figure draws is the mean of eq. 1 over the test images."""
+    result, _ = run("FSP 8", scale=1 / 1000, teacher_network="resnet_8")  # 21 steps, then 64
+    rows = [row for row in result["history"] if row["stage"] == "fsp"]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert result["metrics"]["fsp_distance_after_stage_1"] == rows[-1]["fsp_distance"]
+    found = result["metrics"]["fsp_matrices"]
+    assert list(found) == ["teacher", "student before", "student after stage 1", "student at the end"]
+    assert "fsp_matrices" not in rows[-1], "the matrices stand once in the record"
+    assert [len(matrix) for matrix in found["teacher"]] == [len(matrix[0]) for matrix in found["teacher"]] == [16, 32, 64]
+    vision = Vision(config_of("laptop", "FSP 8"), Context())
+    guide = vision.teacher("resnet_8", create("resnet_8").reset(7).state_dict())
+    images = data.load("cifar10").test_images.double() / 255
+    pixels = data.load("cifar10").train_images.double() / 255
+    x = (images - pixels.mean((0, 2, 3)).view(3, 1, 1)) / pixels.std((0, 2, 3), unbiased=False).view(3, 1, 1)
+    _, taps = guide.features(x.float())
+    expected = torch.einsum("nihw,njhw->ij", taps["group2.first"], taps["group2"]) / (10 * 16 * 16)
+    assert torch.allclose(torch.tensor(found["teacher"][1]), expected, rtol=6e-3, atol=1e-5), "three digits"
+
+
+def test_the_watched_distance_is_the_loss():
+    vision = Vision(config_of("laptop", "FSP 8"), Context())
+    net, guide = vision.network("resnet_8", 0), vision.teacher("resnet_8", create("resnet_8").reset(7).state_dict())
+    x = vision.test_views(vision.test_views.plain(torch.arange(10)))
+    own, target = net.eval().features(x)[1], guide.features(x)[1]
+    expected = losses.fsp(*([(taps[first], taps[last]) for first, last in fsp.PAIRS] for taps in (own, target)))
+    assert fsp._distances(vision, net, guide)["fsp_distance"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("arm, epochs", [("student 8", 4), ("FitNet 8", 6), ("FSP 8", 6), ("FSP 26, a third of the steps", 4)])
+def test_resume_is_exact_in_every_stage(tmp_path, arm, epochs):
+    """Two steps an epoch; the run is paused after each epoch in turn, and its record is the same."""
+    changes = {"scale": 1 / 8000, "teacher_network": "resnet_8", "network": "resnet_8", "is_teacher": True}
+    whole, _ = run(arm, **changes)
+    assert len(whole["history"]) == epochs
+    for pause_after in range(1, epochs):
+        folder = tmp_path / str(pause_after)
+        context = Context(checkpoint=folder)
+
+        def stop(row, context=context, pause_after=pause_after):
+            context.deadline = 0 if row["done"] == pause_after else context.deadline
+
+        context.report = stop
+        with pytest.raises(Paused):
+            run(arm, context, **changes)
+        resumed, _ = run(arm, Context(checkpoint=folder), **changes)
+        assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"], pause_after
+        assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
+
+
+def test_figures_from_a_record():
+    (result, _) = run("FSP 8")
+    record = {"arm": "FSP 8", "metrics": result["metrics"], "history": result["history"]}
+    drawn = fsp.figures([{"arm": "student 8", "metrics": {}}, record])
+    assert list(drawn) == ["fsp_matrices"]
+    assert sum(bool(ax.images) for ax in drawn["fsp_matrices"]().axes) == 12
+    assert fsp.figures([]) == {}
+
+
+# ---------------------------------------------------------------- what trials on images share
+
+
+class Says(torch.nn.Module):
+    """Logits by the first pixel of the image alone: class = its red value."""
+
+    def forward(self, x):
+        return torch.nn.functional.one_hot((255 * x[:, 0, 0, 0]).round().long() % 10, 10).float()
+
+
+@pytest.fixture
+def vision(monkeypatch):
+    """Two test images of seven and one training image of four are read wrongly by ``Says``."""
+    images = torch.zeros(11, 3, 32, 32, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
+    labels = torch.tensor([0, 1, 2, 9, 4, 5, 6, 7, 0, 0, 0])
+    monkeypatch.setattr(data, "load", lambda name: ImageData(name, images[:4], labels[:4], images[4:], labels[4:], tuple("0123456789")))
+    config = {"data": "cifar10", "augmentation": {"pad": 2}, "batch_size": 2, "normalisation": {"mean": [0.0] * 3, "std": [1.0] * 3}}
+    return Vision(config, Context())
+
+
+def test_measured_by_hand(vision):
+    assert vision.evaluate(Says())["test_error_percent"].item() == pytest.approx(200 / 7)
+    history = [{"test_error_percent": 50.0}, {"test_error_percent": 10.0}, {"test_error_percent": 200 / 7}]
+    assert vision.measure(Says(), history) == {
+        "test_errors": 2,
+        "test_error_percent": pytest.approx(200 / 7),
+        "test_accuracy_percent": pytest.approx(500 / 7),
+        "best_test_error_percent": 10.0,
+        "train_error_percent": 25.0,
+    }
+
+
+def test_logits_do_not_depend_on_how_many_go_at_a_time(vision, monkeypatch):
+    net = vision.network("resnet_8", 0).train()
+    whole = vision.logits(net, vision.test_views)
+    assert whole.shape == (7, 10) and not whole.requires_grad and not net.training
+    monkeypatch.setattr("kdcore.papers.vision.EVALUATED", 3)
+    assert torch.allclose(vision.logits(net, vision.test_views), whole, atol=1e-5)
+
+
+def test_an_epoch_leaves_out_the_last_smaller_batch(vision):
+    vision.config = vision.config | {"batch_size": 3}
+    index = vision.indices(torch.Generator().manual_seed(0))
+    assert index.shape == (1, 3, 3) and len(set(index[0, :, 0].tolist())) == 3
+    assert {row[0] for seed in range(20) for row in vision.indices(torch.Generator().manual_seed(seed))[0].tolist()} == {0, 1, 2, 3}
+
+
+def test_normalisation_is_that_of_the_training_set(vision):
+    assert vision.test_views.normalisation[0].sum() == 0
+    own = Vision(vision.config | {"normalisation": None}, Context())
+    everything = own.views(own.views.plain(torch.arange(4)))
+    assert torch.allclose(everything[:, 0].mean(), torch.tensor(0.0), atol=1e-4)
+    assert torch.allclose(everything[:, 0].std(unbiased=False), torch.tensor(1.0), atol=1e-3)
+
+
+def test_a_teacher_is_frozen_and_has_weights(vision):
+    saved = create("resnet_8").reset(7).state_dict()
+    teacher = vision.teacher("resnet_8", saved)
+    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(torch.equal(teacher.state_dict()[key], saved[key]) for key in saved)
+    with pytest.raises(ValueError, match="the teacher resnet_8 has no weights"):
+        vision.teacher("resnet_8", None)
+    assert not Vision(vision.config, Context(probe=True)).teacher("resnet_8", None).training

@@ -1,0 +1,607 @@
+"""Methods: what a step moves and what it leaves alone, losses summed by hand, weights that count, connectors, taps of foreign nets."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
+
+from kdcore import losses, methods
+from kdcore.errors import Paused
+from kdcore.methods import Knowledge, Tapped, freeze, soft_targets
+from kdcore.models import create
+from kdcore.training import Context, Stage, fit
+
+GROUPS = ["group1", "group2", "group3"]
+PRE = [f"{group}.pre" for group in GROUPS]
+SUMS = [f"{group}.sum" for group in GROUPS]
+PAIRS = [(f"{group}.first", group) for group in GROUPS]
+WEIGHTS = [0.25, 0.5, 1.0]
+KD = soft_targets(3.0, 0.7)
+
+
+def batch(size=16, count=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, size, size, generator=generator), torch.randint(10, (count,), generator=generator)
+
+
+def resnets():
+    """Equal widths."""
+    return create("resnet_8").reset(1), freeze(create("resnet_14").reset(2))
+
+
+def wide():
+    """16, 32, 64 channels against twice as many."""
+    return create("wrn_10_1").reset(1), freeze(create("wrn_16_2").reset(2))
+
+
+METHODS = {
+    "plain": (resnets, methods.plain),
+    "kd": (resnets, methods.kd),
+    "logit_mimic": (resnets, methods.logit_mimic),
+    "fitnets": (resnets, lambda s, t, **o: methods.fitnets(s, t, hint="group2", guided="group2")),
+    "fitnets, larger map": (wide, lambda s, t, **o: methods.fitnets(s, t, hint="group2.sum", guided="group1", variant="code")),
+    "fsp": (resnets, lambda s, t, **o: methods.fsp(s, t, pairs=PAIRS, **o)),
+    "fsp, two sections": (wide, lambda s, t, **o: methods.fsp(s, t, pairs=PAIRS[:2], weights=[1.0, 2.0], **o)),
+    "attention_transfer": (wide, lambda s, t, **o: methods.attention_transfer(s, t, taps=SUMS, **o)),
+    "activation_boundary": (resnets, lambda s, t, **o: methods.activation_boundary(s, t, taps=PRE[:2], weights=[1.0, 2.0], **o)),
+    "activation_boundary, wider": (wide, lambda s, t, **o: methods.activation_boundary(s, t, taps=PRE[:2], weights=[1.0, 2.0], **o)),
+    "jacobian": (resnets, methods.jacobian),
+}
+WITH_TASK = [name for name in METHODS if name.startswith(("fsp", "att", "act", "jac"))]
+CASES = [(name, None) for name in METHODS] + [(name, KD) for name in WITH_TASK]
+# Where a first phase ends: the modules that its student must not reach, by the beginning of their names.
+LATER = {
+    "fitnets": ("groups.2", "linear"),
+    "fitnets, larger map": ("groups.1.0.conv", "groups.1.0.norm2", "groups.1.0.shortcut", "groups.2", "norm", "linear"),
+    "fsp": ("linear",),
+    "fsp, two sections": ("groups.2.0.conv", "groups.2.0.norm2", "groups.2.0.shortcut", "norm", "linear"),
+    "activation_boundary": ("groups.2", "linear"),
+    "activation_boundary, wider": ("groups.2.0.conv", "groups.2.0.norm2", "groups.2.0.shortcut", "norm", "linear"),
+}
+
+
+def made(name, task=None):
+    nets, build = METHODS[name]
+    student, teacher = nets()
+    torch.manual_seed(0)
+    return build(student, teacher, **({"task": task} if task else {})), student, teacher
+
+
+def batch_for(name, **options):
+    return batch(32 if "larger" in name else 16, **options)  # a regressor's kernel belongs to maps of 32x32 images
+
+
+def state(net):
+    return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+def moved(net, before):
+    return {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+
+
+def step(method, phase, x, labels, **options):
+    method.train()
+    phase.loss(x, labels, **options).backward()
+    torch.optim.SGD(phase.parameters, lr=0.1, momentum=0.9, weight_decay=0.1).step()
+    method.zero_grad()
+
+
+def gradients(method, phase, x, labels):
+    method.train().zero_grad()
+    phase.loss(x, labels).backward()
+    return [None if p.grad is None else p.grad.clone() for p in phase.parameters]
+
+
+# ---------------------------------------------------------------- one step
+
+
+@pytest.mark.parametrize("name, task", CASES)
+def test_a_step_trains_the_phases_parameters_and_nothing_else(name, task):
+    method, student, teacher = made(name, task)
+    frozen = state(teacher)
+    for phase in method.phases:
+        before, trained = state(method), {id(parameter) for parameter in phase.parameters}
+        step(method, phase, *batch_for(name))
+        names = {key for key, parameter in method.named_parameters() if id(parameter) in trained}
+        assert {key for key, _ in method.named_parameters()} & moved(method, before) == names
+        assert len(names) == len(phase.parameters), "all that is trained belongs to the method, and so to its checkpoint"
+    assert {id(p) for p in phase.parameters} == {id(p) for p in student.parameters()}, "the last phase trains the whole student"
+    assert moved(teacher, frozen) == set(), "neither weights nor BatchNorm statistics"
+    assert not teacher.training and all(parameter.grad is None for parameter in teacher.parameters())
+    assert not {id(p) for p in teacher.parameters()} & {id(p) for p in method.parameters()}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_first_phase_ends_at_its_last_tap(name):
+    """Later layers keep their weights and their BatchNorm statistics; those before have new ones."""
+    method, student, _ = made(name)
+    before = state(student)
+    step(method, method.phases[0], *batch_for(name))
+    later = {key for key in before if key.startswith(LATER[name])}
+    assert later and moved(student, before) == set(before) - later
+
+
+def test_the_forward_pass_stops_where_it_is_told():
+    x, _ = batch()
+    for net in (create("resnet_14"), create("wrn_10_1"), create("densenet_bc_16_6")):
+        logits, everything = copy.deepcopy(net).features(x)
+        for wanted in ([next(iter(net.taps))], list(net.taps)[1:3]):
+            stopped, taps = copy.deepcopy(net).features(x, until=wanted)
+            assert stopped is None and set(wanted) <= set(taps)
+            assert all(torch.equal(taps[tap], everything[tap]) for tap in taps)
+            assert list(taps)[-1] in wanted and len(taps) < len(everything)
+        with pytest.raises(ValueError, match="no tap 'group9': choose one of stem"):
+            net.features(x, until=["stem", "group9"])
+
+
+# ---------------------------------------------------------------- losses by hand
+
+
+def by_hand(name, task, phase, method, student, teacher, x, labels):
+    """The phase's loss from the definitions in ``kdcore.losses`` on what ``features`` gives."""
+    x = x.clone().requires_grad_()
+    (logits, own), (targets, known) = student.features(x), teacher.features(x)
+    adapted = lambda i, tap: method.connectors[i](own[tap])  # noqa: E731
+    hard = losses.cross_entropy(logits, labels)
+    total = hard if task is None else 0.3 * hard + 0.7 * losses.kd(logits, targets, 3.0)
+    if phase.name == "hint":
+        guided, hint = ("group1", "group2.sum") if "larger" in name else ("group2", "group2")
+        return losses.hint(adapted(0, guided), known[hint], variant="code" if "larger" in name else "paper")
+    if phase.name == "fsp":
+        found = 0
+        for i, (weight, (first, last)) in enumerate(zip([1, 2] if "two" in name else [1, 1, 1], PAIRS, strict=False)):
+            flow = losses.fsp_matrix(adapted(2 * i, first), adapted(2 * i + 1, last))
+            found += weight * (flow - losses.fsp_matrix(known[first], known[last])).square().sum((1, 2)).mean()
+        return found
+    if phase.name == "boundary":
+        return sum(w * losses.activation_boundary(adapted(i, tap), known[tap]) for i, (w, tap) in enumerate(zip([1, 2], PRE, strict=False)))
+    if name == "kd":
+        return 0.1 * hard + 0.9 * losses.kd(logits, targets, 4.0)
+    if name == "logit_mimic":
+        return losses.logit_mimic(logits, targets)
+    if phase.name == "kd":
+        return hard + 4 * losses.fitnets_kd(logits, targets, 3.0, variant="code" if "larger" in name else "paper")
+    if name == "attention_transfer":
+        total = total + 1000 * sum(losses.attention_transfer(own[tap], known[tap]) for tap in SUMS)
+    if name == "jacobian":
+        picked = [z[range(len(labels)), labels] for z in (logits, targets)]
+        total = total + losses.jacobian(*picked, x)
+    return total
+
+
+@pytest.mark.parametrize("name, task", CASES)
+def test_the_loss_is_the_sum_by_hand(name, task):
+    method, student, teacher = made(name, task)
+    x, labels = batch_for(name, seed=3)
+    method.train()
+    for phase in method.phases:
+        expected = by_hand(name, task, phase, method, student, teacher, x, labels)
+        found = phase.loss(x, labels)
+        assert found.dim() == 0 and found.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert x.grad is None and not x.requires_grad, "the caller's batch is left as it was"
+
+
+def test_a_students_own_twin_teaches_it_nothing():
+    """Student = teacher, both in eval mode: every distillation term but the boundary's is 0."""
+    x, labels = batch()
+    student = create("resnet_8").reset(1).eval()
+    teacher = freeze(copy.deepcopy(student))
+    for method in (
+        methods.kd(student, teacher, soft_weight=1.0),
+        methods.logit_mimic(student, teacher),
+        methods.fitnets(student, teacher, hint="group2", guided="group2"),
+        methods.fsp(student, teacher, pairs=PAIRS),
+    ):
+        assert method.phases[0].loss(x, labels).item() == pytest.approx(0, abs=1e-6)
+    hard = losses.cross_entropy(student(x), labels).item()
+    for method in (methods.attention_transfer(student, teacher, taps=GROUPS), methods.jacobian(student, teacher)):
+        assert method.phases[0].loss(x, labels).item() == pytest.approx(hard, rel=1e-5)
+
+
+# ---------------------------------------------------------------- weights count
+
+
+def combined(first, second, a, b):
+    return [a * p + b * q for p, q in zip(first, second, strict=True)]
+
+
+def close(found, expected):
+    scale = max(q.abs().max().item() for q in expected)
+    return all(torch.allclose(p, q, atol=1e-4 * scale) for p, q in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("build", [
+    lambda s, t, w: methods.kd(s, t, soft_weight=w),
+    lambda s, t, w: methods.attention_transfer(s, t, taps=GROUPS, beta=1000 * w),
+    lambda s, t, w: methods.jacobian(s, t, weight=w),
+    lambda s, t, w: methods.jacobian(s, t, task=soft_targets(4.0, w)),
+    lambda s, t, w: methods.fsp(s, t, pairs=PAIRS, weights=[w, 1.0, 1.0]),
+    lambda s, t, w: methods.activation_boundary(s, t, taps=PRE, weights=[w, 1.0, 1.0]),
+])  # fmt: skip
+def test_a_weight_moves_the_gradient_linearly(build):
+    x, labels = batch()
+    found = {}
+    for weight in (0.0, 0.25, 1.0):
+        method = build(*resnets(), weight)
+        found[weight] = gradients(method, method.phases[0], x, labels)
+    assert not close(found[0.25], found[0.0])
+    assert close(found[0.25], combined(found[0.0], found[1.0], 0.75, 0.25))
+
+
+def test_lambda_is_a_knob():
+    x, labels = batch()
+    method = methods.fitnets(*resnets(), hint="group2", guided="group2")
+    found = {}
+    for value in (0.0, 1.0, 4.0):
+        method.knobs["soft_weight"].fill_(value)
+        found[value] = gradients(method, method.phases[1], x, labels)
+    plain = methods.plain(method.student)
+    assert close(found[0.0], gradients(plain, plain.phases[0], x, labels))
+    assert not close(found[1.0], found[0.0])
+    assert close(found[4.0], combined(found[0.0], found[1.0], -3, 4))
+
+
+@pytest.mark.parametrize("build", [
+    lambda s, t: methods.kd(s, t, soft_weight=0.0),
+    lambda s, t: methods.attention_transfer(s, t, taps=GROUPS, beta=0.0),
+    lambda s, t: methods.attention_transfer(s, t, taps=GROUPS, beta=0.0, task=soft_targets(4.0, 0.0)),
+])  # fmt: skip
+def test_no_weight_is_plain_training(build):
+    trained = []
+    for method in (methods.plain(resnets()[0]), build(*resnets())):
+        for seed in range(3):
+            step(method, method.phases[0], *batch(seed=seed))
+        trained.append(method.student.state_dict())
+    assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
+
+
+def test_soft_targets_at_the_ends():
+    assert [weight for weight, _ in soft_targets(4.0)] == [1.0], "no cross-entropy"
+    assert [weight for weight, _ in soft_targets(4.0, 0.0)] == [1.0], "no soft targets"
+    assert [weight for weight, _ in soft_targets(4.0, 0.75)] == [0.25, 0.75]
+
+
+def test_soft_targets_send_no_gradient_into_the_teacher():
+    student, teacher = resnets()
+    x, labels = batch()
+    knowledge = Knowledge(teacher, x, differentiable=True)
+    method = methods.kd(student.eval(), teacher, soft_weight=1.0)
+    (through,) = torch.autograd.grad(method.phases[0].loss(x, labels, knowledge), knowledge.logits, allow_unused=True)
+    assert through is None
+
+
+# ---------------------------------------------------------------- connectors, impossible pairs
+
+
+def shapes(method):
+    return [tuple(connector.weight.shape) if isinstance(connector, nn.Conv2d) else type(connector) for connector in method.connectors]
+
+
+def test_connectors_stand_where_widths_differ():
+    assert shapes(methods.fsp(*resnets(), pairs=PAIRS)) == [nn.Identity] * 6
+    assert shapes(methods.activation_boundary(*resnets(), taps=PRE, weights=WEIGHTS)) == [nn.Identity] * 3
+    widths = [16, 16, 32, 32, 64, 64]
+    assert shapes(methods.fsp(*wide(), pairs=PAIRS)) == [(2 * width, width, 1, 1) for width in widths]
+    # the stems of all WRNs are equally wide
+    assert shapes(methods.fsp(*wide(), pairs=[("stem", "group1")])) == [nn.Identity, (32, 16, 1, 1)]
+    connectors = methods.activation_boundary(*wide(), taps=PRE, weights=WEIGHTS).connectors
+    for (layer, norm), width in zip(connectors, (16, 32, 64), strict=True):
+        assert layer.weight.shape == (2 * width, width, 1, 1) and layer.bias is None and norm.num_features == 2 * width
+        assert layer.weight.std().item() == pytest.approx((2 / (2 * width)) ** 0.5, rel=0.15), "fan-out, as the authors have it"
+
+
+def test_a_tap_of_two_pairs_has_one_connector():
+    assert len(methods.fsp(*wide(), pairs=[("group1", "group2"), ("group2", "group3")]).connectors) == 3
+
+
+def test_the_regressor():
+    student, teacher = wide()
+    for hint, guided, shape in (
+        ("group2", "group1", (64, 16, 17, 17)),  # 32 -> 16 pixels
+        ("group3", "group2", (128, 32, 9, 9)),
+        ("group3", "group1", (128, 16, 25, 25)),
+        ("group2", "group2", (64, 32, 1, 1)),
+    ):
+        method = methods.fitnets(student, teacher, hint=hint, guided=guided)
+        assert shapes(method) == [shape] and method.connectors[0].bias is not None
+    assert shapes(methods.fitnets(*resnets(), hint="group2", guided="group2")) == [nn.Identity]
+    own = nn.Conv2d(16, 64, 3, stride=2, padding=1)
+    method = methods.fitnets(student, teacher, hint="group2", guided="group1", regressor=own)
+    assert method.connectors[0] is own and all(any(p is q for q in method.phases[0].parameters) for p in own.parameters())
+
+
+@pytest.mark.parametrize("build, words", [
+    (lambda s, t: methods.fitnets(s, t, hint="group1", guided="group2"),
+     r"student's 'group2' \(32 x 16 x 16\) is smaller than the teacher's 'group1' \(32 x 32 x 32\)"),
+    (lambda s, t: methods.fitnets(s, t, hint="group9", guided="group2"), "the teacher has no tap 'group9': choose one of stem"),
+    (lambda s, t: methods.fitnets(s, t, hint="group2", guided="middle"), "the student has no tap 'middle': choose one of stem"),
+    (lambda s, t: methods.fsp(s, t, pairs=[("group1", "last")]), "the student has no tap 'last'"),
+    (lambda s, t: methods.attention_transfer(s, t, taps=["layer1"]), "the student has no tap 'layer1'"),
+    (lambda s, t: methods.activation_boundary(s, t, taps=["group1.before"], weights=[1]), "the student has no tap 'group1.before'"),
+])  # fmt: skip
+def test_impossible_pairs(build, words):
+    with pytest.raises(ValueError, match=words):
+        build(*wide())
+
+
+def test_maps_of_different_sizes():
+    shrinks = Tapped(nn.Sequential(nn.Conv2d(3, 6, 3, 4), nn.Flatten(), nn.Linear(384, 10)), {"group1": "0"}, torch.zeros(1, 3, 32, 32))
+    teacher = freeze(create("resnet_8"))
+    words = r"of tap 'group1' differ in size: student 6 x 8 x 8, teacher 16 x 32 x 32"
+    with pytest.raises(ValueError, match=f"attention maps {words}"):
+        methods.attention_transfer(shrinks, teacher, taps=["group1"])
+    with pytest.raises(ValueError, match=f"activation boundaries {words}"):
+        methods.activation_boundary(shrinks, teacher, taps=["group1"], weights=[1])
+
+
+def test_as_many_weights_as_taps():
+    with pytest.raises(ValueError, match="one weight a tap: 1 for 3 taps"):
+        methods.activation_boundary(*resnets(), taps=PRE, weights=[1.0])
+
+
+# ---------------------------------------------------------------- the teacher's knowledge
+
+
+class Counted(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.taps, self.calls = net, net.taps, 0
+
+    def features(self, x):
+        self.calls += 1
+        return self.net.features(x)
+
+
+def test_one_forward_pass_of_the_teacher_serves_several_students():
+    x, labels = batch()
+    teacher = Counted(resnets()[1])
+    students = [create("resnet_8").reset(seed) for seed in (1, 2)]
+    phases = [methods.kd(student, teacher).phases[0] for student in students]
+    phases += (
+        methods.fsp(students[0], teacher, pairs=PAIRS).phases[:1] + methods.attention_transfer(students[1], teacher, taps=GROUPS).phases
+    )
+    knowledge = Knowledge(teacher, x)
+    shared = [phase.loss(x, labels, knowledge).item() for phase in phases]
+    assert teacher.calls == 1
+    assert shared == [pytest.approx(phase.loss(x, labels).item(), rel=1e-6) for phase in phases]
+    assert teacher.calls == 1 + len(phases)
+    assert not knowledge.logits.requires_grad
+
+
+def test_jacobians_of_several_students_share_the_teacher():
+    x, labels = batch()
+    teacher = Counted(resnets()[1])
+    phases = [methods.jacobian(create("resnet_8").reset(seed), teacher).phases[0] for seed in (1, 2)]
+    knowledge = Knowledge(teacher, x, differentiable=True)
+    shared = [phase.loss(x, labels, knowledge) for phase in phases]
+    sum(shared).backward()
+    assert teacher.calls == 1 and x.grad is None
+    assert [loss.item() for loss in shared] == [pytest.approx(phase.loss(x, labels).item(), rel=1e-5) for phase in phases]
+    with pytest.raises(ValueError, match="has no graph back to inputs"):
+        phases[0].loss(x, labels, Knowledge(teacher, x))
+
+
+def test_the_teacher_rests_where_no_term_asks_for_it():
+    teacher = Counted(resnets()[1])
+    student = resnets()[0]
+    idle = [methods.plain(student, teacher), methods.kd(student, teacher, soft_weight=0.0)]
+    idle += [methods.fsp(student, teacher, pairs=PAIRS), methods.activation_boundary(student, teacher, taps=PRE, weights=WEIGHTS)]
+    for method in idle:
+        method.phases[-1].loss(*batch())
+    assert teacher.calls == 0
+
+
+def test_given_logits_are_used():
+    x, labels = batch()
+    student, teacher = resnets()
+    teacher, table = Counted(teacher), torch.randn(8, 10, generator=torch.Generator().manual_seed(5))
+    expected = 0.1 * losses.cross_entropy(student(x), labels) + 0.9 * losses.kd(student(x), table, 4.0)
+    phase = methods.kd(student, teacher).phases[0]
+    assert phase.loss(x, labels, Knowledge(teacher, x, table)).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert teacher.calls == 0
+    # features beside a table: one forward pass, the logits still the table's
+    phase = methods.attention_transfer(student, teacher, taps=GROUPS, beta=0.0, task=soft_targets(4.0, 0.9)).phases[0]
+    assert phase.loss(x, labels, Knowledge(teacher, x, table)).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert teacher.calls == 1
+
+
+# ---------------------------------------------------------------- the boundary teacher in train mode
+
+
+def boundary(batch_statistics=True):
+    student, teacher = wide()
+    torch.manual_seed(0)
+    return methods.activation_boundary(student, teacher, taps=PRE, weights=WEIGHTS, batch_statistics=batch_statistics), teacher
+
+
+def test_the_boundary_teachers_statistics_drift_and_its_weights_do_not():
+    method, teacher = boundary()
+    before, weights = state(teacher), {key for key, _ in teacher.named_parameters()}
+    x, labels = batch()
+    step(method, method.phases[0], x, labels)
+    assert moved(teacher, before) == set(before) - weights
+    assert not teacher.training and all(p.grad is None for p in teacher.parameters())
+    # by hand: momentum 0.1 from 0, of the first BatchNorm's input
+    assert torch.allclose(teacher.groups[0][0].norm1.running_mean, 0.1 * teacher.conv(x).mean((0, 2, 3)), atol=1e-5)
+    drifted = state(teacher)
+    step(method, method.phases[1], x, labels)
+    step(method, methods.kd(method.student, teacher).phases[0], x, labels)
+    assert moved(teacher, drifted) == set(), "in the second phase the teacher is in eval mode"
+
+
+def test_the_boundary_teacher_sees_the_batchs_statistics():
+    method, teacher = boundary()
+    x, labels = batch()
+    twin = copy.deepcopy(teacher).train()
+    method.train()
+    own, known = method.student.features(x)[1], twin.features(x)[1]
+    maps = zip(WEIGHTS, method.connectors, PRE, strict=True)
+    expected = sum(w * losses.activation_boundary(connector(own[tap]), known[tap]) for w, connector, tap in maps)
+    assert method.phases[0].loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+    still, _ = boundary(batch_statistics=False)
+    assert still.train().phases[0].loss(x, labels).item() != pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("pause_after", [1, 2, 3])  # inside the boundary phase, at its end, in the second phase
+def test_a_resumed_run_goes_on_with_the_drifted_statistics(tmp_path, pause_after):
+    x, labels = batch(count=16)
+
+    def run(context):
+        method, teacher = boundary()
+        method.phases[1] = methods.kd(method.student, teacher).phases[0]
+        stages = [
+            Stage(
+                name=phase.name,
+                epochs=2,
+                indices=lambda generator: torch.randperm(16, generator=generator).view(2, 8),
+                loss=lambda index, phase=phase: phase.loss(x[index], labels[index]),
+                schedule=lambda epoch: {"lr": 0.01},
+                optimiser={"momentum": 0.9},
+                parameters=phase.parameters,
+            )
+            for phase in method.phases
+        ]
+        return fit(method, stages, dict, context), state(method), state(teacher)
+
+    whole = run(Context())
+    context = Context(checkpoint=tmp_path)
+
+    def stop(row):
+        context.deadline = 0 if row["done"] == pause_after else context.deadline
+
+    context.report = stop
+    with pytest.raises(Paused):
+        run(context)
+    resumed = run(Context(checkpoint=tmp_path))
+    assert resumed[0] == whole[0]
+    for found, expected in zip(resumed[1:], whole[1:], strict=True):
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+# ---------------------------------------------------------------- other people's networks
+
+
+def torchvision_net(seed=0):
+    torch.manual_seed(seed)
+    return resnet18(num_classes=10)
+
+
+def tapped(seed=0, taps=("layer1", "layer2", "layer3")):
+    return Tapped(torchvision_net(seed), {tap: tap for tap in taps}, torch.zeros(1, 3, 64, 64))
+
+
+def test_taps_of_a_torchvision_net():
+    net = tapped(taps=("relu", "layer1", "layer2.0", "layer3", "avgpool", "fc"))
+    assert net.taps == {"relu": (64, 32), "layer1": (64, 16), "layer2.0": (128, 8), "layer3": (256, 4), "avgpool": (512, 1), "fc": (10, 1)}
+    x, _ = batch(64, 2)
+    net.eval()
+    logits, taps = net.features(x)
+    assert torch.equal(logits, net.net(x)) and torch.equal(net(x), logits) and torch.equal(taps["fc"], logits)
+    h = net.net.layer1(net.net.maxpool(net.net.relu(net.net.bn1(net.net.conv1(x)))))
+    assert torch.equal(taps["layer1"], h) and torch.equal(taps["layer3"], net.net.layer3(net.net.layer2(h)))
+    assert {tap: (tensor.shape[1], tensor.shape[-1] if tensor.dim() == 4 else 1) for tap, tensor in taps.items()} == net.taps
+    assert all(not module._forward_hooks for module in net.modules()), "the user's net is left as it was"
+
+
+def test_parameters_before_a_tap():
+    net = tapped(taps=("relu", "layer2.0", "layer3", "fc"))
+    names = {id(parameter): name for name, parameter in net.net.named_parameters()}
+    before = {tap: [names[id(parameter)] for parameter in net.parameters_before(tap)] for tap in net.taps}
+    every = list(names.values())
+    early = ("conv1", "bn1")
+    assert before["relu"] == [name for name in every if name.startswith(early)]
+    assert before["layer2.0"] == [name for name in every if name.startswith((*early, "layer1", "layer2.0."))]
+    assert before["layer3"] == [name for name in every if name.startswith((*early, "layer1", "layer2", "layer3"))]
+    assert before["fc"] == every
+
+
+def test_parameters_before_do_not_depend_on_the_order_of_registration():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.second, self.first = nn.Linear(4, 2), nn.Conv2d(5, 4, 1), nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x)).mean((2, 3)))
+
+    net = Tapped(Backwards(), {"a": "first", "b": "second"}, torch.zeros(1, 3, 4, 4))
+    assert [tuple(p.shape) for p in net.parameters_before("a")] == [(5, 3, 1, 1), (5,)]
+    assert [tuple(p.shape) for p in net.parameters_before("b")] == [(4, 5, 1, 1), (4,), (5, 3, 1, 1), (5,)]
+
+
+def test_wrapping_changes_nothing():
+    net = torchvision_net()
+    before = state(net)
+    for training in (True, False):
+        wrapped = Tapped(net.train(training), {"layer1": "layer1"}, torch.randn(1, 3, 64, 64))
+        assert wrapped.training == wrapped.net.layer4.training == training
+    assert moved(net, before) == set() and all(parameter.grad is None for parameter in net.parameters())
+    twin = copy.deepcopy(wrapped)
+    assert set(twin.features(torch.randn(2, 3, 64, 64))[1]) == {"layer1"}, "a copy taps itself"
+    frozen = Tapped(freeze(net), {"layer1": "layer1"}, torch.zeros(1, 3, 64, 64))
+    assert not frozen.training and frozen.taps == wrapped.taps
+
+
+def test_a_plain_sequential():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
+    wrapped = Tapped(net, {"hidden1": "2", "hidden2.pre": "3"}, torch.zeros(1, 3, 2, 2))
+    assert wrapped.taps == {"hidden1": (7, 1), "hidden2.pre": (5, 1)}
+    x = torch.randn(4, 3, 2, 2)
+    logits, taps = wrapped.features(x)
+    assert torch.equal(taps["hidden1"], net[:3](x)) and torch.equal(taps["hidden2.pre"], net[:4](x)) and torch.equal(logits, net(x))
+    stopped, taps = wrapped.features(x, until=["hidden1"])
+    assert stopped is None and list(taps) == ["hidden1"]
+    assert len(wrapped.parameters_before("hidden1")) == 2 and len(wrapped.parameters_before("hidden2.pre")) == 4
+
+
+@pytest.mark.parametrize("name, words", [
+    ("layer9", "the network has no module 'layer9': choose one of conv1, bn1"),
+    ("bn1", "the output of 'bn1' is overwritten in place"),
+    ("layer1.0.bn2", "the output of 'layer1.0.bn2' is overwritten in place"),
+    ("layer1.0.relu", "module 'layer1.0.relu' runs more than once"),
+])  # fmt: skip
+def test_modules_that_cannot_be_tapped(name, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Tapped(torchvision_net(), {"tap": name}, torch.zeros(1, 3, 64, 64))
+
+
+def test_an_output_that_is_no_map():
+    net = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 2, 1), nn.Flatten())
+    with pytest.raises(ValueError, match=r"the output of '1' is neither a map \[B, C, H, W\] nor a vector"):
+        Tapped(net, {"a": "1"}, torch.zeros(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("build", [
+    lambda s, t: methods.fitnets(s, t, hint="layer2", guided="layer2"),
+    lambda s, t: methods.fsp(s, t, pairs=[("layer1", "layer2")]),
+    lambda s, t: methods.attention_transfer(s, t, taps=["layer1", "layer2"], task=KD),
+    lambda s, t: methods.jacobian(s, t),
+])  # fmt: skip
+def test_methods_train_wrapped_nets(build):
+    student, teacher = tapped(0, ("layer1", "layer2")), freeze(tapped(1, ("layer1", "layer2")))
+    method, frozen = build(student, teacher), state(teacher)
+    for phase in method.phases:
+        before = state(student)
+        step(method, phase, *batch(32, 4))
+        later = {key for key in before if key.startswith(("net.layer3", "net.layer4", "net.fc"))}
+        assert moved(student, before) == (set(before) - later if phase.until else set(before))
+    assert moved(teacher, frozen) == set()
+
+
+def test_the_example_of_the_readme_runs():
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"## As a library\n.*?```python\n(.*?)```", text, re.DOTALL)
+    assert len(code.splitlines()) <= 25
+    names: dict = {}
+    exec(code, names)  # noqa: S102
+    assert F.cross_entropy(names["student"](names["images"]), names["labels"]).isfinite()
+    fresh = torchvision_net().state_dict()
+    trained = names["student"].net.state_dict()
+    assert all(trained[key].isfinite().all() for key in fresh)
+    assert trained["bn1.num_batches_tracked"] > 0 and not names["teacher"].training
+    assert names["teacher"].net.state_dict()["bn1.num_batches_tracked"] == 0, "the teacher is frozen"
