@@ -15,6 +15,7 @@ from kdcore.training import Context, Stage, seed_of
 VERSION = 1
 SECTIONS = ("group1", "group2", "group3")
 PAIRS = [(f"{section}.first", section) for section in SECTIONS]  # the first and the last layer of each section
+MATRICES = ("teacher", "student before", "student after stage 1", "student at the end")
 WATCHED = 500  # test images on which the FSP matrices are watched
 
 
@@ -43,12 +44,8 @@ def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> li
         (end,) = (row for row in history if row["stage"] == "fsp" and row["epoch"] == _epochs(history))
         result["metrics"]["fsp_distance_after_stage_1"] = end["fsp_distance"]
         if config["keep_matrices"]:
-            result["metrics"]["fsp_matrices"] = {
-                "teacher": _matrices(vision, guide),
-                "student before": before,
-                "student after stage 1": end.pop("fsp_matrices"),
-                "student at the end": _matrices(vision, net),
-            }
+            found = (_matrices(vision, guide), before, end.pop("fsp_matrices"), _matrices(vision, net))
+            result["metrics"]["fsp_matrices"] = dict(zip(MATRICES, found, strict=True))
     if config["is_teacher"]:
         result["weights"] = weights_of(net)
     return [result]
@@ -103,14 +100,14 @@ def _matrices(vision: Vision, net: nn.Module) -> list:
 
 
 def figures(records: list[dict]) -> dict:
-    """The FSP matrices before and after the first stage; the accuracy of fast optimisation against steps."""
+    """The FSP matrices of teacher and student, before and after the first stage and at the end."""
     from kdcore.report import figures as draw
 
     drawn = {}
     for record in records:
         if "fsp_matrices" in record["metrics"]:
-            drawn["fsp_matrices"] = partial(
-                draw.matrices, record["metrics"]["fsp_matrices"], SECTIONS, f"FSP matrices, {record['arm']} (mean over test images)"
-            )
+            found = record["metrics"]["fsp_matrices"]
+            title = f"FSP matrices, {record['arm']} (mean over test images)"
+            drawn["fsp_matrices"] = partial(draw.matrices, {name: found[name] for name in MATRICES}, SECTIONS, title)
             break
     return drawn
