@@ -292,7 +292,7 @@ def _check(task: Task, device: str, tamper: Callable[[MLP], object]) -> None:
     labels = raw(task)[1].to(device)
     teacher = teacher_net(task)
     table, live = torch.from_numpy(teacher_table(task, teacher)), _copied(teacher, 0).to(device)
-    _compare_table(table.to(device), live, images)
+    compare_table(table.to(device), live, images)
     for distil, members in itertools.product((False, True), (None, 2)):
         net, stage = engine(task, table if distil else None, members, device)
         peers = [_copied(net, k).to(device) for k in range(members or 1)]
@@ -304,7 +304,7 @@ def _check(task: Task, device: str, tamper: Callable[[MLP], object]) -> None:
         for k, peer in enumerate(peers):
             cases = rows[:, k] if members else rows
             batches = [(images[row], labels[row]) for row in cases]
-            _compare(ours[:, k].tolist(), _plain_losses(peer, live if distil else None, batches))
+            compare(ours[:, k].tolist(), plain_losses(peer, live if distil else None, batches))
 
 
 def _copied(net: MLP, member: int) -> nn.Sequential:
@@ -317,8 +317,8 @@ def _copied(net: MLP, member: int) -> nn.Sequential:
     return plain
 
 
-def _plain_losses(student: nn.Sequential, teacher: nn.Sequential | None, batches: list) -> list[float]:
-    optimiser = torch.optim.SGD(student.parameters(), lr=RATE, momentum=MOMENTUM, foreach=False, fused=False)
+def plain_losses(student: nn.Module, teacher: nn.Module | None, batches: list, rate: float = RATE) -> list[float]:
+    optimiser = torch.optim.SGD(student.parameters(), lr=rate, momentum=MOMENTUM, foreach=False, fused=False)
     found = []
     for images, labels in batches:
         with torch.no_grad():
@@ -331,7 +331,7 @@ def _plain_losses(student: nn.Sequential, teacher: nn.Sequential | None, batches
     return found
 
 
-def _compare(ours: list[float], plain: list[float]) -> None:
+def compare(ours: list[float], plain: list[float]) -> None:
     for number, (own, reference) in enumerate(zip(ours, plain, strict=True), 1):
         if not abs(own - reference) <= LOSS_TOLERANCE * abs(reference):  # also caught: nan
             raise BenchmarkError(
@@ -340,7 +340,7 @@ def _compare(ours: list[float], plain: list[float]) -> None:
             )
 
 
-def _compare_table(table: Tensor, live: nn.Sequential, images: Tensor) -> None:
+def compare_table(table: Tensor, live: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
         log_p, log_q = live(images).log_softmax(-1), table.log_softmax(-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1).max().item()

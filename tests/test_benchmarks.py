@@ -30,7 +30,7 @@ def test_gate_refuses_a_perturbed_weight():
 
 def test_gate_refuses_a_loss_that_is_not_a_number():
     with pytest.raises(BenchmarkError, match="step 2"):
-        mlp._compare([1.0, float("nan")], [1.0, 1.0])
+        mlp.compare([1.0, float("nan")], [1.0, 1.0])
 
 
 def test_gate_refuses_a_table_of_another_teacher():
@@ -38,9 +38,9 @@ def test_gate_refuses_a_table_of_another_teacher():
         return torch.from_numpy(mlp.teacher_table(SMALL, mlp.MLP(SMALL.teacher).reset([seed])))
 
     live, images = mlp._copied(mlp.MLP(SMALL.teacher).reset([5]), 0), mlp.inputs(SMALL)
-    mlp._compare_table(table(5), live, images)
+    mlp.compare_table(table(5), live, images)
     with pytest.raises(BenchmarkError, match="not the teacher"):
-        mlp._compare_table(table(6), live, images)
+        mlp.compare_table(table(6), live, images)
 
 
 def test_a_failed_gate_prints_no_speed(monkeypatch, capsys):
