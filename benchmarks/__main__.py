@@ -53,7 +53,7 @@ def _complain(sentence: str, status: int) -> int:
 def _settings(options: argparse.Namespace) -> Settings:
     if options.quick:
         quick = {"task": mlp.Task(options.seed, 10_000), "images": cifar.Task(options.seed, 10_000)}
-        return Settings(options.rounds, seconds=0.4, trial_steps=6, image_steps=1, **quick)
+        return Settings(options.rounds, seconds=0.4, trial_steps=6, wrn_trial_steps=1, **quick)
     return Settings(options.rounds, task=mlp.Task(options.seed), images=cifar.Task(options.seed))
 
 

@@ -213,11 +213,12 @@ def teacher_table(task: Task, teacher: MLP | None = None) -> numpy.ndarray:
 # ---------------------------------------------------------------- a small table: several trials
 
 
-ARMS, SEEDS = 4, 2
+ARMS = 4  # trials of a seed
 
 
 class PeerTable:
-    """The trials one after the other, each a fresh ``PeerLoop`` (a user starts a script eight times)."""
+    """The trials of one seed one after the other, each a fresh ``PeerLoop`` (a user starts a script eight times): the other
+    seed's take as long again, at the same rate."""
 
     def __init__(self, task: Task, worker: int = 0):
         self.task = task
@@ -227,7 +228,7 @@ class PeerTable:
 
     def run(self, steps: float) -> tuple[int, float]:
         seconds = 0.0
-        for _ in range(ARMS * SEEDS):
+        for _ in range(ARMS):
             trial = PeerLoop(self.task, distil=True)
             trial.warm_up()
             start = time.perf_counter()
@@ -235,7 +236,7 @@ class PeerTable:
                 trial.step()
             seconds += time.perf_counter() - start
             trial.rest()
-        return ARMS * SEEDS, seconds
+        return ARMS, seconds
 
     def rest(self) -> None:
         pass
