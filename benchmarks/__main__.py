@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import measure, mlp, suite
+from benchmarks import cifar, measure, mlp, suite
 from benchmarks.measure import BenchmarkError, Spread
 from benchmarks.suite import BENCHMARKS, Row, Settings
 
@@ -52,8 +52,9 @@ def _complain(sentence: str, status: int) -> int:
 
 def _settings(options: argparse.Namespace) -> Settings:
     if options.quick:
-        return Settings(options.rounds, seconds=0.4, trial_steps=6, task=mlp.Task(options.seed, 10_000))
-    return Settings(options.rounds, task=mlp.Task(options.seed))
+        quick = {"task": mlp.Task(options.seed, 10_000), "images": cifar.Task(options.seed, 10_000)}
+        return Settings(options.rounds, seconds=0.4, trial_steps=6, wrn_trial_steps=1, **quick)
+    return Settings(options.rounds, task=mlp.Task(options.seed), images=cifar.Task(options.seed))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -61,9 +62,10 @@ def _run(options: argparse.Namespace) -> int:
     jobs = [(name, device) for name in names for device in suite.devices(name) if options.device in (None, device)]
     if not jobs:
         return _complain(f"nothing to run: no {options.device} here, or no rows on it for {', '.join(names)}", 2)
-    for device in dict.fromkeys(device for _, device in jobs):
-        mlp.check_numerics(mlp.Task(options.seed, mlp.CHECKED_STEPS * mlp.BATCH), device)
-        _progress(f"numerics on {device}: kdcore's losses are the plain loop's, the table is the teacher")
+    for on_cifar, device in dict.fromkeys((name in suite.ON_CIFAR, device) for name, device in jobs):
+        suite.check_numerics(on_cifar, options.seed, device)
+        nets = "convolutional nets" if on_cifar else "MLPs"
+        _progress(f"numerics of {nets} on {device}: kdcore's losses are the plain loop's, the table is the teacher")
     environment = measure.environment(options.seed)
     cells, notes, missed = [], [], []
     for name, device in jobs:
@@ -143,7 +145,7 @@ def _record(name, device, settings: Settings, outcome: suite.Outcome, ceilings: 
         "device": device,
         "rounds": settings.rounds,
         "seconds": settings.seconds,
-        "cases": settings.task.cases,
+        "cases": settings.cases(name),
         "rows": rows,
         "notes": outcome.notes,
         "ceilings": ceilings,

@@ -68,6 +68,8 @@ def timed_steps(step: Callable[[], object], seconds: float, chunk: int, wait: Ca
 
 # ---------------------------------------------------------------- sides
 
+DIED = "a benchmark process died: its own words stand above"
+
 
 class Side:
     """One contestant: processes of its own, so that memory, threads and imports of the sides never mix.
@@ -89,6 +91,11 @@ class Side:
             self.pipes.append(ours)
             self.children.append(child)
         self.peak_memory_mb = 0.0
+        try:
+            self._answers()  # all are ready: a side that is still starting would slow the one that is measured
+        except BenchmarkError:
+            self.close()
+            raise
 
     def rate(self, request: float) -> float:
         """Work per second of all processes together, from their common start to the end of the last."""
@@ -100,9 +107,15 @@ class Side:
         try:
             for pipe in self.pipes:
                 pipe.send(request)
+        except OSError:
+            raise BenchmarkError(DIED) from None
+        return self._answers()
+
+    def _answers(self) -> list:
+        try:
             return [pipe.recv() for pipe in self.pipes]
         except (EOFError, OSError):
-            raise BenchmarkError("a benchmark process died: its own words stand above") from None
+            raise BenchmarkError(DIED) from None
 
     def close(self) -> None:
         for pipe in self.pipes:
@@ -125,6 +138,7 @@ def _serve(pipe, barrier, threads: int, make: Callable, arguments: dict) -> None
     torch.set_num_threads(threads)
     loop = make(**arguments)
     try:
+        pipe.send("ready")
         while True:
             request = pipe.recv()
             loop.warm_up()

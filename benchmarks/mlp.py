@@ -221,11 +221,12 @@ def teacher_table(task: Task, teacher: MLP | None = None) -> numpy.ndarray:
 # ---------------------------------------------------------------- a small table: several trials
 
 
-ARMS, SEEDS = 4, 2
+ARMS = 4  # trials of a seed
 
 
 class PeerTable:
-    """The trials one after the other, each a fresh ``PeerLoop`` (a user starts a script eight times)."""
+    """The trials of one seed one after the other, each a fresh ``PeerLoop`` (a user starts a script eight times): the other
+    seed's take as long again, at the same rate."""
 
     def __init__(self, task: Task, worker: int = 0):
         self.task = task
@@ -235,7 +236,7 @@ class PeerTable:
 
     def run(self, steps: float) -> tuple[int, float]:
         seconds = 0.0
-        for _ in range(ARMS * SEEDS):
+        for _ in range(ARMS):
             trial = PeerLoop(self.task, distil=True)
             trial.warm_up()
             start = time.perf_counter()
@@ -243,7 +244,7 @@ class PeerTable:
                 trial.step()
             seconds += time.perf_counter() - start
             trial.rest()
-        return ARMS * SEEDS, seconds
+        return ARMS, seconds
 
     def rest(self) -> None:
         pass
@@ -300,7 +301,7 @@ def _check(task: Task, device: str, tamper: Callable[[MLP], object]) -> None:
     labels = raw(task)[1].to(device)
     teacher = teacher_net(task)
     table, live = torch.from_numpy(teacher_table(task, teacher)), _copied(teacher, 0).to(device)
-    _compare_table(table.to(device), live, images)
+    compare_table(table.to(device), live, images)
     for distil, members in itertools.product((False, True), (None, 2)):
         net, stage = engine(task, table if distil else None, members, device)
         peers = [_copied(net, k).to(device) for k in range(members or 1)]
@@ -312,7 +313,7 @@ def _check(task: Task, device: str, tamper: Callable[[MLP], object]) -> None:
         for k, peer in enumerate(peers):
             cases = rows[:, k] if members else rows
             batches = [(images[row], labels[row]) for row in cases]
-            _compare(ours[:, k].tolist(), _plain_losses(peer, live if distil else None, batches))
+            compare(ours[:, k].tolist(), plain_losses(peer, live if distil else None, batches))
 
 
 def _copied(net: MLP, member: int) -> nn.Sequential:
@@ -325,8 +326,8 @@ def _copied(net: MLP, member: int) -> nn.Sequential:
     return plain
 
 
-def _plain_losses(student: nn.Sequential, teacher: nn.Sequential | None, batches: list) -> list[float]:
-    optimiser = torch.optim.SGD(student.parameters(), lr=RATE, momentum=MOMENTUM, foreach=False, fused=False)
+def plain_losses(student: nn.Module, teacher: nn.Module | None, batches: list, rate: float = RATE) -> list[float]:
+    optimiser = torch.optim.SGD(student.parameters(), lr=rate, momentum=MOMENTUM, foreach=False, fused=False)
     found = []
     for images, labels in batches:
         with torch.no_grad():
@@ -339,7 +340,7 @@ def _plain_losses(student: nn.Sequential, teacher: nn.Sequential | None, batches
     return found
 
 
-def _compare(ours: list[float], plain: list[float]) -> None:
+def compare(ours: list[float], plain: list[float]) -> None:
     for number, (own, reference) in enumerate(zip(ours, plain, strict=True), 1):
         if not abs(own - reference) <= LOSS_TOLERANCE * abs(reference):  # also caught: nan
             raise BenchmarkError(
@@ -348,7 +349,7 @@ def _compare(ours: list[float], plain: list[float]) -> None:
             )
 
 
-def _compare_table(table: Tensor, live: nn.Sequential, images: Tensor) -> None:
+def compare_table(table: Tensor, live: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
         log_p, log_q = live(images).log_softmax(-1), table.log_softmax(-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1).max().item()

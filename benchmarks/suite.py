@@ -4,25 +4,34 @@ import functools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from benchmarks import cifar, measure, mlp
 from benchmarks.measure import Side, Spread, interleave, seconds_to_first_line, speedups
 from benchmarks.mlp import STUDENT, EngineLoop, EngineTable, PeerLoop, PeerTable, Task, teacher_table, train_operations
 from kdcore.training import fast_precision
 
 CORES = 2  # threads, or processes, of either side: floors and targets were set on a machine with two cores
+EPOCH_STEPS = 1  # of the share that an epoch is extrapolated from
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is made: rounds, seconds a side and round, optimiser steps of a trial of ``table``, the data."""
+    """How a run is made: rounds, seconds a side and round, optimiser steps of a trial of ``table`` and of ``wrn_table``
+    (``wrn_trial_steps``), the data."""
 
     rounds: int = 5
     seconds: float = 1.5
     trial_steps: int = 24
+    wrn_trial_steps: int = 2
     task: Task = Task()
+    images: cifar.Task = cifar.Task()
+
+    def cases(self, name: str) -> int:
+        """Images that the benchmark ``name`` trains on."""
+        return (self.images if name in ON_CIFAR else self.task).cases
 
 
 @dataclass
@@ -182,16 +191,144 @@ def table(settings: Settings, device: str) -> Outcome:
         return Outcome(_race("B12", "trials/h", peer, variants, steps, settings.rounds, scale=3600))
 
 
+# ---------------------------------------------------------------- convolutional nets on colour images
+
+
+def feed(settings: Settings, device: str) -> Outcome:
+    """Batches of augmented images alone: cropped, mirrored, normalised."""
+    common = {"task": settings.images, "device": device}
+    with Side(cifar.PeerFeed, common, threads=CORES) as peer, Side(cifar.EngineFeed, common, threads=CORES) as ours:
+        bounds = (50.0, 50.0) if device == "cuda" else (10.0, 15.0)
+        return Outcome(
+            _race("B1", "img/s", peer, [Variant(_name("batches of 128", device), ours, *bounds)], settings.seconds, settings.rounds)
+        )
+
+
+def wrn_step(settings: Settings, device: str) -> Outcome:
+    """Training WRN-16-2 from labels, against the usual loop."""
+    with ExitStack() as open_sides:
+
+        def side(make=cifar.EngineLoop, processes: int = 1, **arguments) -> Side:
+            threads = 1 if processes > 1 else CORES
+            return open_sides.enter_context(Side(make, {"task": settings.images, "device": device, **arguments}, processes, threads))
+
+        peer, precision = side(cifar.PeerLoop), fast_precision(device)
+        if device == "cuda":
+            ours = side(precision=precision)
+            variants = [
+                Variant(f"GPU, {precision}", ours, 6.0, 10.0),
+                Variant(f"GPU, {precision}, images a second", ours, 110e3, 190e3, "ours"),
+            ]
+            return Outcome(_race("B3", "img/s", peer, variants, settings.seconds, settings.rounds))
+        double = Variant("2 processes", side(processes=CORES))
+        variants = [Variant("1 process", side(), 1.1, 1.2), double]
+        if precision == "bfloat16":
+            variants.append(Variant("1 process, bfloat16", side(precision=precision)))
+        rows = _race("B3", "img/s", peer, variants, settings.seconds, settings.rounds)
+    rate = next(Spread.of(row.ours).median for row in rows if row.what == double.what)
+    gflops = rate * cifar.operations(settings.images.student, training=True) / 1e9
+    share = gflops / measure.ceilings(device)["sgemm_gflops_2_threads"]
+    return Outcome(rows, [f"{double.what}: {gflops:,.0f} GFLOP/s of convolutions, {100 * share:.0f} % of matrix products (at least 65 %)"])
+
+
+def wrn_kd(settings: Settings, device: str) -> Outcome:
+    """Distillation from WRN-22-4: its logits as a table, and live, against the usual loop."""
+    peer_arguments = {"task": settings.images, "distil": True, "device": device}
+    if device == "cuda":
+        # a table of all views of all images belongs before the run: here, of fewer images
+        ours = {"names": ("kd",), "task": replace(settings.images, cases=2_000), "device": device, "precision": fast_precision(device)}
+        with Side(cifar.PeerLoop, peer_arguments) as peer, Side(cifar.EngineLoop, {**ours, "tabled": True}) as tabled:
+            return Outcome(_race("B4", "img/s", peer, [Variant("GPU, table", tabled, 8.0, 12.0)], settings.seconds, settings.rounds))
+    seconds, ours = cifar.seconds_a_view(settings.images), {"task": settings.images, "names": ("kd",)}
+    with (
+        Side(cifar.PeerLoop, peer_arguments, threads=CORES) as peer,
+        Side(cifar.EngineLoop, {**ours, "tabled": True}, threads=CORES) as tabled,
+        Side(cifar.EngineLoop, ours, threads=CORES) as live,
+    ):
+        variants = [Variant("table present", tabled, 3.0, 3.5), Variant("live teacher", live, 1.2, 1.3)]
+        rows = _race("B4", "img/s", peer, variants, settings.seconds, settings.rounds)
+    count = cifar.EPOCH * cifar.VIEWS
+    hours = count * seconds / 3600
+    note = f"a view of the table takes {1e3 * seconds:.1f} ms, all {count:,} of 50,000 images {hours:.0f} h here; not in the rates"
+    return Outcome(rows, [note])
+
+
+def shared_teacher(settings: Settings, device: str) -> Outcome:
+    """Three methods that share one teacher's forward pass, features included, against the same three one after the other."""
+    ours = {"task": settings.images, "names": cifar.THREE}
+    with (
+        Side(cifar.EngineLoop, {**ours, "together": False}, threads=CORES) as separate,
+        Side(cifar.EngineLoop, ours, threads=CORES) as shared,
+    ):
+        rows = _race("B5", "img/s", separate, [Variant("3 methods", shared, 1.5, 1.75)], settings.seconds, settings.rounds)
+    student, teacher = cifar.operations(settings.images.student, training=True), cifar.operations(settings.images.teacher, training=False)
+    bound = (student + teacher) / (student + teacher / len(cifar.THREE))
+    return Outcome(rows, [f"{100 * rows[0].ratio().median / bound:.0f} % of the {bound:.2f} that the operations of the nets allow"])
+
+
+def many_nets(settings: Settings, device: str) -> Outcome:
+    """Two seeds at once in two processes, against one after the other."""
+    rows = []
+    for name, net, bounds in (("WRN-16-2", settings.images.student, (1.1, 1.25)), ("ResNet-8", "resnet_8", ())):
+        common = {"task": replace(settings.images, student=net)}
+        with Side(cifar.EngineLoop, common, threads=CORES) as single, Side(cifar.EngineLoop, common, CORES) as double:
+            rows += _race("B6", "img/s", single, [Variant(f"{name}, 2 processes", double, *bounds)], settings.seconds, settings.rounds)
+    return Outcome(rows)
+
+
+def epoch(settings: Settings, device: str) -> Outcome:
+    """Epochs of distillation with evaluation, 50,000 and 10,000 images, extrapolated from a share of both."""
+    ours = {"task": settings.images}
+    with (
+        Side(cifar.PeerEpoch, ours, threads=CORES) as peer,
+        Side(cifar.EngineEpoch, {**ours, "names": ("kd",), "tabled": True}, CORES) as tabled,
+        Side(cifar.EngineEpoch, {**ours, "names": cifar.FOUR}, CORES) as shared,
+    ):
+        variants = [Variant("table present, 2 processes", tabled, 3.2, 3.5), Variant("4 methods a teacher, 2 processes", shared, 2.2, 2.8)]
+        rows = _race("B8", "epochs/h", peer, variants, EPOCH_STEPS, settings.rounds, scale=3600)
+    figures = [("usual loop", rows[0].baseline), *((row.what, row.ours) for row in rows)]
+    seconds = ", ".join(f"{what} {3600 / Spread.of(rates).median:,.0f}" for what, rates in figures)
+    return Outcome(rows, [f"seconds a student's epoch: {seconds}"])
+
+
+def wrn_table(settings: Settings, device: str) -> Outcome:
+    """A small table of distilled WRN-16-2, 4 methods x 2 seeds, against 8 usual loops one after the other."""
+    ours, steps = {"task": settings.images}, settings.wrn_trial_steps
+    with Side(cifar.PeerTable, ours, threads=CORES) as peer, Side(cifar.EngineTable, ours, CORES) as double:
+        variants = [Variant(f"WRN, 8 trials of {steps} steps", double, 2.3, 2.8)]
+        return Outcome(_race("B12", "trials/h", peer, variants, steps, settings.rounds, scale=3600))
+
+
+def _name(what: str, device: str) -> str:
+    return f"GPU, {what}" if device == "cuda" else what
+
+
 BENCHMARKS: dict[str, Callable[[Settings, str], Outcome]] = {
+    "feed": feed,
     "mlp_step": mlp_step,
+    "wrn_step": wrn_step,
     "kd_step": kd_step,
+    "wrn_kd": wrn_kd,
+    "shared_teacher": shared_teacher,
     "many_trials": many_trials,
+    "many_nets": many_nets,
+    "epoch": epoch,
     "cold_start": cold_start,
     "table": table,
+    "wrn_table": wrn_table,
 }
-ON_GPU = ("mlp_step", "many_trials")
+ON_GPU = ("feed", "mlp_step", "wrn_step", "wrn_kd", "many_trials")
+ON_CIFAR = ("feed", "wrn_step", "wrn_kd", "shared_teacher", "many_nets", "epoch", "wrn_table")
 
 
 def devices(name: str) -> list[str]:
     """Where a benchmark runs on this machine."""
     return ["cpu", "cuda"] if name in ON_GPU and torch.cuda.is_available() else ["cpu"]
+
+
+def check_numerics(on_cifar: bool, seed: int, device: str) -> None:
+    """Raises BenchmarkError where the loops, of convolutional nets or of MLPs, do not compute the same."""
+    if on_cifar:
+        cifar.check_numerics(replace(cifar.CHECKED, seed=seed), device)
+    else:
+        mlp.check_numerics(Task(seed, mlp.CHECKED_STEPS * mlp.BATCH), device)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import losses
+from kdcore.data.augment import Views
 from kdcore.models.network import Reached, Tap, Taps
 
 
@@ -61,6 +62,55 @@ class Knowledge:
     @property
     def taps(self) -> Mapping[str, Tensor]:
         return self._features[1]
+
+
+class LogitTable:
+    """A frozen teacher's logits on every view of a set of images, exact up to float16: in its place where its taps are not needed.
+
+    teacher: in eval mode, on the device of the images; views: what gives the batches; classes: the number of its logits.
+
+    ``table(index, x)``, with int64 index [B, 3 or 4] and x = views(index), gives float32 [B, classes], the ``logits`` of a
+    ``Knowledge``. The key is the view (image, dy, dx[, flip]), never a place in a batch. On a CPU the teacher is asked
+    for what is not there yet; on a GPU ``fill`` comes first, since a captured step cannot decide whom to ask. ``logits``
+    holds all of it: 162 MB for 50,000 images, 162 views and 10 classes, NaN where the teacher was not asked yet.
+
+    Raises ValueError for a teacher in train mode (its logits depend on the batch round an image), an index of another
+    number of columns, or a table on a GPU that is read before it is filled.
+    """
+
+    def __init__(self, teacher: nn.Module, views: Views, classes: int):
+        if teacher.training:
+            raise ValueError("a table needs a teacher in eval mode: call freeze(teacher)")
+        self.teacher, self.views = teacher, views
+        self.columns, self.full = 3 + views.flip, False
+        shape = (*views.windows.shape[: self.columns], classes)
+        self.logits = torch.full(shape, torch.nan, dtype=torch.float16, device=views.windows.device)
+
+    def __call__(self, index: Tensor, x: Tensor) -> Tensor:
+        if index.shape[-1] != self.columns:
+            raise ValueError(f"an index of this table has {self.columns} columns, not {index.shape[-1]}")
+        if not self.full:
+            if index.is_cuda:
+                raise ValueError("a table on a GPU must be filled before it is read: call fill()")
+            missing = self.logits[index.unbind(-1)][:, 0].isnan()
+            if missing.any():
+                self._ask(index[missing], x[missing])
+        return self.logits[index.unbind(-1)].float()
+
+    def fill(self, progress: Callable[[int, int], None] = lambda done, total: None, batch_size: int = 1000) -> None:
+        """Ask the teacher for every view that is not there yet; progress: called with views done and views to do."""
+        places, done = self.logits[..., 0].isnan().nonzero(), 0
+        for index in places.split(batch_size):
+            self._ask(index, self.views(index))
+            done += len(index)
+            progress(done, len(places))
+        self.full = True
+
+    @torch.no_grad()
+    def _ask(self, index: Tensor, x: Tensor) -> None:
+        # float32, whatever the step that asks trains in: an entry must not depend on who came first
+        with torch.autocast(x.device.type, enabled=False):
+            self.logits[index.unbind(-1)] = self.teacher(x).half()
 
 
 class View:

@@ -1,14 +1,18 @@
 """The benchmarks judge rightly: the numerics gate, the ratios, the verdicts. (Speed itself is not tested here.)"""
 
+import numpy
 import pytest
 import torch
 
-from benchmarks import mlp
+from benchmarks import cifar, mlp
 from benchmarks.__main__ import main
 from benchmarks.measure import BenchmarkError, Spread, interleave, speedups
-from benchmarks.suite import Row
+from benchmarks.suite import Row, Settings
+from kdcore.data.augment import Views
+from kdcore.methods import Knowledge, LogitTable
 
 SMALL = mlp.Task(seed=3, cases=mlp.CHECKED_STEPS * mlp.BATCH, student=(784, 40, 40, 10), teacher=(784, 60, 60, 10))
+SMALL_NETS = cifar.Task(seed=3, cases=mlp.CHECKED_STEPS * 8, student="wrn_10_1", teacher="wrn_10_1")
 
 
 def row(baseline, ours, **bounds) -> Row:
@@ -30,7 +34,7 @@ def test_gate_refuses_a_perturbed_weight():
 
 def test_gate_refuses_a_loss_that_is_not_a_number():
     with pytest.raises(BenchmarkError, match="step 2"):
-        mlp._compare([1.0, float("nan")], [1.0, 1.0])
+        mlp.compare([1.0, float("nan")], [1.0, 1.0])
 
 
 def test_gate_refuses_a_table_of_another_teacher():
@@ -38,9 +42,35 @@ def test_gate_refuses_a_table_of_another_teacher():
         return torch.from_numpy(mlp.teacher_table(SMALL, mlp.MLP(SMALL.teacher).reset([seed])))
 
     live, images = mlp._copied(mlp.MLP(SMALL.teacher).reset([5]), 0), mlp.inputs(SMALL)
-    mlp._compare_table(table(5), live, images)
+    mlp.compare_table(table(5), live, images)
     with pytest.raises(BenchmarkError, match="not the teacher"):
-        mlp._compare_table(table(6), live, images)
+        mlp.compare_table(table(6), live, images)
+
+
+def test_gate_passes_where_both_convolutional_loops_compute_the_same():
+    cifar.check_numerics(SMALL_NETS)
+
+
+def test_gate_refuses_a_perturbed_convolution():
+    def perturb(cohort):
+        with torch.no_grad():
+            cohort[0].student.groups[2][0].conv2.weight[0, 0, 0, 0] += 0.1
+
+    with pytest.raises(BenchmarkError, match="no speed is reported.*step 1"):
+        cifar.check_numerics(SMALL_NETS, tamper=perturb)
+
+
+def test_gate_refuses_other_views(monkeypatch):
+    right = cifar.pil_views
+    monkeypatch.setattr(cifar, "pil_views", lambda task, index: right(task, index * torch.tensor([1, 1, 1, 0])))
+    with pytest.raises(BenchmarkError, match="step 1"):
+        cifar.check_numerics(SMALL_NETS)
+
+
+def test_gate_sees_the_optimiser_at_its_small_rate(monkeypatch):
+    monkeypatch.setattr(cifar, "MOMENTUM", 0.5)
+    with pytest.raises(BenchmarkError, match=r"step [3-6]:"):  # weights show a momentum from the third step on
+        cifar.check_numerics(SMALL_NETS)
 
 
 def test_a_failed_gate_prints_no_speed(monkeypatch, capsys):
@@ -83,10 +113,148 @@ def test_train_operations():
     assert mlp.train_operations(mlp.STUDENT) == pytest.approx(6.4e6, rel=0.01)
 
 
+def test_operations_of_a_convolutional_net():
+    # WRN-10-1 by hand, multiplications: stem, group 1, then group 2 and 3 with a 1x1 convolution each, linear
+    stem, size = 27 * 16 * 32**2, [32**2, 16**2, 8**2]
+    group1 = 2 * 9 * 16 * 16 * size[0]
+    others = sum(inputs * 2 * inputs * (9 + 2 * 9 + 1) * size[g] for g, inputs in ((1, 16), (2, 32)))
+    forward = 2 * (stem + group1 + others + 64 * 10)
+    assert cifar.operations("wrn_10_1", training=False) == forward
+    # backward: the weights' gradients, and those of all inputs but the images
+    assert cifar.operations("wrn_10_1", training=True) == 3 * forward - 2 * stem
+
+
+def test_cohort_learns_what_separate_students_learn():
+    task = cifar.Task(cases=16, student="wrn_10_1", teacher="wrn_10_2")
+    cohort, stage = cifar.engine(task, cifar.FOUR, batch=8)
+    (row,) = stage.indices(torch.Generator().manual_seed(0))[:1]
+    together = stage.loss(row)
+    for name, method, loss in zip(cifar.FOUR, cohort, together, strict=True):
+        alone, own_stage = cifar.engine(task, [name], batch=8)
+        alone[0].load_state_dict(method.state_dict())
+        assert own_stage.loss(row).item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_epoch_is_extrapolated_from_its_share(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(cifar.time, "perf_counter", lambda: now[0])
+    for kind, students in ((cifar.PeerEpoch, 1), (cifar.EngineEpoch, 4)):
+        loop = object.__new__(kind)
+        loop.students = students
+        loop.step = lambda: now.__setitem__(0, now[0] + 0.256)
+        loop._evaluate = lambda cases: {256: 0.0005}[cases]
+        # 0.256 s a batch of 128, so 2 ms an image: 50,000 of them, and 10,000 at 0.5 ms
+        amount, seconds = loop.run(2)
+        assert amount == students and seconds == pytest.approx(100 + 5)
+
+
+def test_cases_are_those_of_the_benchmark():
+    settings = Settings(task=mlp.Task(cases=7), images=cifar.Task(cases=9))
+    assert [settings.cases(name) for name in ("table", "cold_start", "feed", "wrn_table")] == [7, 7, 9, 9]
+
+
+# ---------------------------------------------------------------- the table of logits on views
+
+IMAGES = torch.randint(4, (3, 1, 5, 5), generator=torch.Generator().manual_seed(0)).float()
+
+
+class Teacher(torch.nn.Module):
+    """Linear in the pixels, with whole numbers: its logits are exact in float16, and 257 and above are not in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randint(50, (4, 25), generator=torch.Generator().manual_seed(1)).float())
+        self.seen = 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        return torch.nn.functional.linear(x.flatten(1), self.weight)
+
+
+def tabled() -> tuple[Teacher, Views, LogitTable]:
+    teacher, views = Teacher().eval(), Views(IMAGES, 1, flip=True)
+    return teacher, views, LogitTable(teacher, views, 4)
+
+
+def every_view() -> torch.Tensor:
+    """3 images x 3 x 3 windows x 2, in random order."""
+    index = torch.cartesian_prod(torch.arange(3), torch.arange(3), torch.arange(3), torch.arange(2))
+    return index[torch.randperm(54, generator=torch.Generator().manual_seed(2))]
+
+
+def by_hand(index: torch.Tensor) -> torch.Tensor:
+    """The logits of views made with NumPy, one after the other."""
+    weight, found = Teacher().weight.detach().numpy(), []
+    for image, dy, dx, flip in index.tolist():
+        pixels = IMAGES[image, 0].numpy()
+        window = numpy.pad(pixels[:, ::-1] if flip else pixels, 1)[dy : dy + 5, dx : dx + 5]
+        found.append(weight @ window.ravel())
+    return torch.from_numpy(numpy.stack(found))
+
+
+def test_table_never_mixes_views():
+    _, views, table = tabled()
+    index = every_view()
+    assert len(by_hand(index).unique(dim=0)) == 54, "no two views may look alike here"
+    for batch in index.split(5):
+        assert torch.equal(table(batch, views(batch)), by_hand(batch))
+    backwards = index.flip(0)  # all known by now
+    assert torch.equal(table(backwards, views(backwards)), by_hand(backwards))
+
+
+def test_table_filled_as_it_is_used_is_the_table_filled_ahead():
+    (_, views, used), (_, _, ahead) = tabled(), tabled()
+    for batch in every_view().split(7):
+        used(batch, views(batch))
+    progress = []
+    ahead.fill(lambda done, total: progress.append((done, total)), batch_size=20)
+    assert progress == [(20, 54), (40, 54), (54, 54)]
+    assert torch.equal(used.logits, ahead.logits) and ahead.logits.isfinite().all()
+    assert ahead.logits.dtype == torch.float16 and ahead.logits.numel() == 3 * 18 * 4
+
+
+def test_teacher_is_asked_once_a_view():
+    teacher, views, table = tabled()
+    index = every_view()
+    for batch in (index[:10], index[5:15], index[:15].flip(0)):
+        table(batch, views(batch))
+    assert teacher.seen == 15
+    table.fill()
+    assert teacher.seen == 54
+    table(index, views(index))
+    assert teacher.seen == 54
+
+
+def test_table_is_filled_in_float32_whatever_the_step_trains_in():
+    _, views, table = tabled()
+    index = every_view()
+    assert by_hand(index).max() > 256
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(table(index, views(index)), by_hand(index))
+
+
+def test_table_rounds_to_float16_and_carries_no_gradient():
+    teacher, views, table = tabled()
+    with torch.no_grad():
+        teacher.weight.add_(1 / 3)
+    index = every_view()
+    logits = Knowledge(None, None, table(index, views(index))).logits
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, teacher(views(index)), rtol=2**-11, atol=0)
+
+
+def test_table_refuses_what_it_cannot_answer():
+    teacher, views, table = tabled()
+    with pytest.raises(ValueError, match="has 4 columns, not 3"):
+        table(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 1, 5, 5))
+    with pytest.raises(ValueError, match="eval mode"):
+        LogitTable(teacher.train(), views, 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["mlp_stepp"], "unknown benchmark 'mlp_stepp': choose from mlp_step, kd_step, many_trials, cold_start, table"),
+        (["mlp_stepp"], "unknown benchmark 'mlp_stepp': choose from feed, mlp_step, wrn_step, kd_step, wrn_kd,"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--save", "--quick"], "--save keeps full runs only"),
     ],

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from kdcore import losses
+from kdcore import losses, methods, models
+from kdcore.data.augment import Views
 from kdcore.models import MLP
-from kdcore.training import Context, Stage, fit
+from kdcore.training import Context, Stage, Step, fit
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -42,12 +43,13 @@ def test_no_host_sync_in_the_loop():
     """B11: 50 steps under the driver's own watch."""
     net = MLP((20, 16, 5)).reset([1]).cuda()
     x, y = X.cuda(), Y.cuda()
-    from kdcore.training import Step
-
     stage = Stage("s", 1, lambda g: None, lambda i: losses.cross_entropy(net(x[i]), y[i]), lambda e: {"lr": 0.1}, {"momentum": 0.9})
     step = Step(net, stage, "cuda")
     step.set({"lr": 0.1})
-    rows = torch.randint(400, (50, 50), device="cuda")
+    run_without_sync(step, torch.randint(400, (50, 50), device="cuda"))
+
+
+def run_without_sync(step: Step, rows: torch.Tensor) -> None:
     step(rows[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -55,4 +57,31 @@ def test_no_host_sync_in_the_loop():
             step(row)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(step(rows[0])).item(), "the loop above raises on a sync; what it trained must be sound, too"
+    assert torch.isfinite(step(rows[0])).all().item(), "the loop above raises on a sync; what it trained must be sound, too"
+
+
+@pytest.mark.parametrize("tabled", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_no_host_sync_with_a_convolutional_net(tabled, precision):
+    """B11, with augmentation and the teacher, as a table and live, in the step."""
+    images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    views = Views(images.cuda(), 1, flip=True, memory_format=torch.channels_last)
+    labels = torch.randint(10, (64,), device="cuda")
+    student, teacher = (models.create("wrn_10_1").cuda().to(memory_format=torch.channels_last) for _ in range(2))
+    method = methods.kd(student, methods.freeze(teacher))
+    table = methods.LogitTable(teacher, views, 10)
+    rows = views.draw(torch.randint(64, (50, 32)), torch.Generator().manual_seed(3)).cuda()
+    with pytest.raises(ValueError, match="filled before it is read"):
+        table(rows[0], views(rows[0]))
+    table.fill()
+    assert table.logits.isfinite().all()
+
+    def loss(index):
+        x = views(index)
+        knowledge = methods.Knowledge(teacher, x, table(index, x) if tabled else None)
+        return method.phases[0].loss(x, labels[index[:, 0]], knowledge)
+
+    stage = Stage("s", 1, lambda g: None, loss, lambda e: {"lr": 0.01}, {"momentum": 0.9})
+    step = Step(method.train(), stage, "cuda", precision)
+    step.set({"lr": 0.01})
+    run_without_sync(step, rows)
