@@ -17,7 +17,7 @@ from kdcore import papers
 from kdcore.errors import KdcoreError
 from kdcore.trials import runner
 from kdcore.trials.store import Store
-from kdcore.trials.worker import weights_path
+from kdcore.trials.worker import checkpoint_folder, weights_path
 
 PAPER = "hinton_mnist"
 VOLATILE = ("cost", "environment")
@@ -217,7 +217,7 @@ def test_ctrl_c_pauses(tmp_path, own_cache, quick):
 def test_a_corrupt_checkpoint_loses_nothing_else(tmp_path, own_cache):
     store = Store(tmp_path)
     planned = runner.plan(PAPER, "smoke", ["small"], [0, 1], store)
-    folder = own_cache / "checkpoints" / planned.jobs[0].cohort.id
+    folder = checkpoint_folder(planned.jobs[0].cohort, papers.get(PAPER).precision("cpu"))
     folder.mkdir(parents=True)
     (folder / "state.safetensors").write_bytes(b"torn")
     outcome = runner.run(planned, store, jobs=1)

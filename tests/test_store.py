@@ -23,7 +23,7 @@ def a_trial(seed=0, budget="fast") -> Trial:
 
 
 def a_record(trial: Trial, **metrics) -> dict:
-    return record(trial, "done", {"metrics": {"test_errors": 150} | metrics, "history": []}, COST)
+    return record(trial, "done", {"metrics": {"test_errors": 150} | metrics, "history": []}, COST, "float32")
 
 
 def test_the_id_is_sha256_of_canonical_json_and_depends_on_each_field():
@@ -159,3 +159,11 @@ def test_reading_many_records(tmp_path):
         store.put(a_record(a_trial(seed)))
     assert [r["seed"] for r in store.records("hinton_mnist", "fast")] == [0, 1, 2]
     assert stores.dumps(store.records("hinton_mnist")[0]).count("\n") == len(stores.KEYS) + 2
+
+
+def test_a_record_names_its_precision():
+    trial = a_trial()
+    assert record(trial, "done", {"metrics": {}, "history": []}, COST, "bfloat16")["environment"]["precision"] == "bfloat16"
+    paper = papers.get("hinton_mnist")
+    assert paper.precision("cpu", "float32") == "float32" and paper.precision("cpu", "bfloat16") == "bfloat16"
+    assert papers.get("fsp").precision("cpu") == "float32", "no equivalence was shown: auto is float32 on every machine"
