@@ -1,8 +1,8 @@
 """Born-again trees (Breiman & Shang 1996): CART, arcing, smearing, and a tree grown on what the arced trees say.
 
 Cases are float32 [N, columns]. A column is a numeric variable, or says of a nominal one whether it has a certain word
-(``kdcore.papers.born_again_trees.columns``): a cut of such a column is "this word against the rest". scikit-learn finds
-every cut; pruning is here, as the born-again tree has node costs of its own.
+(``kdcore.data.tabular.columns``): a cut of such a column is "this word against the rest". scikit-learn finds every
+cut; pruning is here, as the born-again tree has node costs of its own.
 """
 
 from collections.abc import Callable
@@ -336,12 +336,15 @@ class Smearing:
 # -- the born-again tree --------------------------------------------------------------------------------------------
 
 
-def born_again(smearing: Smearing, predict: Callable, classes: int, count: int, rng: np.random.Generator) -> Tree:
+def born_again(
+    smearing: Smearing, predict: Callable, classes: int, count: int, rng: np.random.Generator, admissible: bool = False
+) -> Tree:
     """A tree grown on smeared cases with the labels that ``predict`` gives them (Breiman & Shang 1996).
 
     Each node is cut by the Gini criterion on ``count`` cases of its own, drawn anew: a deep node has as many as the
     root. R(t) = (1 - max_j p_j(t)) p_t, with p_j the shares of the labels among them and p_t the probability of t. A node is a
     leaf where all labels agree, or where the best cut would leave a child without an original training case.
+    admissible: only cuts that leave an original case on either side are looked at; a leaf is where there is none.
     """
     x, variable = smearing.x, smearing.variable
     feature, threshold, left, right, label, cost = [-1], [0.0], [-1], [-1], [0], [0.0]
@@ -356,7 +359,12 @@ def born_again(smearing: Smearing, predict: Callable, classes: int, count: int, 
                 mine = slice(number * count, (number + 1) * count)
                 shares = np.bincount(labels[mine], minlength=classes) / count
                 label[node], cost[node] = int(shares.argmax()), (1 - shares.max()) * smearing.share(region)
-                found = _cut(cases[mine], labels[mine], rng) if shares.max() < 1 else None
+                if shares.max() == 1:
+                    continue
+                seen = x[originals]
+                # cases moved into the originals' range can only be cut inside it
+                offered = np.clip(cases[mine], seen.min(0), seen.max(0)) if admissible else cases[mine]
+                found = _cut(offered, labels[mine], rng)
                 if found is None:
                     continue
                 goes_left = x[:, found[0]] <= found[1]

@@ -98,6 +98,51 @@ class Tabular:
     classes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Columns:
+    """A data set as numbers that a tree can cut: x float32 [N, columns], missing numbers nan.
+
+    A numeric variable is one column; a nominal one has a column for each word, 1 where it is that word (two words
+    that are never missing share one column). A missing word is none of the words. variable [columns]: which variable; words: the
+    word, or None for a numeric column; names: of the variables.
+    """
+
+    x: np.ndarray
+    variable: np.ndarray
+    words: tuple[str | None, ...]
+    names: tuple[str, ...]
+
+    def filled(self, train: np.ndarray) -> np.ndarray:
+        """x with the missing numbers set to the median of the training cases ``train`` (case numbers), contiguous."""
+        missing = np.isnan(self.x)
+        medians = np.nanmedian(self.x[train][:, missing.any(0)], axis=0)
+        x = self.x.copy()
+        for column, median in zip(np.flatnonzero(missing.any(0)), medians, strict=True):
+            x[missing[:, column], column] = median
+        return x
+
+    def conditions(self, column: int, threshold: float) -> tuple[str, str]:
+        """What a case must fulfil to go left, or right, of a cut."""
+        name, word = self.names[self.variable[column]], self.words[column]
+        if word is None:
+            return f"{name} \u2264 {threshold:.4g}", f"{name} > {threshold:.4g}"
+        return f"{name} \u2260 {word}", f"{name} = {word}"
+
+
+def columns(table: Tabular) -> Columns:
+    """The columns of a data set, in the order of its variables."""
+    found = []
+    for variable, levels in enumerate(table.levels):
+        values = table.values[:, variable]
+        if not levels:
+            found.append((values, variable, None))
+            continue
+        shown = range(1, 2) if len(levels) == 2 and not np.isnan(values).any() else range(len(levels))
+        found += [(values == level, variable, levels[level]) for level in shown]
+    x, variables, words = zip(*found, strict=True)
+    return Columns(np.stack(x, 1).astype(np.float32), np.array(variables), words, table.variables)
+
+
 def fingerprint(name: str) -> str:
     """The pinned fingerprint of a data set, known without having the data. Raises KdcoreError for an unknown name."""
     if name not in FINGERPRINTS:
