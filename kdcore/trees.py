@@ -336,9 +336,7 @@ class Smearing:
 # -- the born-again tree --------------------------------------------------------------------------------------------
 
 
-def born_again(
-    smearing: Smearing, predict: Callable, classes: int, count: int, rng: np.random.Generator, admissible: bool = False
-) -> Tree:
+def born_again(smearing: Smearing, predict: Callable, classes: int, count: int, rng: np.random.Generator, admissible: bool = False) -> Tree:
     """A tree grown on smeared cases with the labels that ``predict`` gives them (Breiman & Shang 1996).
 
     Each node is cut by the Gini criterion on ``count`` cases of its own, drawn anew: a deep node has as many as the

@@ -156,20 +156,19 @@ def load(name: str) -> Tabular:
 
     Raises KdcoreError when it cannot be had, its classes do not have the cases they must, or its contents differ.
     """
-    expected = fingerprint(name)
+    expected, path = fingerprint(name), paths.data() / f"{name}.csv"
     if name in EMBEDDED:
-        where, cure = "scikit-learn", "install the version that requirements.txt pins"
-        text = canonical(*EMBEDDED[name]())
+        text, where, cure = canonical(*EMBEDDED[name]()), "scikit-learn", "install the version that requirements.txt pins"
+    elif path.exists():
+        text, where, cure = _read(path), path, "delete the file and run again to fetch it anew"
     else:
-        where, cure = paths.data() / f"{name}.csv", "delete the file and run again to fetch it anew"
-        if not where.exists():
-            found, source = _fetched(name)
-            _check_counts(name, found[1], source, "put the whole set there")
-            paths.write_text(where, canonical(*found))
-        text = _read(where)
-    variables, *rows = csv.reader(text.splitlines())
-    variables = variables[:-1]
-    cells, words = [row[:-1] for row in rows], [row[-1] for row in rows if row]
+        (rows, words, variables), where = _fetched(name)
+        text, cure = (
+            canonical(rows, words, variables),
+            f"put the whole {SOURCES[name].file} of the UCI repository into {path.parent / 'uci'}",
+        )
+    lines = list(csv.reader(text.splitlines()))
+    cells, words = [line[:-1] for line in lines[1:]], [line[-1] for line in lines[1:] if line]
     if name in SOURCES:
         _check_counts(name, words, where, cure)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -177,6 +176,8 @@ def load(name: str) -> Tabular:
         raise KdcoreError(
             f"{name} in {where} is not the data set this suite was built on (fingerprint {digest[:12]}, expected {expected[:12]}): {cure}"
         )
+    if name in SOURCES and not path.exists():
+        paths.write_text(path, text)
     nominal = name in SOURCES and SOURCES[name].nominal
     columns, levels = [], []
     for column in zip(*cells, strict=True):
@@ -186,7 +187,7 @@ def load(name: str) -> Tabular:
         levels.append(tuple(known))
     classes = sorted(set(words))
     labels = np.array([classes.index(word) for word in words], np.int64)
-    return Tabular(name, np.array(columns).T.copy(), labels, tuple(variables), tuple(levels), tuple(classes))
+    return Tabular(name, np.array(columns).T.copy(), labels, tuple(lines[0][:-1]), tuple(levels), tuple(classes))
 
 
 def canonical(rows: list[list], classes: list[str], variables: list[str]) -> str:

@@ -138,9 +138,7 @@ def figures(records: list[dict]) -> dict:
 
     drawn = {}
     if kept := [record["metrics"]["trees"] for record in records if "trees" in record["metrics"]]:
-        drawn["trees"] = partial(
-            draw.outlines, kept[0], "Breast cancer: the born-again tree beside CART's (the first repetition; cases are training cases)"
-        )
+        drawn["trees"] = partial(draw.outlines, kept[0], "Breast cancer: a born-again tree beside CART's (in brackets: training cases)")
     sweeps: dict[str, dict[int, list]] = {}
     for record in records:
         counts = {v["smeared"]: f"_{name}" for name, v in record["config"]["variants"].items() if set(v) == {"smeared"}}
