@@ -95,6 +95,17 @@ def test_a_variant_changes_what_it_names_alone():
     assert found["arced_error_percent_fs"] == small_run("breast cancer", arcing="arc-fs")["arced_error_percent"]
 
 
+@pytest.mark.parametrize("setting, value", [("alternate", 0.0), ("arcing", "arc-fs"), ("trees", 2), ("admissible", True), ("smeared", 20)])
+def test_every_setting_has_its_effect(setting, value):
+    """On the tree itself, as test errors of 17 cases may agree by chance."""
+    table = tabular.load("wine")
+    config = PAPER.config("smoke", "glass") | SMALL | {"variants": {}, "folds": 3}
+    (_, before), (_, after) = (
+        born_again.repetition(table, tabular.columns(table), config | changes, 0, 0) for changes in ({}, {setting: value})
+    )
+    assert before["born-again tree"] != after["born-again tree"] and before["CART"] == after["CART"]
+
+
 def test_no_test_case_is_trained_on(monkeypatch):
     """Every model is grown on the training cases; the labels of the test cases change no tree."""
     table = tabular.load("iris")
