@@ -1,5 +1,11 @@
-"""Data sets as tensors, cached as safetensors in ``$KDCORE_CACHE/data``."""
+"""Data sets: images as tensors, cached as safetensors in ``$KDCORE_CACHE/data``; tables of cases (``tabular``), as CSV."""
 
-from kdcore.data.images import ImageData, fingerprint, load, stratified_subset
+from kdcore.data import images, tabular
+from kdcore.data.images import ImageData, load, stratified_subset
 
-__all__ = ["ImageData", "fingerprint", "load", "stratified_subset"]
+__all__ = ["ImageData", "fingerprint", "load", "stratified_subset", "tabular"]
+
+
+def fingerprint(name: str) -> str:
+    """The pinned fingerprint of any data set, known without having the data. Raises KdcoreError for an unknown name."""
+    return tabular.fingerprint(name) if name in tabular.FINGERPRINTS else images.fingerprint(name)

@@ -232,6 +232,42 @@ def error_against(x_values, groups: dict, *, xlabel: str = "temperature", ylabel
 
 
 @_styled
+def outlines(trees: dict[str, list[dict]], title: str = "") -> Figure:
+    """Decision trees side by side, each an indented list: a line for each branch, a leaf's line ends with its class.
+
+    trees: {name: [{depth, condition, cases, class (None for an inner node)}, ...]}, each branch before its sister.
+    """
+    classes = sorted({line["class"] for lines in trees.values() for line in lines} - {None})
+    colours = dict(zip(classes, PALETTE * len(classes), strict=False))
+    height, indent = 0.165, 0.13  # inches: of a line, of a level
+    rows = max(len(lines) for lines in trees.values())
+    figure, axes = plt.subplots(1, len(trees), figsize=(WIDTH, height * rows + 1.0), squeeze=False, layout="constrained")
+    width = WIDTH / len(trees) - 0.2
+    for ax, (name, lines) in zip(axes[0], trees.items(), strict=True):
+        last: dict[int, int] = {}
+        for y, line in enumerate(lines):
+            depth, label = line["depth"], line["class"]
+            last[depth] = y
+            if depth:
+                x = (depth - 0.75) * indent
+                ax.plot([x, x, depth * indent], [last[depth - 1] + 0.3, y, y], color="#9a9a9a", lw=0.8, solid_joinstyle="miter")
+            text = (
+                (line["condition"] or "all cases") + (f" \N{RIGHTWARDS ARROW} {label}" if label is not None else "") + f" ({line['cases']})"
+            )
+            colour = "#222222" if label is None else [0.75 * part for part in mpl.colors.to_rgb(colours[label])]
+            weight = "normal" if label is None else "bold"
+            ax.text((depth + 0.2) * indent, y, text, va="center", fontsize=7.5, color=colour, fontweight=weight)
+        leaves = sum(line["class"] is not None for line in lines)
+        ax.set_title(f"{name}: {leaves} {'leaf' if leaves == 1 else 'leaves'}", fontsize=10.5)
+        ax.set_xlim(0, width)
+        ax.set_ylim(rows - 0.5, -0.5)
+        ax.set_axis_off()
+    if title:
+        _heading(figure, _wrapped(title, 90))
+    return figure
+
+
+@_styled
 def confusion(matrix, classes, title: str = "") -> Figure:
     """Counts [label][prediction] as a heat map. The colour scale is that of the mistakes; what is right is only written."""
     counts = np.asarray(matrix, float)

@@ -1,0 +1,299 @@
+"""Tables of cases: five sets of the UCI repository, and three that come with scikit-learn and need no network.
+
+A data set is one file, ``$KDCORE_DATA/NAME.csv`` (``$KDCORE_CACHE/data`` by default), written once from UCI's own file
+in ``$KDCORE_DATA/uci`` where there is one, else from OpenML. Its contents are canonical: the same cases give the same
+bytes whatever their source and order. Every load counts them and compares them with the fingerprint pinned below.
+"""
+
+import csv
+import hashlib
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from kdcore import paths
+from kdcore.errors import KdcoreError
+
+# sha256 of the canonical CSV: the data set's identity, part of every trial's id.
+FINGERPRINTS = {
+    "breast_cancer": "e8cc328adca33b259db99fbc5f47122cce78967ceb6385ebaf80394ce56ddc7e",
+    "ionosphere": "47df61e58e86bd5c1639f1f58bcb93c2bb57ebab635be8c1be7875edf3a8065b",
+    "glass": "a61b661fc560e9bb1200fba2e198451d5a81968551f57b75991ffd1654cdf9c5",
+    "soybean": "045b873ad40c57928576bb1656643dbc8f72db440f325175dde65dde51819120",
+    "sonar": "ef8cd8816c194ebfe98df31d3a83009c6c7e987889178db07d167c46c6643ef7",
+    "breast_cancer_diagnostic": "f9502a00f14c624b85d339e78eb4f9ff8ca65ceef718942272d8bddeca538609",
+    "wine": "f1e0a445c247b827e0391c201c17594c9a8aa4676a618346ab94a4226b162406",
+    "iris": "e7f2606770d5c33243a79356926721f8e073cab242bb0a6e1601f123a4a10d9f",
+}
+CYTOLOGY = (
+    "clump thickness", "cell size", "cell shape", "adhesion", "epithelial cell size", "bare nuclei", "chromatin", "nucleoli", "mitoses",
+)  # fmt: skip
+GLASS = {
+    "1": "build wind float",
+    "2": "build wind non-float",
+    "3": "vehic wind float",
+    "5": "containers",
+    "6": "tableware",
+    "7": "headlamps",
+}
+SOYBEAN = {
+    "alternarialeaf-spot": 91, "frog-eye-leaf-spot": 91, "brown-spot": 92, "phytophthora-rot": 88, "anthracnose": 44, "brown-stem-rot": 44,
+    "bacterial-blight": 20, "bacterial-pustule": 20, "charcoal-rot": 20, "diaporthe-stem-canker": 20, "downy-mildew": 20,
+    "phyllosticta-leaf-spot": 20, "powdery-mildew": 20, "purple-seed-stain": 20, "rhizoctonia-root-rot": 20, "2-4-d-injury": 16,
+    "diaporthe-pod-&-stem-blight": 15, "cyst-nematode": 14, "herbicide-injury": 8,
+}  # fmt: skip
+MISSING = "?"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from, and what it must hold.
+
+    openml: its number there. file: its name in the UCI repository, as CSV or ARFF. counts: cases of each class. variables: their
+    names, for files that have none. numbered: the file's first column is a case number. words: what the file's class
+    codes stand for. nominal: the variables are words, not numbers.
+    """
+
+    openml: int
+    file: str
+    counts: dict[str, int]
+    variables: tuple[str, ...] | None = None
+    numbered: bool = False
+    words: dict[str, str] | None = None
+    nominal: bool = False
+
+
+SOURCES = {
+    "breast_cancer": Source(
+        15, "breast-cancer-wisconsin.csv", {"benign": 458, "malignant": 241}, CYTOLOGY, True, {"2": "benign", "4": "malignant"}
+    ),
+    "ionosphere": Source(59, "ionosphere.csv", {"b": 126, "g": 225}, tuple(f"a{i:02d}" for i in range(1, 35))),
+    "glass": Source(
+        41, "glass.csv", dict(zip(GLASS.values(), (70, 76, 17, 13, 9, 29), strict=True)),
+        ("RI", "Na", "Mg", "Al", "Si", "K", "Ca", "Ba", "Fe"), True, GLASS,
+    ),
+    "soybean": Source(42, "soybean.arff", SOYBEAN, nominal=True),
+    "sonar": Source(
+        40, "sonar.csv", {"Mine": 111, "Rock": 97}, tuple(f"band {i:02d}" for i in range(1, 61)), words={"M": "Mine", "R": "Rock"}
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """One data set: values float64 [N, V] (a nominal one is the number of its word, a missing one nan), labels int64 [N].
+
+    variables: their names. levels: for each variable its words, or () for a numeric one. classes: their names.
+    """
+
+    name: str
+    values: np.ndarray
+    labels: np.ndarray
+    variables: tuple[str, ...]
+    levels: tuple[tuple[str, ...], ...]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A data set as numbers that a tree can cut: x float32 [N, columns], missing numbers nan.
+
+    A numeric variable is one column; a nominal one has a column for each word, 1 where it is that word (two words
+    that are never missing share one column). A missing word is none of the words. variable [columns]: which variable; words: the
+    word, or None for a numeric column; names: of the variables.
+    """
+
+    x: np.ndarray
+    variable: np.ndarray
+    words: tuple[str | None, ...]
+    names: tuple[str, ...]
+
+    def filled(self, train: np.ndarray) -> np.ndarray:
+        """x with the missing numbers set to the median of the training cases ``train`` (case numbers), contiguous."""
+        missing = np.isnan(self.x)
+        medians = np.nanmedian(self.x[train][:, missing.any(0)], axis=0)
+        x = self.x.copy()
+        for column, median in zip(np.flatnonzero(missing.any(0)), medians, strict=True):
+            x[missing[:, column], column] = median
+        return x
+
+    def conditions(self, column: int, threshold: float) -> tuple[str, str]:
+        """What a case must fulfil to go left, or right, of a cut."""
+        name, word = self.names[self.variable[column]], self.words[column]
+        if word is None:
+            return f"{name} \u2264 {threshold:.4g}", f"{name} > {threshold:.4g}"
+        return f"{name} \u2260 {word}", f"{name} = {word}"
+
+
+def columns(table: Tabular) -> Columns:
+    """The columns of a data set, in the order of its variables."""
+    found = []
+    for variable, levels in enumerate(table.levels):
+        values = table.values[:, variable]
+        if not levels:
+            found.append((values, variable, None))
+            continue
+        shown = range(1, 2) if len(levels) == 2 and not np.isnan(values).any() else range(len(levels))
+        found += [(values == level, variable, levels[level]) for level in shown]
+    x, variables, words = zip(*found, strict=True)
+    return Columns(np.stack(x, 1).astype(np.float32), np.array(variables), words, table.variables)
+
+
+def fingerprint(name: str) -> str:
+    """The pinned fingerprint of a data set, known without having the data. Raises KdcoreError for an unknown name."""
+    if name not in FINGERPRINTS:
+        raise KdcoreError(f"unknown data set '{name}': choose one of {', '.join(sorted(FINGERPRINTS))}")
+    return FINGERPRINTS[name]
+
+
+@lru_cache(maxsize=2)
+def load(name: str) -> Tabular:
+    """The data set ``name``, from the cache, UCI's file, OpenML, or (the embedded ones) scikit-learn.
+
+    Raises KdcoreError when it cannot be had, its classes do not have the cases they must, or its contents differ.
+    """
+    expected, path = fingerprint(name), paths.data() / f"{name}.csv"
+    if name in EMBEDDED:
+        text, where, cure = canonical(*EMBEDDED[name]()), "scikit-learn", "install the version that requirements.txt pins"
+    elif path.exists():
+        text, where, cure = _read(path), path, "delete the file and run again to fetch it anew"
+    else:
+        (rows, words, variables), where = _fetched(name)
+        text, cure = (
+            canonical(rows, words, variables),
+            f"put the whole {SOURCES[name].file} of the UCI repository into {path.parent / 'uci'}",
+        )
+    lines = list(csv.reader(text.splitlines()))
+    cells, words = [line[:-1] for line in lines[1:]], [line[-1] for line in lines[1:] if line]
+    if name in SOURCES:
+        _check_counts(name, words, where, cure)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if digest != expected:
+        raise KdcoreError(
+            f"{name} in {where} is not the data set this suite was built on (fingerprint {digest[:12]}, expected {expected[:12]}): {cure}"
+        )
+    if name in SOURCES and not path.exists():
+        paths.write_text(path, text)
+    nominal = name in SOURCES and SOURCES[name].nominal
+    columns, levels = [], []
+    for column in zip(*cells, strict=True):
+        known = sorted(set(column) - {MISSING}) if nominal else []
+        number = {word: float(i) for i, word in enumerate(known)}
+        columns.append([math.nan if cell == MISSING else number[cell] if nominal else float(cell) for cell in column])
+        levels.append(tuple(known))
+    classes = sorted(set(words))
+    labels = np.array([classes.index(word) for word in words], np.int64)
+    return Tabular(name, np.array(columns).T.copy(), labels, tuple(lines[0][:-1]), tuple(levels), tuple(classes))
+
+
+def canonical(rows: list[list], classes: list[str], variables: list[str]) -> str:
+    """A data set as CSV, its cases in an order that follows from their contents (by class, then by text).
+
+    rows: a number, a word or None (missing) for each variable of each case. Numbers are written as short as they can be
+    read back, so that 0.0200 and 0.02 are one.
+    """
+
+    def cell(value) -> str:
+        return MISSING if value is None else value if isinstance(value, str) else repr(float(value))
+
+    lines = sorted(zip(classes, [[cell(value) for value in row] for row in rows], strict=True))
+    return "".join(",".join((*row, word)) + "\n" for word, row in [("class", list(variables)), *lines])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise KdcoreError(f"{path} cannot be read ({error}): delete it and run again to fetch it anew") from error
+
+
+def _check_counts(name: str, words: list[str], where: Path | str, cure: str) -> None:
+    counts = SOURCES[name].counts
+    found = Counter(words)
+    if found != counts:
+        wrong = [f"{found.get(word, 0)} of '{word}' where {counts.get(word, 0)} belong" for word in sorted({*found, *counts})
+                 if found.get(word, 0) != counts.get(word, 0)]  # fmt: skip
+        raise KdcoreError(
+            f"{name} in {where} has {len(words)} cases in {len(found)} classes, not {sum(counts.values())} in {len(counts)}"
+            f" ({', '.join(wrong[:2])}): {cure}"
+        )
+
+
+def _fetched(name: str) -> tuple[tuple[list[list], list[str], list[str]], Path | str]:
+    """(rows, classes, variables) from UCI's file where it is there, else from OpenML, and where they are from."""
+    source = SOURCES[name]
+    path = paths.data() / "uci" / source.file
+    if path.exists():
+        variables, lines = _arff(_read(path)) if path.suffix == ".arff" else (source.variables, _csv(_read(path)))
+        lines = [line[1:] for line in lines] if source.numbered else lines
+        try:
+            rows = [[None if cell == MISSING else cell if source.nominal else float(cell) for cell in line[:-1]] for line in lines]
+            if {len(row) for row in rows} != {len(variables)}:
+                raise ValueError(f"a line has not {len(variables)} variables and a class")
+            classes = [(source.words or {}).get(line[-1], line[-1]) for line in lines]
+        except (ValueError, IndexError) as error:
+            raise KdcoreError(f"{path} cannot be read ({error}): put UCI's file there anew") from error
+        return _filled(name, rows, classes, variables), path
+    return _filled(name, *_openml(name)), f"OpenML (data set {source.openml})"
+
+
+def _filled(name: str, rows: list[list], classes: list[str], variables) -> tuple[list[list], list[str], list[str]]:
+    """Missing words of a nominal set become the variable's most frequent one; numbers stay missing.
+
+    The soybean set goes about in both forms, as UCI gives it and so filled (Weka's ReplaceMissingValues); only the filled
+    one can be made of either.
+    """
+    if SOURCES[name].nominal:
+        modes = [Counter(sorted(value for value in column if value is not None)).most_common(1)[0][0] for column in zip(*rows, strict=True)]
+        rows = [[mode if value is None else value for value, mode in zip(row, modes, strict=True)] for row in rows]
+    return rows, classes, list(variables)
+
+
+def _csv(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
+
+
+def _arff(text: str) -> tuple[list[str], list[list[str]]]:
+    """(variables, lines) of an ARFF file without quotes; the class is the last attribute."""
+    head, _, body = text.partition("@data")
+    variables = [line.split()[1] for line in head.splitlines() if line.lower().startswith("@attribute")]
+    return variables[:-1], _csv(body)
+
+
+def _openml(name: str) -> tuple[list[list], list[str], list[str]]:
+    from sklearn.datasets import fetch_openml  # slow to import, and needed once in the life of a cache
+
+    source = SOURCES[name]
+    try:
+        # no data frame: a machine that runs trials needs no pandas
+        found = fetch_openml(data_id=source.openml, as_frame=False, parser="liac-arff")
+    except (OSError, ValueError) as error:
+        raise KdcoreError(
+            f"{name} is not in {paths.data()} and could not be fetched from OpenML ({str(error).splitlines()[0].rstrip(':')}): connect to "
+            f"the network, or put {source.file} of the UCI repository into {paths.data() / 'uci'}"
+        ) from error
+    names = list(found.feature_names)
+    words = [found.categories.get(variable) if source.nominal else None for variable in names]
+    rows = [
+        [None if math.isnan(value) else known[int(value)] if known else float(value) for value, known in zip(row, words, strict=True)]
+        for row in np.asarray(found.data, np.float64).tolist()
+    ]
+    return rows, [str(word) for word in found.target], list(source.variables or names)
+
+
+def _sklearn(loader: str) -> tuple[list[list], list[str], list[str]]:
+    from sklearn import datasets
+
+    found = getattr(datasets, loader)()
+    return found.data.tolist(), [str(found.target_names[label]) for label in found.target], [str(n) for n in found.feature_names]
+
+
+EMBEDDED = {
+    "breast_cancer_diagnostic": lambda: _sklearn("load_breast_cancer"),
+    "wine": lambda: _sklearn("load_wine"),
+    "iris": lambda: _sklearn("load_iris"),
+}

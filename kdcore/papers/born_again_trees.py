@@ -1,0 +1,158 @@
+"""Breiman & Shang 1996, "Born again trees": what one trial does.
+
+An arm is a data set, a trial a block of repetitions. Each repetition draws a test set of its own; CART, the arced trees
+and every born-again tree are grown on the rest, so that all of them are compared case by case.
+"""
+
+import time
+from functools import partial
+
+import numpy as np
+import sklearn
+import torch
+
+from kdcore import trees
+from kdcore.data import tabular
+from kdcore.errors import Paused
+from kdcore.training import Context, Measured, seed_of
+
+VERSION = 1
+ARCING = {"arc-x4": trees.arc_x4, "arc-fs": trees.arc_fs}
+
+
+def cohort(config: dict) -> None:
+    """Every trial runs alone: a trial already holds all arms of its repetitions."""
+
+
+def run(trials: list, context: Context, teacher: dict[str, torch.Tensor] | None) -> list[dict]:
+    """The repetitions of one block; ``metrics`` holds their means, and ``repetitions`` the values of each."""
+    (trial,) = trials
+    config, table = trial.config, tabular.load(trial.config["data"])
+    columns = tabular.columns(table)
+    rows, drawn = [], None
+    # thousands of small trees: to check their parameters would take as long as to grow them
+    with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):
+        for number in range(config["repetitions"]):
+            if time.time() > context.deadline:
+                raise Paused
+            started = time.monotonic()
+            row, grown = repetition(table, columns, config, context.seed, number)
+            if context.probe:
+                raise Measured((time.monotonic() - started) * config["repetitions"])
+            rows.append(row)
+            if config["keep_trees"] and number == 0:
+                drawn = grown
+            context.report(
+                {"stage": "repetitions", "epoch": number + 1, "loss": row["born_again_train_error_percent"] / 100}
+                | {"test_error_percent": row["born_again_error_percent"], "done": number + 1, "total": config["repetitions"]}
+            )
+    metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    metrics["decrease_percent"] = decrease(metrics["cart_error_percent"], metrics["born_again_error_percent"])
+    metrics["repetitions"] = {name: [round(row[name], 4) for row in rows] for name in rows[0]}
+    if drawn is not None:
+        metrics["trees"] = drawn
+    return [{"metrics": metrics, "history": []}]
+
+
+def decrease(cart: float, born_again: float) -> float:
+    """By how many percent of CART's error the born-again tree's is smaller (0 where CART makes none)."""
+    return 100 * (cart - born_again) / cart if cart else 0.0
+
+
+def split(cases: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Case numbers (training, test), each sorted: the test set a random ``share`` of all, rounded down."""
+    order = rng.permutation(cases)
+    tests = int(cases * share)
+    return np.sort(order[tests:]), np.sort(order[:tests])
+
+
+def repetition(table: tabular.Tabular, columns: tabular.Columns, config: dict, seed: int, number: int) -> tuple[dict, dict]:
+    """(measures, trees ready to be drawn) of one test set.
+
+    The variants differ from the born-again tree in what ``config["variants"]`` names, and in nothing else: the same split
+    and random numbers.
+    """
+    rng = {what: np.random.default_rng(seed_of(seed, what, number)) for what in ("split", "cart", *ARCING)}
+    train, test = split(len(table.labels), config["test_share"], rng["split"])
+    x, classes = columns.filled(train), len(table.classes)
+    x, y, test_x, test_y = x[train], table.labels[train], x[test], table.labels[test]
+
+    def error(model, cases=test_x, labels=test_y) -> float:
+        return 100 * float(np.mean(model.predict(cases) != labels))
+
+    committees: dict = {}
+
+    def committee(settings: dict):
+        name = settings["arcing"]
+        if name not in committees:
+            committees[name] = ARCING[name](x, y, classes, rng[name], settings["trees"])
+        return committees[name]
+
+    def born_again(settings: dict) -> trees.Tree:
+        smearing = trees.Smearing(x, columns.variable, settings["alternate"])
+        own = np.random.default_rng(seed_of(seed, "smearing", number))
+        grown = trees.born_again(smearing, committee(settings).predict, classes, settings["smeared"], own, settings["admissible"])
+        return trees.best_subtree(grown, x, y)
+
+    cart, arced, reborn = trees.cart(x, y, rng["cart"], config["folds"]), committee(config), born_again(config)
+    row = {
+        "cart_error_percent": error(cart),
+        "arced_error_percent": error(arced),
+        "born_again_error_percent": error(reborn),
+        "born_again_train_error_percent": error(reborn, x, y),
+        "agreement_percent": 100 * float(np.mean(reborn.predict(test_x) == arced.predict(test_x))),
+        "cart_leaves": cart.leaves,
+        "born_again_leaves": reborn.leaves,
+    }
+    for name, changes in config["variants"].items():
+        variant = born_again(config | changes)
+        row[f"born_again_error_percent_{name}"] = error(variant)
+        row[f"born_again_train_error_percent_{name}"] = error(variant, x, y)
+        if "arcing" in changes:
+            row[f"arced_error_percent_{name}"] = error(committee(config | changes))
+    drawn = {name: outline(tree, columns, table, x) for name, tree in (("born-again tree", reborn), ("CART", cart))}
+    return row, drawn
+
+
+def outline(tree: trees.Tree, columns: tabular.Columns, table: tabular.Tabular, x: np.ndarray) -> list[dict]:
+    """A tree as an indented list, each branch before its sister: {depth, condition, cases, class (None for an inner node)}.
+
+    x: the training cases, which ``cases`` counts.
+    """
+    cases = tree.reach(x).sum(1)
+    lines, waiting = [], [(0, 0, "")]
+    while waiting:
+        node, depth, condition = waiting.pop()
+        inner = tree.feature[node] >= 0
+        label = None if inner else table.classes[tree.label[node]]
+        lines.append({"depth": depth, "condition": condition, "cases": int(cases[node]), "class": label})
+        if inner:
+            low, high = columns.conditions(int(tree.feature[node]), float(tree.threshold[node]))
+            waiting += [(int(tree.right[node]), depth + 1, high), (int(tree.left[node]), depth + 1, low)]
+    return lines
+
+
+def figures(records: list[dict]) -> dict:
+    """What draws the paper's own figures from the records of one budget, by name; what has no record is left out."""
+    from kdcore.report import figures as draw  # matplotlib is not needed where trials run
+
+    drawn = {}
+    if kept := [record["metrics"]["trees"] for record in records if "trees" in record["metrics"]]:
+        drawn["trees"] = partial(draw.outlines, kept[0], "Breast cancer: a born-again tree beside CART's (in brackets: training cases)")
+    sweeps: dict[str, dict[int, list]] = {}
+    for record in records:
+        counts = {v["smeared"]: f"_{name}" for name, v in record["config"]["variants"].items() if set(v) == {"smeared"}}
+        cells = sweeps.setdefault(record["arm"], {})
+        for count, name in (counts | {record["config"]["smeared"]: ""}).items():
+            cells.setdefault(count, []).append(record["metrics"][f"born_again_error_percent{name}"])
+    counts = sorted({count for cells in sweeps.values() for count in cells})
+    if len(counts) > 1:
+        drawn["smeared"] = partial(
+            draw.error_against,
+            counts,
+            {arm: [cells.get(count, []) for count in counts] for arm, cells in sweeps.items()},
+            xlabel="smeared cases for each node",
+            ylabel="test error (%)",
+            title="The born-again tree's test error against the number of smeared cases",
+        )
+    return drawn

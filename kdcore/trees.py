@@ -1,0 +1,384 @@
+"""Born-again trees (Breiman & Shang 1996): CART, arcing, smearing, and a tree grown on what the arced trees say.
+
+Cases are float32 [N, columns]. A column is a numeric variable, or says of a nominal one whether it has a certain word
+(``kdcore.data.tabular.columns``): a cut of such a column is "this word against the rest". scikit-learn finds every
+cut; pruning is here, as the born-again tree has node costs of its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from sklearn.tree import DecisionTreeClassifier
+
+BLOCK = 40_000  # smeared cases drawn and labelled at a time: tens of MB
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A binary tree; parents stand before their children, the root is node 0.
+
+    feature [nodes]: column of the cut, -1 for a leaf. threshold: left is x <= threshold. left, right: children, -1 for
+    a leaf. label: class of each node, inner ones too. cost: R(t), the node's share of all cases times its error.
+    """
+
+    feature: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    label: np.ndarray
+    cost: np.ndarray
+
+    @cached_property
+    def parent(self) -> np.ndarray:
+        """Parents [nodes]; the root's is -1."""
+        parent = np.full(len(self.feature), -1)
+        inner = np.flatnonzero(self.feature >= 0)
+        parent[self.left[inner]] = parent[self.right[inner]] = inner
+        return parent
+
+    @property
+    def leaves(self) -> int:
+        return int((self.feature < 0).sum())
+
+    def reach(self, x: np.ndarray) -> np.ndarray:
+        """Which cases pass through which node: bool [nodes, N]."""
+        reach = np.zeros((len(self.feature), len(x)), bool)
+        reach[0] = True
+        for node in np.flatnonzero(self.feature >= 0):
+            goes_left = x[:, self.feature[node]] <= self.threshold[node]
+            reach[self.left[node]] = reach[node] & goes_left
+            reach[self.right[node]] = reach[node] & ~goes_left
+        return reach
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """The label of each case [N]."""
+        node, cases = np.zeros(len(x), np.int64), np.arange(len(x))
+        while (inner := self.feature[node] >= 0).any():
+            goes_left = x[cases, self.feature[node]] <= self.threshold[node]
+            node = np.where(inner, np.where(goes_left, self.left[node], self.right[node]), node)
+        return self.label[node]
+
+    def pruned(self, ends: np.ndarray) -> "Tree":
+        """The tree with the nodes ``ends`` (bool [nodes]) made leaves, what hangs below them left out."""
+        keep = np.zeros(len(self.feature), bool)
+        keep[0] = True
+        inner = (self.feature >= 0) & ~ends
+        for node in np.flatnonzero(inner):  # parents first
+            keep[[self.left[node], self.right[node]]] = keep[node]
+        number = np.append(np.cumsum(keep) - 1, -1)  # the last for "no child"
+        cut = inner[keep]
+        return Tree(
+            feature=np.where(cut, self.feature[keep], -1),
+            threshold=np.where(cut, self.threshold[keep], 0.0),
+            left=np.where(cut, number[self.left[keep]], -1),
+            right=np.where(cut, number[self.right[keep]], -1),
+            label=self.label[keep],
+            cost=self.cost[keep],
+        )
+
+
+# -- cost-complexity pruning ----------------------------------------------------------------------------------------
+
+
+def weakest_links(tree: Tree) -> np.ndarray:
+    """For each node the complexity alpha from which on it is no inner node: [nodes], -inf for a leaf.
+
+        g(t) = (R(t) - R(T_t)) / (|T_t| - 1)
+
+    The inner node of least g becomes a leaf, again and again (Breiman et al. 1984, section 3.3). A branch that costs no
+    less than its root falls at alpha = 0. Descendants of a node fall no later than it does.
+    """
+    alphas = np.full(len(tree.feature), -np.inf)
+    alive = tree.feature >= 0
+    branch, leaves = tree.cost.copy(), np.ones(len(tree.feature))
+    for node in np.flatnonzero(alive)[::-1]:  # children first
+        children = [tree.left[node], tree.right[node]]
+        branch[node], leaves[node] = branch[children].sum(), leaves[children].sum()
+    alpha = 0.0
+    while alive.any():
+        inner = np.flatnonzero(alive)
+        links = (tree.cost[inner] - branch[inner]) / (leaves[inner] - 1)
+        weakest = inner[links.argmin()]
+        if links.min() > alpha + 1e-12:  # equal but for rounding is equal
+            alpha = links.min()
+        more, fewer = tree.cost[weakest] - branch[weakest], leaves[weakest] - 1
+        below = [weakest]
+        for node in below:  # grows while it is walked
+            if alive[node]:
+                alive[node], alphas[node] = False, alpha
+                below += [tree.left[node], tree.right[node]]
+        node = weakest
+        while node >= 0:
+            branch[node] += more
+            leaves[node] -= fewer
+            node = tree.parent[node]
+    return alphas
+
+
+def sequence(links: np.ndarray) -> np.ndarray:
+    """The alphas at which the pruned tree changes, ascending, the first 0: those of the nested subtrees T1 > T2 > ... > root."""
+    return np.unique(np.append(links[links > 0], 0.0))
+
+
+def subtree_errors(tree: Tree, links: np.ndarray, alphas: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Cases of (x, y) that the subtree of each alpha gets wrong: [alphas]."""
+    wrong = (tree.reach(x) & (tree.label[:, None] != y)).sum(1)
+    above = np.append(links, np.inf)[tree.parent]  # the root has nothing above it
+    # a node is a leaf of the subtree where it has fallen, and its parent has not
+    ends = (links <= alphas[:, None]) & (alphas[:, None] < above)
+    return ends @ wrong
+
+
+def best_subtree(tree: Tree, x: np.ndarray, y: np.ndarray) -> Tree:
+    """The subtree of the pruning sequence with the least errors on (x, y); of equals the smallest."""
+    links = weakest_links(tree)
+    alphas = sequence(links)
+    errors = subtree_errors(tree, links, alphas, x, y)
+    return tree.pruned(links <= alphas[np.flatnonzero(errors == errors.min())[-1]])
+
+
+# -- CART -----------------------------------------------------------------------------------------------------------
+
+
+def grow(x: np.ndarray, y: np.ndarray, seed: int) -> Tree:
+    """scikit-learn's tree (Gini, grown until its leaves are pure), R(t) the share of the cases that t gets wrong."""
+    found = DecisionTreeClassifier(random_state=seed).fit(x, y)
+    tree = found.tree_
+    shares = tree.value[:, 0]
+    return Tree(
+        feature=np.where(tree.children_left >= 0, tree.feature, -1),
+        threshold=tree.threshold,
+        left=tree.children_left,
+        right=tree.children_right,
+        label=found.classes_[shares.argmax(1)],
+        cost=(1 - shares.max(1)) * tree.n_node_samples / len(x),
+    )
+
+
+def cart(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, folds: int = 10) -> Tree:
+    """CART: grown with Gini, pruned by error, the subtree chosen by cross-validation (Breiman et al. 1984, section 3.4).
+
+    Each subtree of the whole set's sequence stands for the alpha midway (geometrically) to the next; the errors of the
+    folds' trees pruned at that alpha decide. The least counts, without the one-standard-error rule; of equals the
+    smallest tree.
+    """
+    seeds = rng.integers(2**31, size=folds + 1)
+    tree = grow(x, y, seeds[-1])
+    links = weakest_links(tree)
+    alphas = sequence(links)
+    middles = np.append(np.sqrt(alphas[:-1] * alphas[1:]), 1.0)  # no link is above 1: the root alone
+    fold = rng.permutation(len(x)) % folds
+    errors = np.zeros(len(alphas), np.int64)
+    for k in range(folds):
+        held = fold == k
+        part = grow(x[~held], y[~held], seeds[k])
+        errors += subtree_errors(part, weakest_links(part), middles, x[held], y[held])
+    return tree.pruned(links <= alphas[np.flatnonzero(errors == errors.min())[-1]])
+
+
+# -- arcing ---------------------------------------------------------------------------------------------------------
+
+
+class Committee:
+    """Trees that vote: ``predict`` gives the class with most weight, of equals the first."""
+
+    def __init__(self, classes: int):
+        self.classes, self.trees, self.weights = classes, [], []
+
+    def add(self, x: np.ndarray, y: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
+        """Grow a tree on cases that count ``counts`` [N] times each, until its leaves are pure; its answers for all of ``x`` [N].
+
+        It votes with weight 1 until ``weights[-1]`` says otherwise.
+        """
+        drawn = counts > 0
+        found = DecisionTreeClassifier(random_state=seed).fit(x[drawn], y[drawn], counts[drawn])
+        tree = (found.tree_, found.classes_[found.tree_.value[:, 0].argmax(1)])
+        self.trees.append(tree)
+        self.weights.append(1.0)
+        return _answers(tree, x)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Classes [N] of cases x (float32 [N, columns], contiguous)."""
+        votes, cases = np.zeros((len(x), self.classes)), np.arange(len(x))
+        for tree, weight in zip(self.trees, self.weights, strict=True):
+            votes[cases, _answers(tree, x)] += weight
+        return votes.argmax(1)
+
+
+def _answers(tree: tuple, x: np.ndarray) -> np.ndarray:
+    found, labels = tree
+    return labels[found.apply(x)]
+
+
+def arc_x4(x: np.ndarray, y: np.ndarray, classes: int, rng: np.random.Generator, trees: int = 50) -> Committee:
+    """Arcing by counting mistakes (Breiman 1996, "Bias, variance, and arcing classifiers"): equal votes.
+
+        p(n) = (1 + m(n)^4) / sum,    m(n): how many of the trees so far get case n wrong
+
+    Each tree is grown on N cases drawn with these chances, with replacement.
+    """
+    committee, missed = Committee(classes), np.zeros(len(x))
+    for _ in range(trees):
+        missed += committee.add(x, y, _drawn(arc_x4_chances(missed), rng), int(rng.integers(2**31))) != y
+    return committee
+
+
+def arc_x4_chances(missed: np.ndarray) -> np.ndarray:
+    """p(n) from m(n) [N]."""
+    chances = 1 + missed**4
+    return chances / chances.sum()
+
+
+def arc_fs(x: np.ndarray, y: np.ndarray, classes: int, rng: np.random.Generator, trees: int = 50) -> Committee:
+    """Arcing after Freund and Schapire (Breiman 1996): as ``arc_x4``, with
+
+        e = sum of p(n) over the cases that the tree gets wrong,    b = (1 - e) / e,
+        p(n) <- p(n) b^d(n) / sum,    d(n): 1 where it is wrong,    votes of weight log b
+
+    Where e is 0 or at least 1/2 the chances start anew from equal ones. What the tree then counts is not said: here its e
+    is taken as 1 / 2N, or it has no vote.
+    """
+    committee, chances = Committee(classes), np.full(len(x), 1 / len(x))
+    for _ in range(trees):
+        wrong = committee.add(x, y, _drawn(chances, rng), int(rng.integers(2**31))) != y
+        committee.weights[-1], chances = arc_fs_step(chances, wrong)
+    return committee
+
+
+def arc_fs_step(chances: np.ndarray, wrong: np.ndarray) -> tuple[float, np.ndarray]:
+    """(weight of the tree's vote, chances of the next) from the chances and mistakes [N] of a tree."""
+    error, equal = chances[wrong].sum(), np.full(len(chances), 1 / len(chances))
+    if error >= 0.5:
+        return 0.0, equal
+    if error == 0:
+        return float(np.log(2 * len(chances) - 1)), equal
+    odds = (1 - error) / error
+    chances = chances * np.where(wrong, odds, 1.0)
+    return float(np.log(odds)), chances / chances.sum()
+
+
+def _drawn(chances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How often each case is drawn in N draws with replacement: [N]."""
+    return rng.multinomial(len(chances), chances).astype(np.float64)
+
+
+# -- smearing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a node's cases lie: for each variable, which of the N training cases have a value that reaches the node.
+
+    allowed: bool [variables, N]. order: the same as case numbers, the allowed ones first. count [variables]: how many.
+    """
+
+    allowed: np.ndarray
+    order: np.ndarray
+    count: np.ndarray
+
+    def cut(self, variable: int, passes: np.ndarray) -> "Region":
+        """The part of the region in which a variable's value is one of the training cases ``passes`` (bool [N])."""
+        allowed, order, count = self.allowed.copy(), self.order.copy(), self.count.copy()
+        allowed[variable] &= passes
+        order[variable] = np.argsort(~allowed[variable], kind="stable")
+        count[variable] = allowed[variable].sum()
+        return Region(allowed, order, count)
+
+
+class Smearing:
+    """New cases near the training cases (Breiman & Shang 1996): take one at random; each of its variables, on its own,
+    keeps its value, or with probability ``alternate`` takes that of another training case drawn at random.
+
+    x: float32 [N, columns]. variable [columns]: the number of the variable that a column says something of; all columns
+    of a variable are drawn together.
+    """
+
+    def __init__(self, x: np.ndarray, variable: np.ndarray, alternate: float):
+        self.x, self.variable, self.alternate = x, variable, alternate
+        shape = (int(variable.max()) + 1, len(x))
+        everyone = np.broadcast_to(np.arange(len(x)), shape).copy()
+        self.everywhere = Region(np.ones(shape, bool), everyone, np.full(shape[0], len(x)))
+
+    def chances(self, region: Region) -> np.ndarray:
+        """For each training case, the probability that what is smeared from it lies in the region: [N].
+
+        The variables are independent: prod over v of ((1 - p) [x_v is allowed] + p F_v), F_v being the share of training
+        cases whose value is allowed.
+        """
+        share = self.alternate * region.count / len(self.x)
+        return np.prod(np.where(region.allowed, 1 - self.alternate, 0.0) + share[:, None], axis=0)
+
+    def share(self, region: Region) -> float:
+        """The probability that a smeared case lies in the region: p_t, exactly."""
+        return float(self.chances(region).mean())
+
+    def draw(self, count: int, region: Region, rng: np.random.Generator) -> np.ndarray:
+        """``count`` smeared cases of those that lie in the region: float32 [count, columns].
+
+        The same law as smearing until so many have reached the node, at a cost that does not depend on how few do: the
+        origin by its chances; then each variable as it falls, given that its value is an allowed one.
+        """
+        chances = np.cumsum(self.chances(region))
+        origin = np.searchsorted(chances, rng.random(count) * chances[-1], side="right")
+        share = self.alternate * region.count / len(self.x)  # > 0, or the value must be kept
+        kept = 1 - self.alternate
+        keep = np.where(region.allowed, kept / (kept + share[:, None]), 0.0).T[origin]  # [count, variables]
+        u = rng.random(keep.shape)
+        # what is left of u below its threshold is a uniform number too: it picks the donor
+        pick = ((u - keep) / np.maximum(1 - keep, 1e-12) * region.count).astype(np.int64)
+        pick = np.clip(pick, 0, region.count - 1)
+        donor = np.where(u < keep, origin[:, None], region.order[np.arange(len(region.count)), pick])
+        return self.x[donor[:, self.variable], np.arange(len(self.variable))]
+
+
+# -- the born-again tree --------------------------------------------------------------------------------------------
+
+
+def born_again(smearing: Smearing, predict: Callable, classes: int, count: int, rng: np.random.Generator, admissible: bool = False) -> Tree:
+    """A tree grown on smeared cases with the labels that ``predict`` gives them (Breiman & Shang 1996).
+
+    Each node is cut by the Gini criterion on ``count`` cases of its own, drawn anew: a deep node has as many as the
+    root. R(t) = (1 - max_j p_j(t)) p_t, with p_j the shares of the labels among them and p_t the probability of t. A node is a
+    leaf where all labels agree, or where the best cut would leave a child without an original training case.
+    admissible: only cuts that leave an original case on either side are looked at; a leaf is where there is none.
+    """
+    x, variable = smearing.x, smearing.variable
+    feature, threshold, left, right, label, cost = [-1], [0.0], [-1], [-1], [0], [0.0]
+    level = [(0, smearing.everywhere, np.ones(len(x), bool))]
+    size = max(1, BLOCK // count)
+    while level:
+        below = []
+        for block in (level[i : i + size] for i in range(0, len(level), size)):
+            cases = np.concatenate([smearing.draw(count, region, rng) for _, region, _ in block])
+            labels = predict(cases)
+            for number, (node, region, originals) in enumerate(block):
+                mine = slice(number * count, (number + 1) * count)
+                shares = np.bincount(labels[mine], minlength=classes) / count
+                label[node], cost[node] = int(shares.argmax()), (1 - shares.max()) * smearing.share(region)
+                if shares.max() == 1:
+                    continue
+                seen = x[originals]
+                # cases moved into the originals' range can only be cut inside it
+                offered = np.clip(cases[mine], seen.min(0), seen.max(0)) if admissible else cases[mine]
+                found = _cut(offered, labels[mine], rng)
+                if found is None:
+                    continue
+                goes_left = x[:, found[0]] <= found[1]
+                if not (originals & goes_left).any() or not (originals & ~goes_left).any():
+                    continue
+                feature[node], threshold[node] = found
+                for child, side in ((left, goes_left), (right, ~goes_left)):
+                    child[node] = len(feature)
+                    below.append((len(feature), region.cut(variable[found[0]], side), originals & side))
+                    for values, empty in ((feature, -1), (threshold, 0.0), (left, -1), (right, -1), (label, 0), (cost, 0.0)):
+                        values.append(empty)
+        level = below
+    return Tree(*(np.array(values) for values in (feature, threshold, left, right, label, cost)))
+
+
+def _cut(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> tuple[int, float] | None:
+    """(column, threshold) of the best cut by the Gini criterion, None where nothing can be cut."""
+    tree = DecisionTreeClassifier(max_depth=1, random_state=int(rng.integers(2**31))).fit(x, y).tree_
+    return (int(tree.feature[0]), float(tree.threshold[0])) if tree.node_count > 1 else None

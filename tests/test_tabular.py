@@ -1,0 +1,243 @@
+"""Tabular data: UCI's files, ARFF and OpenML give the same bytes; what is not whole or not the same is refused."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from sklearn.utils import Bunch
+
+from kdcore import data, paths
+from kdcore.data import tabular
+from kdcore.errors import KdcoreError
+
+CSV = "11,5,0.0200,2\n12,3,?,4\n\n13,3,1e1,2\n"  # number, two variables, class
+ARFF = """% a comment
+@relation plants
+@attribute leaf {round, long}
+@attribute stem {tall,short,none}
+@attribute class {rot,spot}
+
+@data
+round,tall,rot
+long,?,spot
+long,none,rot
+?,none,spot
+long,none,spot
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """Two small sets of their own: cells, from CSV, and plants, from ARFF."""
+    cells = tabular.Source(
+        7, "cells.csv", {"benign": 2, "malignant": 1}, ("size", "shape"), numbered=True, words={"2": "benign", "4": "malignant"}
+    )
+    plants = tabular.Source(8, "plants.arff", {"rot": 2, "spot": 3}, nominal=True)
+    for name, source, text in (
+        ("cells", cells, "size,shape,class\n3.0,10.0,benign\n5.0,0.02,benign\n3.0,?,malignant\n"),
+        (
+            "plants",
+            plants,
+            "leaf,stem,class\nlong,none,rot\nround,tall,rot\nlong,none,spot\nlong,none,spot\nlong,none,spot\n",
+        ),
+    ):
+        monkeypatch.setitem(tabular.SOURCES, name, source)
+        monkeypatch.setitem(tabular.FINGERPRINTS, name, hashlib.sha256(text.encode()).hexdigest())
+    tabular.load.cache_clear()
+    yield
+    tabular.load.cache_clear()
+
+
+def put(name, text):
+    path = paths.data() / "uci" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_the_five_sets_are_the_papers():
+    """Cases and classes as the UCI repository lists them."""
+    totals = {"breast_cancer": (699, 2), "ionosphere": (351, 2), "glass": (214, 6), "soybean": (683, 19), "sonar": (208, 2)}
+    assert {n: (sum(s.counts.values()), len(s.counts)) for n, s in tabular.SOURCES.items() if n in totals} == totals
+    assert tabular.SOURCES["breast_cancer"].counts == {"benign": 458, "malignant": 241}
+    assert sorted(tabular.SOURCES["glass"].counts.values()) == [9, 13, 17, 29, 70, 76]
+    assert tabular.SOURCES["ionosphere"].counts == {"b": 126, "g": 225}
+    assert tabular.SOURCES["sonar"].counts == {"Mine": 111, "Rock": 97}
+    variables = {name: len(tabular.SOURCES[name].variables or ()) for name in totals}
+    assert variables == {"breast_cancer": 9, "ionosphere": 34, "glass": 9, "soybean": 0, "sonar": 60}
+
+
+def test_embedded_sets_need_no_network():
+    # counts that scikit-learn's documentation gives
+    for name, shape, counts in (
+        ("breast_cancer_diagnostic", (569, 30), {"malignant": 212, "benign": 357}),
+        ("wine", (178, 13), {"class_0": 59, "class_1": 71, "class_2": 48}),
+        ("iris", (150, 4), {"setosa": 50, "versicolor": 50, "virginica": 50}),
+    ):
+        found = tabular.load(name)
+        assert found.values.shape == shape and found.values.dtype == np.float64 and found.labels.dtype == np.int64
+        assert dict(zip(found.classes, np.bincount(found.labels).tolist(), strict=True)) == counts
+
+
+def test_embedded_values_keep_their_labels():
+    from sklearn.datasets import load_iris
+
+    iris, found = load_iris(), tabular.load("iris")
+    order = np.lexsort(iris.data.T)
+    mine = np.lexsort(found.values.T)
+    assert np.array_equal(found.values[mine], iris.data[order])
+    pairs = {(*row, label) for row, label in zip(iris.data.tolist(), iris.target.tolist(), strict=True)}
+    assert pairs == {(*row, label) for row, label in zip(found.values.tolist(), found.labels.tolist(), strict=True)}
+    assert found.classes == tuple(iris.target_names)
+
+
+def test_a_plain_uci_file():
+    put("cells.csv", CSV)
+    found = tabular.load("cells")
+    assert found.variables == ("size", "shape") and found.levels == ((), ()) and found.classes == ("benign", "malignant")
+    assert np.array_equal(found.values, [[3, 10], [5, 0.02], [3, np.nan]], equal_nan=True)
+    assert found.labels.tolist() == [0, 0, 1]
+    # cached: UCI's file is not needed again
+    cached = paths.data() / "cells.csv"
+    written = cached.read_text()
+    (paths.data() / "uci" / "cells.csv").unlink()
+    tabular.load.cache_clear()
+    assert np.array_equal(tabular.load("cells").values, found.values, equal_nan=True) and cached.read_text() == written
+
+
+def test_the_order_of_the_cases_does_not_matter():
+    put("cells.csv", "9,3,10.0,2\n8,3,?,4\n7,5,.02,2\n")
+    assert tabular.load("cells").values[0].tolist() == [3, 10]
+    put("cells.csv", "9,3,10.0,4\n8,3,?,2\n7,5,.02,2\n")  # the same columns, other pairs: another data set
+    (paths.data() / "cells.csv").unlink()
+    tabular.load.cache_clear()
+    with pytest.raises(KdcoreError, match="is not the data set this suite was built on"):
+        tabular.load("cells")
+    assert not (paths.data() / "cells.csv").exists(), "what is refused is not kept"
+
+
+def test_missing_words_become_the_most_frequent():
+    put("plants.arff", ARFF)
+    found = tabular.load("plants")
+    assert found.variables == ("leaf", "stem") and found.levels == (("long", "round"), ("none", "tall"))
+    assert found.values.tolist() == [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]]
+    # the filled file is the same set
+    filled = ARFF.replace("long,?", "long,none").replace("?,none", "long,none")
+    put("plants.arff", filled)
+    (paths.data() / "plants.csv").unlink()
+    tabular.load.cache_clear()
+    assert tabular.load("plants").values.tolist() == found.values.tolist()
+
+
+def openml(monkeypatch, **sets):
+    """A stand-in for OpenML that answers as scikit-learn documents: words as numbers, ``categories`` beside them."""
+    asked = []
+
+    def fetch(*, data_id, as_frame, parser):
+        asked.append(data_id)
+        assert as_frame is False and parser == "liac-arff"
+        return sets[f"set{data_id}"]
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
+    return asked
+
+
+def test_openml_gives_the_same_set(monkeypatch):
+    nan = float("nan")
+    asked = openml(
+        monkeypatch,
+        set7=Bunch(
+            data=np.array([[5, 0.02], [3, nan], [3, 10]]),
+            target=np.array(["benign", "malignant", "benign"], object),
+            feature_names=["Size", "Shape"],
+            categories={},
+        ),
+        set8=Bunch(
+            data=np.array([[0, 0], [1, nan], [1, 2], [nan, 2], [1, 2.0]]),
+            target=np.array(["rot", "spot", "rot", "spot", "spot"], object),
+            feature_names=["leaf", "stem"],
+            categories={"leaf": ["round", "long"], "stem": ["tall", "short", "none"]},
+        ),
+    )
+    cells, plants = tabular.load("cells"), tabular.load("plants")  # their fingerprints are those of the files
+    assert cells.variables == ("size", "shape") and plants.levels == (("long", "round"), ("none", "tall"))
+    tabular.load.cache_clear()
+    tabular.load("cells")
+    assert asked == [7, 8], "fetched once"
+
+
+def test_wrong_counts_are_refused(monkeypatch):
+    put("cells.csv", CSV.replace("13,3,1e1,2\n", ""))
+    with pytest.raises(KdcoreError, match=r"2 cases in 2 classes, not 3 in 2 \(1 of 'benign' where 2 belong\)") as caught:
+        tabular.load("cells")
+    assert "\n" not in str(caught.value) and not (paths.data() / "cells.csv").exists()
+    put("cells.csv", CSV.replace("1e1,2", "1e1,3"))
+    with pytest.raises(KdcoreError, match=r"3 cases in 3 classes, not 3 in 2 \(1 of '3' where 0 belong, 1 of 'benign' where 2 belong\)"):
+        tabular.load("cells")
+    openml(monkeypatch, set8=Bunch(data=np.zeros((4, 1)), target=["rot"] * 4, feature_names=["leaf"], categories={"leaf": ["round"]}))
+    with pytest.raises(KdcoreError, match=r"plants in OpenML \(data set 8\) has 4 cases in 1 classes"):
+        tabular.load("plants")
+
+
+@pytest.mark.parametrize("text, words", [("1,2\n", "not 2 variables"), (CSV.replace("0.0200", "big"), "could not convert"), ("", "has")])
+def test_files_that_are_no_such_table(text, words):
+    put("cells.csv", text)
+    with pytest.raises(KdcoreError, match=words) as caught:
+        tabular.load("cells")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_cache_is_refused():
+    put("cells.csv", CSV)
+    tabular.load("cells")
+    cached = paths.data() / "cells.csv"
+    for changed in (cached.read_text().replace("10.0", "11.0"), cached.read_text().replace("malignant", "benign"), ""):
+        cached.write_text(changed)
+        tabular.load.cache_clear()
+        with pytest.raises(KdcoreError, match="delete the file and run again"):
+            tabular.load("cells")
+
+
+def test_no_network_is_one_sentence(monkeypatch):
+    def fail(**_):
+        raise OSError("network is unreachable\nat all")
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fail)
+    with pytest.raises(KdcoreError, match=r"sonar is not in .* could not be fetched from OpenML.*put sonar.csv of the UCI") as caught:
+        tabular.load("sonar")
+    assert "\n" not in str(caught.value)
+
+
+def test_fingerprints_are_known_without_the_data():
+    assert data.fingerprint("glass") == tabular.FINGERPRINTS["glass"] and data.fingerprint("mnist") != data.fingerprint("glass")
+    assert all(len(found) == 64 for found in tabular.FINGERPRINTS.values())
+    assert len(set(tabular.FINGERPRINTS.values())) == len(tabular.FINGERPRINTS)
+    with pytest.raises(KdcoreError, match="unknown data set 'galss'"):
+        tabular.load("galss")
+    with pytest.raises(KdcoreError, match="unknown data set 'galss'"):
+        data.fingerprint("galss")
+
+
+def a_table():
+    nan = float("nan")
+    values = np.array([[1.5, 0, 2], [nan, 1, 0], [4.5, 1, 1], [9.0, 0, nan]])
+    return tabular.Tabular(
+        "t", values, np.array([0, 1, 0, 1]), ("size", "leaf", "stem"), ((), ("long", "round"), ("a", "b", "c")), ("x", "y")
+    )
+
+
+def test_columns():
+    found = tabular.columns(a_table())
+    assert found.variable.tolist() == [0, 1, 2, 2, 2] and found.words == (None, "round", "a", "b", "c")
+    assert found.x[:, 1:].tolist() == [[0, 0, 0, 1], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]], "a missing word is none of them"
+    assert np.isnan(found.x[:, 0]).tolist() == [False, True, False, False]
+    assert found.conditions(0, 2.5) == ("size ≤ 2.5", "size > 2.5")
+    assert found.conditions(3, 0.5) == ("stem ≠ b", "stem = b")
+
+
+def test_missing_numbers_become_the_training_cases_median():
+    found = tabular.columns(a_table())
+    assert found.filled(np.array([0, 2, 3]))[:, 0].tolist() == [1.5, 4.5, 4.5, 9.0]
+    assert found.filled(np.array([0, 2]))[:, 0].tolist() == [1.5, 3.0, 4.5, 9.0], "test cases have no say"
+    assert np.isnan(found.x[1, 0]), "the columns themselves stay as they are"
+    assert found.filled(np.array([0, 2])).flags.c_contiguous and found.filled(np.array([0, 2])).dtype == np.float32
