@@ -294,7 +294,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("full", ["cache", "results"])
 def test_a_disk_that_fills_up_in_a_run_loses_nothing(tmp_path, small_disk, monkeypatch, full):
     """Checkpoints, or records, meet a full disk: one sentence and a non-zero exit; with room again, the same records."""
-    run(tmp_path / "whole", ["cumbersome", "small with KD"])
+    assert run(tmp_path / "whole", ["cumbersome", "small with KD"]).exit_code == 0
     whole = contents(tmp_path / "whole")
     results, cache = (small_disk if name == full else tmp_path / f"other_{name}" for name in ("results", "cache"))
     monkeypatch.setenv("KDCORE_CACHE", str(cache))
