@@ -306,31 +306,10 @@ class EngineEpoch(EngineLoop):
 # ---------------------------------------------------------------- a small table: several trials
 
 
-class PeerTable:
+class PeerTable(mlp.PeerTable):
     """Trials one after the other, each a fresh ``PeerLoop``: two of the eight, since the others go at the same rate."""
 
-    TRIALS = 2
-
-    def __init__(self, task: Task, worker: int = 0):
-        self.task = task
-
-    def warm_up(self) -> None:
-        pass  # each trial has its own
-
-    def run(self, steps: float) -> tuple[int, float]:
-        seconds = 0.0
-        for _ in range(self.TRIALS):
-            trial = PeerLoop(self.task, distil=True)
-            trial.warm_up()
-            start = time.perf_counter()
-            for _ in range(int(steps)):
-                trial.step()
-            seconds += time.perf_counter() - start
-            trial.rest()
-        return self.TRIALS, seconds
-
-    def rest(self) -> None:
-        pass
+    loop, trials = PeerLoop, 2
 
 
 class EngineTable:

@@ -228,6 +228,8 @@ class PeerTable:
     """The trials of one seed one after the other, each a fresh ``PeerLoop`` (a user starts a script eight times): the other
     seed's take as long again, at the same rate."""
 
+    loop, trials = PeerLoop, ARMS
+
     def __init__(self, task: Task, worker: int = 0):
         self.task = task
 
@@ -236,15 +238,15 @@ class PeerTable:
 
     def run(self, steps: float) -> tuple[int, float]:
         seconds = 0.0
-        for _ in range(ARMS):
-            trial = PeerLoop(self.task, distil=True)
+        for _ in range(self.trials):
+            trial = self.loop(self.task, distil=True)
             trial.warm_up()
             start = time.perf_counter()
             for _ in range(int(steps)):
                 trial.step()
             seconds += time.perf_counter() - start
             trial.rest()
-        return ARMS, seconds
+        return self.trials, seconds
 
     def rest(self) -> None:
         pass
