@@ -1,9 +1,13 @@
 """Tabular data: UCI's files, ARFF and OpenML give the same bytes; what is not whole or not the same is refused."""
 
+import gzip
 import hashlib
+import io
+import urllib.error
 
 import numpy as np
 import pytest
+import scipy.io
 from sklearn.utils import Bunch
 
 from kdcore import data, paths
@@ -30,10 +34,19 @@ long,none,spot
 def fresh(monkeypatch):
     """Two small sets of their own: cells, from CSV, and plants, from ARFF."""
     cells = tabular.Source(
-        7, "cells.csv", {"benign": 2, "malignant": 1}, ("size", "shape"), numbered=True, words={"2": "benign", "4": "malignant"}
+        "cells.csv", {"benign": 2, "malignant": 1}, 7, variables=("size", "shape"), numbered=True, words={"2": "benign", "4": "malignant"}
     )
-    plants = tabular.Source(8, "plants.arff", {"rot": 2, "spot": 3}, nominal=True)
+    plants = tabular.Source("plants.arff", {"rot": 2, "spot": 3}, 8, nominal=True, filled=True)
+    people = tabular.Source(
+        "people.csv", {"no": 2, "yes": 1}, url="https://example.org/people.data.gz", variables=("age", "job"), nominal=("job",)
+    )
+    field = tabular.Source(
+        "field.mat", {"corn": 2, "oats": 1}, url="https://example.org/field.mat", labels_url="https://example.org/field_gt.mat",
+        variables=("red", "green"), words={"1": "corn", "2": "oats"},
+    )  # fmt: skip
     for name, source, text in (
+        ("people", people, "age,job,class\n20.0,cook,no\n31.0,?,no\n40.0,nurse,yes\n"),
+        ("field", field, "red,green,class\n1.0,7.0,corn\n4.0,8.0,corn\n2.0,9.0,oats\n"),
         ("cells", cells, "size,shape,class\n3.0,10.0,benign\n5.0,0.02,benign\n3.0,?,malignant\n"),
         (
             "plants",
@@ -53,6 +66,93 @@ def put(name, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def test_words_and_numbers_in_one_set():
+    # as UCI writes it: a space after each comma, a full line of blanks, no heading
+    put("people.csv", "40, nurse, yes\n20, cook, no\n\n31, ?, no\n")
+    found = tabular.load("people")
+    assert found.levels == ((), ("cook", "nurse"))
+    assert np.array_equal(found.values, [[20, 0], [31, np.nan], [40, 1]], equal_nan=True) and found.labels.tolist() == [0, 0, 1]
+    # as other copies have it: a heading, quotes
+    put("people.csv", '"age","job","tired"\n31,"?","no"\n40,"nurse","yes"\n20,"cook","no"\n')
+    (paths.data() / "people.csv").unlink()
+    tabular.load.cache_clear()
+    assert np.array_equal(tabular.load("people").values, found.values, equal_nan=True)
+
+
+def answers(monkeypatch, files):
+    """A stand-in for the network: {url: bytes}."""
+    asked = []
+
+    def open_url(url, timeout):
+        asked.append(url)
+        if url not in files:
+            raise urllib.error.URLError("no route to host")
+        return io.BytesIO(files[url])
+
+    monkeypatch.setattr("urllib.request.urlopen", open_url)
+    return asked
+
+
+def test_a_published_file_is_fetched_once(monkeypatch):
+    asked = answers(monkeypatch, {"https://example.org/people.data.gz": gzip.compress(b"40,nurse,yes\n20,cook,no\n31,?,no\n")})
+    assert len(tabular.load("people").labels) == 3
+    tabular.load.cache_clear()
+    tabular.load("people")
+    assert asked == ["https://example.org/people.data.gz"]
+
+
+@pytest.mark.parametrize("files, words", [({}, "no route to host"), ({"https://example.org/people.data.gz": b"not packed"}, "gzip")])
+def test_what_cannot_be_fetched_says_where_to_put_it(monkeypatch, files, words):
+    answers(monkeypatch, files)
+    with pytest.raises(KdcoreError, match=rf"people is not in .*{words}.*put the file there as .*people\.csv") as caught:
+        tabular.load("people")
+    assert "\n" not in str(caught.value) and not list((paths.data()).glob("**/people*"))
+
+
+def test_a_picture_in_matlabs_format(monkeypatch):
+    def mat(**arrays):
+        file = io.BytesIO()
+        scipy.io.savemat(file, arrays)
+        return file.getvalue()
+
+    pixels = np.array([[[1, 7], [2, 9]], [[3, 3], [4, 8]]], np.uint16)  # two rows, two columns, two bands
+    labels = np.array([[1, 2], [0, 1]], np.uint8)  # 0: no class
+    files = {"https://example.org/field.mat": mat(field=pixels), "https://example.org/field_gt.mat": mat(field_gt=labels)}
+    answers(monkeypatch, files)
+    found = tabular.load("field")
+    assert found.values.tolist() == [[1, 7], [4, 8], [2, 9]] and found.labels.tolist() == [0, 0, 1]
+    (paths.data() / "field.csv").unlink()
+    put("field.mat", "no picture")
+    tabular.load.cache_clear()
+    with pytest.raises(KdcoreError, match="field.mat cannot be read"):
+        tabular.load("field")
+
+
+def test_every_so_many_th_case(monkeypatch):
+    text = "n,class\n0.0,a\n3.0,a\n6.0,b\n"
+    monkeypatch.setitem(tabular.SOURCES, "many", tabular.Source("many.csv", {"a": 2, "b": 1}, url="x", variables=("n",), every=3))
+    monkeypatch.setitem(tabular.FINGERPRINTS, "many", hashlib.sha256(text.encode()).hexdigest())
+    lines = [f"{n},{'ab'[n > 4]}" for n in range(9)]
+    for heading in ([], ["count,kind"]):
+        put("many.csv", "\n".join(heading + lines) + "\n")
+        tabular.load.cache_clear()
+        (paths.data() / "many.csv").unlink(missing_ok=True)
+        assert tabular.load("many").values[:, 0].tolist() == [0, 3, 6]
+
+
+def test_the_sets_of_model_compression_are_the_papers():
+    """Cases and shares of the classes as UCI and the ground truth of the scene list them."""
+    totals = {"adult": (32561, 2), "letter": (20000, 26), "indian_pines": (10249, 16), "covtype": (58102, 7)}
+    assert {n: (sum(s.counts.values()), len(s.counts)) for n, s in tabular.SOURCES.items() if n in totals} == totals
+    adult, letter = tabular.SOURCES["adult"], tabular.SOURCES["letter"]
+    assert adult.counts[">50K"] == 7841 and len(adult.variables) == 14 and len(adult.nominal) == 8
+    assert letter.counts["O"] == 753 and sum(letter.counts[c] for c in "ABCDEFGHIJKLM") == 9940 and len(letter.variables) == 16
+    # 211,840 of 581,012 are spruce/fir, and 2,455 of 10,249 pixels soybean min till
+    covtype = tabular.SOURCES["covtype"]
+    assert abs(covtype.counts["spruce/fir"] / 58102 - 211840 / 581012) < 0.001 and len(covtype.variables) == 54
+    assert tabular.SOURCES["indian_pines"].counts["soybean min till"] == 2455 and len(tabular.SOURCES["indian_pines"].variables) == 200
 
 
 def test_the_five_sets_are_the_papers():
@@ -171,7 +271,7 @@ def test_wrong_counts_are_refused(monkeypatch):
     with pytest.raises(KdcoreError, match=r"2 cases in 2 classes, not 3 in 2 \(1 of 'benign' where 2 belong\)") as caught:
         tabular.load("cells")
     assert "\n" not in str(caught.value) and not (paths.data() / "cells.csv").exists()
-    put("cells.csv", CSV.replace("1e1,2", "1e1,3"))
+    put("cells.csv", CSV.replace("1e1,2", "1e1,3"))  # not in the first line, which could be a heading
     with pytest.raises(KdcoreError, match=r"3 cases in 3 classes, not 3 in 2 \(1 of '3' where 0 belong, 1 of 'benign' where 2 belong\)"):
         tabular.load("cells")
     openml(monkeypatch, set8=Bunch(data=np.zeros((4, 1)), target=["rot"] * 4, feature_names=["leaf"], categories={"leaf": ["round"]}))
@@ -203,7 +303,9 @@ def test_no_network_is_one_sentence(monkeypatch):
         raise OSError("network is unreachable\nat all")
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", fail)
-    with pytest.raises(KdcoreError, match=r"sonar is not in .* could not be fetched from OpenML.*put sonar.csv of the UCI") as caught:
+    with pytest.raises(
+        KdcoreError, match=r"sonar is not in .* could not be fetched from OpenML.*put UCI's file there as .*sonar.csv"
+    ) as caught:
         tabular.load("sonar")
     assert "\n" not in str(caught.value)
 

@@ -1,13 +1,17 @@
-"""Tables of cases: five sets of the UCI repository, and three that come with scikit-learn and need no network.
+"""Tables of cases: eight sets of the UCI repository, Indian Pines, and three that scikit-learn brings along.
 
-A data set is one file, ``$KDCORE_DATA/NAME.csv`` (``$KDCORE_CACHE/data`` by default), written once from UCI's own file
-in ``$KDCORE_DATA/uci`` where there is one, else from OpenML. Its contents are canonical: the same cases give the same
-bytes whatever their source and order. Every load counts them and compares them with the fingerprint pinned below.
+A data set is one file, ``$KDCORE_DATA/NAME.csv`` (``$KDCORE_CACHE/data`` by default), written once from its public file
+in ``$KDCORE_DATA/uci`` where there is one, else from OpenML or from where the file is published. Its contents are
+canonical: the same cases give the same bytes whatever their source and order. Every load counts them and compares them
+with the fingerprint pinned below.
 """
 
 import csv
+import gzip
 import hashlib
+import http.client
 import math
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +29,10 @@ FINGERPRINTS = {
     "glass": "a61b661fc560e9bb1200fba2e198451d5a81968551f57b75991ffd1654cdf9c5",
     "soybean": "045b873ad40c57928576bb1656643dbc8f72db440f325175dde65dde51819120",
     "sonar": "ef8cd8816c194ebfe98df31d3a83009c6c7e987889178db07d167c46c6643ef7",
+    "adult": "68cf11bfec65c2ed250fc1d83717311f25da0bf850a423a4ca3ca9f9d5c80324",
+    "letter": "094d95f6f53dac79e8ee39a954fbeef17be3d77b1a1e28a0e6ebe14872f0617c",
+    "covtype": "49030f5e5edc00ac61dccb2307354d7f94c36319245033dcec60291570226ff2",
+    "indian_pines": "510d1f7719a2f56a03b92eff5944bfcd440e3363d256e3cb2722c4b70b017057",
     "breast_cancer_diagnostic": "f9502a00f14c624b85d339e78eb4f9ff8ca65ceef718942272d8bddeca538609",
     "wine": "f1e0a445c247b827e0391c201c17594c9a8aa4676a618346ab94a4226b162406",
     "iris": "e7f2606770d5c33243a79356926721f8e073cab242bb0a6e1601f123a4a10d9f",
@@ -53,32 +61,93 @@ MISSING = "?"
 class Source:
     """Where a data set comes from, and what it must hold.
 
-    openml: its number there. file: its name in the UCI repository, as CSV or ARFF. counts: cases of each class. variables: their
-    names, for files that have none. numbered: the file's first column is a case number. words: what the file's class
-    codes stand for. nominal: the variables are words, not numbers.
+    file: its name in ``uci``, CSV or ARFF. openml: its number there; or url: where the file is published (labels_url: the
+    file of its classes, for MATLAB's format). counts: cases of
+    each class. variables: their names, for files that have none. numbered: the file's first column is a case number.
+    label_first: it is the class. words: what the file's class codes stand for. nominal: the variables that are words,
+    not numbers (True: all). filled: missing words become the most frequent one. every: only each so many-th line is taken.
     """
 
-    openml: int
     file: str
     counts: dict[str, int]
+    openml: int | None = None
+    url: str | None = None
+    labels_url: str | None = None
     variables: tuple[str, ...] | None = None
     numbered: bool = False
+    label_first: bool = False
     words: dict[str, str] | None = None
-    nominal: bool = False
+    nominal: bool | tuple[str, ...] = False
+    filled: bool = False
+    every: int = 1
 
+    def is_nominal(self, variable: str) -> bool:
+        return self.nominal if isinstance(self.nominal, bool) else variable in self.nominal
+
+
+LETTERS = dict(
+    zip(
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+        (789, 766, 736, 805, 768, 775, 773, 734, 755, 747, 739, 761, 792, 783, 753, 803, 783, 758, 748, 796, 813, 764, 752, 787, 786, 734),
+        strict=True,
+    )
+)
+PINES = {
+    "alfalfa": 46, "corn no till": 1428, "corn min till": 830, "corn": 237, "grass pasture": 483, "grass trees": 730,
+    "grass pasture mowed": 28, "hay windrowed": 478, "oats": 20, "soybean no till": 972, "soybean min till": 2455, "soybean clean": 593,
+    "wheat": 205, "woods": 1265, "buildings grass trees drives": 386, "stone steel towers": 93,
+}  # fmt: skip
+COVERS = dict(
+    zip(
+        ("spruce/fir", "lodgepole pine", "ponderosa pine", "cottonwood/willow", "aspen", "douglas-fir", "krummholz"),
+        (21197, 28308, 3578, 266, 958, 1752, 2043),
+        strict=True,
+    )
+)  # of every tenth case
+# the 44 columns of which a case has two: one of 4 areas, one of 40 soils
+AREAS = (*(f"wilderness area {i}" for i in range(1, 5)), *(f"soil type {i:02d}" for i in range(1, 41)))
+UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
+EHU = "http://www.ehu.eus/ccwintco/uploads"
 
 SOURCES = {
     "breast_cancer": Source(
-        15, "breast-cancer-wisconsin.csv", {"benign": 458, "malignant": 241}, CYTOLOGY, True, {"2": "benign", "4": "malignant"}
+        "breast-cancer-wisconsin.csv", {"benign": 458, "malignant": 241}, 15,
+        variables=CYTOLOGY, numbered=True, words={"2": "benign", "4": "malignant"},
     ),
-    "ionosphere": Source(59, "ionosphere.csv", {"b": 126, "g": 225}, tuple(f"a{i:02d}" for i in range(1, 35))),
+    "ionosphere": Source("ionosphere.csv", {"b": 126, "g": 225}, 59, variables=tuple(f"a{i:02d}" for i in range(1, 35))),
     "glass": Source(
-        41, "glass.csv", dict(zip(GLASS.values(), (70, 76, 17, 13, 9, 29), strict=True)),
-        ("RI", "Na", "Mg", "Al", "Si", "K", "Ca", "Ba", "Fe"), True, GLASS,
+        "glass.csv", dict(zip(GLASS.values(), (70, 76, 17, 13, 9, 29), strict=True)), 41,
+        variables=("RI", "Na", "Mg", "Al", "Si", "K", "Ca", "Ba", "Fe"), numbered=True, words=GLASS,
     ),
-    "soybean": Source(42, "soybean.arff", SOYBEAN, nominal=True),
+    "soybean": Source("soybean.arff", SOYBEAN, 42, nominal=True, filled=True),
     "sonar": Source(
-        40, "sonar.csv", {"Mine": 111, "Rock": 97}, tuple(f"band {i:02d}" for i in range(1, 61)), words={"M": "Mine", "R": "Rock"}
+        "sonar.csv", {"Mine": 111, "Rock": 97}, 40,
+        variables=tuple(f"band {i:02d}" for i in range(1, 61)), words={"M": "Mine", "R": "Rock"},
+    ),
+    # the labelled part that every copy has; UCI's other 16,281 cases are a file of their own
+    "adult": Source(
+        "adult.csv", {"<=50K": 24720, ">50K": 7841}, url=f"{UCI}/adult/adult.data",
+        variables=("age", "workclass", "final weight", "education", "years of education", "marital status", "occupation", "relationship",
+                   "race", "sex", "capital gain", "capital loss", "hours per week", "native country"),
+        nominal=("workclass", "education", "marital status", "occupation", "relationship", "race", "sex", "native country"),
+    ),
+    "letter": Source(
+        "letter-recognition.csv", LETTERS, url=f"{UCI}/letter-recognition/letter-recognition.data",
+        variables=("x-box", "y-box", "width", "high", "onpix", "x-bar", "y-bar", "x2bar", "y2bar", "xybar", "x2ybr", "xy2br", "x-ege",
+                   "xegvy", "y-ege", "yegvx"),
+        label_first=True,
+    ),
+    # a tenth of the 581,012 cases: a split takes 30,000 at random in any case, and the whole is 75 MB of text
+    "covtype": Source(
+        "covtype.csv", COVERS, url=f"{UCI}/covtype/covtype.data.gz",
+        variables=("elevation", "aspect", "slope", "to water", "above water", "to roads", "shade 9 h", "shade 12 h", "shade 15 h",
+                   "to fire points", *AREAS),
+        nominal=AREAS, every=10,
+        words={str(i): name for i, name in enumerate(COVERS, 1)},
+    ),
+    "indian_pines": Source(
+        "Indian_pines_corrected.mat", PINES, url=f"{EHU}/6/67/Indian_pines_corrected.mat", labels_url=f"{EHU}/c/c4/Indian_pines_gt.mat",
+        variables=tuple(f"band {i:03d}" for i in range(1, 201)), words={str(i): name for i, name in enumerate(PINES, 1)},
     ),
 }  # fmt: skip
 
@@ -165,7 +234,7 @@ def load(name: str) -> Tabular:
         (rows, words, variables), where = _fetched(name)
         text, cure = (
             canonical(rows, words, variables),
-            f"put the whole {SOURCES[name].file} of the UCI repository into {path.parent / 'uci'}",
+            f"put the whole published file as {path.parent / 'uci' / SOURCES[name].file}",
         )
     lines = list(csv.reader(text.splitlines()))
     cells, words = [line[:-1] for line in lines[1:]], [line[-1] for line in lines[1:] if line]
@@ -178,9 +247,9 @@ def load(name: str) -> Tabular:
         )
     if name in SOURCES and not path.exists():
         paths.write_text(path, text)
-    nominal = name in SOURCES and SOURCES[name].nominal
     columns, levels = [], []
-    for column in zip(*cells, strict=True):
+    for variable, column in zip(lines[0], zip(*cells, strict=True), strict=False):
+        nominal = name in SOURCES and SOURCES[name].is_nominal(variable)
         known = sorted(set(column) - {MISSING}) if nominal else []
         number = {word: float(i) for i, word in enumerate(known)}
         columns.append([math.nan if cell == MISSING else number[cell] if nominal else float(cell) for cell in column])
@@ -224,44 +293,95 @@ def _check_counts(name: str, words: list[str], where: Path | str, cure: str) -> 
 
 
 def _fetched(name: str) -> tuple[tuple[list[list], list[str], list[str]], Path | str]:
-    """(rows, classes, variables) from UCI's file where it is there, else from OpenML, and where they are from."""
+    """(rows, classes, variables) from the public file where it is there, else from OpenML or by download, and where they are from."""
     source = SOURCES[name]
     path = paths.data() / "uci" / source.file
-    if path.exists():
-        variables, lines = _arff(_read(path)) if path.suffix == ".arff" else (source.variables, _csv(_read(path)))
-        lines = [line[1:] for line in lines] if source.numbered else lines
-        try:
-            rows = [[None if cell == MISSING else cell if source.nominal else float(cell) for cell in line[:-1]] for line in lines]
-            if {len(row) for row in rows} != {len(variables)}:
-                raise ValueError(f"a line has not {len(variables)} variables and a class")
-            classes = [(source.words or {}).get(line[-1], line[-1]) for line in lines]
-        except (ValueError, IndexError) as error:
-            raise KdcoreError(f"{path} cannot be read ({error}): put UCI's file there anew") from error
-        return _filled(name, rows, classes, variables), path
-    return _filled(name, *_openml(name)), f"OpenML (data set {source.openml})"
+    if source.openml is not None and not path.exists():
+        return _filled(name, *_openml(name)), f"OpenML (data set {source.openml})"
+    if source.url is not None and not path.exists():
+        _download(name, source.url, path)
+    if source.labels_url is not None and not _labels(path, source).exists():
+        _download(name, source.labels_url, _labels(path, source))
+    try:
+        variables, lines = {".arff": _arff, ".csv": _csv, ".mat": _mat}[path.suffix](path, source)
+        label = 0 if source.label_first else -1
+        words = [(source.words or {}).get(line[label], line[label]) for line in lines]
+        first = int(source.numbered or source.label_first)
+        cells = [line[first : None if source.label_first else -1] for line in lines]
+        if {len(row) for row in cells} != {len(variables)}:
+            raise ValueError(f"a line has not {len(variables)} variables and a class")
+        nominal = [source.is_nominal(variable) for variable in variables]
+        rows = [
+            [None if cell == MISSING else cell if is_word else float(cell) for cell, is_word in zip(row, nominal, strict=True)]
+            for row in cells
+        ]
+    except (ValueError, IndexError, KeyError, NotImplementedError) as error:
+        raise KdcoreError(f"{path} cannot be read ({error}): put the published file there anew") from error
+    return _filled(name, rows, words, variables), path
+
+
+def _labels(path: Path, source: Source) -> Path:
+    return path.with_name(Path(source.labels_url).name)
+
+
+def _download(name: str, url: str, path: Path) -> None:
+    """The file at ``url``, unpacked where it is a .gz, into ``path``."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            content = answer.read()
+        content = gzip.decompress(content) if url.endswith(".gz") else content
+    except (OSError, EOFError, http.client.HTTPException) as error:
+        raise KdcoreError(
+            f"{name} is not in {paths.data()} and could not be fetched from {url} ({error}): connect to the network, or put the file "
+            f"there as {path}"
+        ) from error
+    paths.write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
 def _filled(name: str, rows: list[list], classes: list[str], variables) -> tuple[list[list], list[str], list[str]]:
-    """Missing words of a nominal set become the variable's most frequent one; numbers stay missing.
+    """Missing words of the soybean set become the variable's most frequent one; numbers stay missing.
 
-    The soybean set goes about in both forms, as UCI gives it and so filled (Weka's ReplaceMissingValues); only the filled
+    The set goes about in both forms, as UCI gives it and so filled (Weka's ReplaceMissingValues); only the filled
     one can be made of either.
     """
-    if SOURCES[name].nominal:
+    if SOURCES[name].filled:
         modes = [Counter(sorted(value for value in column if value is not None)).most_common(1)[0][0] for column in zip(*rows, strict=True)]
         rows = [[mode if value is None else value for value, mode in zip(row, modes, strict=True)] for row in rows]
     return rows, classes, list(variables)
 
 
-def _csv(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
+def _csv(path: Path, source: Source) -> tuple[tuple[str, ...], list[list[str]]]:
+    """(variables, lines) of a file whose first line may be a heading: its last (or first) cell is no class."""
+    lines = [line for line in _read(path).splitlines() if line.strip()]
+    known = set(source.words or source.counts)
+    heading = lines and _cells(lines[0])[0 if source.label_first else -1] not in known
+    return source.variables, [_cells(line) for line in lines[bool(heading) :: source.every]]
 
 
-def _arff(text: str) -> tuple[list[str], list[list[str]]]:
+def _cells(line: str) -> list[str]:
+    (cells,) = csv.reader([line], skipinitialspace=True)
+    return [cell.strip() for cell in cells]
+
+
+def _arff(path: Path, source: Source) -> tuple[list[str], list[list[str]]]:
     """(variables, lines) of an ARFF file without quotes; the class is the last attribute."""
-    head, _, body = text.partition("@data")
+    head, _, body = _read(path).partition("@data")
     variables = [line.split()[1] for line in head.splitlines() if line.lower().startswith("@attribute")]
-    return variables[:-1], _csv(body)
+    return variables[:-1], [[cell.strip() for cell in line.split(",")] for line in body.splitlines() if line.strip()]
+
+
+def _mat(path: Path, source: Source) -> tuple[tuple[str, ...], list[list[str]]]:
+    """(variables, lines) of a picture [height, width, bands] in MATLAB's format, one line a pixel that has a class."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        pixels, classes = (
+            [value for key, value in loadmat(file).items() if not key.startswith("__")][0] for file in (path, _labels(path, source))
+        )
+    except MatReadError as error:
+        raise ValueError(error) from error
+    return source.variables, [[*map(str, pixels[place]), str(classes[place])] for place in zip(*classes.nonzero(), strict=True)]
 
 
 def _openml(name: str) -> tuple[list[list], list[str], list[str]]:
@@ -274,10 +394,10 @@ def _openml(name: str) -> tuple[list[list], list[str], list[str]]:
     except (OSError, ValueError) as error:
         raise KdcoreError(
             f"{name} is not in {paths.data()} and could not be fetched from OpenML ({str(error).splitlines()[0].rstrip(':')}): connect to "
-            f"the network, or put {source.file} of the UCI repository into {paths.data() / 'uci'}"
+            f"the network, or put UCI's file there as {paths.data() / 'uci' / source.file}"
         ) from error
     names = list(found.feature_names)
-    words = [found.categories.get(variable) if source.nominal else None for variable in names]
+    words = [found.categories.get(variable) if source.is_nominal(variable) else None for variable in names]
     rows = [
         [None if math.isnan(value) else known[int(value)] if known else float(value) for value, known in zip(row, words, strict=True)]
         for row in np.asarray(found.data, np.float64).tolist()

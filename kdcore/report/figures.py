@@ -232,6 +232,62 @@ def error_against(x_values, groups: dict, *, xlabel: str = "temperature", ylabel
 
 
 @_styled
+def lines_against(panels: dict[str, tuple[dict, dict]], *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
+    """A measure against a swept variable (log axis) for several methods, beside fixed levels: a panel for each group.
+
+    panels: {group: (lines {label: {x: [seeds' values]}}, levels {label: [seeds' values]})}. A line joins the means, with
+    their 95 % intervals; a level is a dashed line at its mean. A label has the same colour in all panels.
+    """
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 3.1 * rows + 0.9), squeeze=False, layout="constrained")
+    labels = list(dict.fromkeys(label for lines, levels in panels.values() for label in (*lines, *levels)))
+    colours = dict(zip(labels, PALETTE * 4, strict=False))
+    shown = {}
+    for ax, (group, (lines, levels)) in zip(axes.flat, panels.items(), strict=False):
+        ax.set_xscale("log")
+        for (label, cells), marker in zip(lines.items(), "os^Dv" * 4, strict=False):
+            points = [(x, *statistics.mean_interval(values)) for x, values in sorted(cells.items())]
+            (shown[label],) = ax.plot([x for x, *_ in points], [mean for _, mean, *_ in points], f"-{marker}", color=colours[label], ms=5)
+            for x, _, low, high in points:
+                if not math.isnan(low):
+                    ax.plot([x, x], [low, high], color=colours[label], lw=2, alpha=0.6, solid_capstyle="butt")
+        for (label, values), dashes in zip(levels.items(), ((6, 2), (2, 2), (6, 2, 2, 2), (1, 1)) * 4, strict=False):
+            shown[label] = ax.axhline(np.mean(values), color=colours[label], lw=1.4, dashes=dashes)
+        places = sorted({x for cells in lines.values() for x in cells})
+        ax.xaxis.set_major_locator(FixedLocator(places))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.tick_params(axis="x", labelrotation=45 if len(places) > 6 else 0)
+        ax.set_title(group, fontweight="normal")
+        ax.set_ylabel(ylabel)
+        ax.set_xlabel(xlabel)
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_visible(False)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(4, len(shown)))
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
+def clouds(panels: dict[str, np.ndarray], title: str = "") -> Figure:
+    """Points [n, 2] side by side on the same axes, a panel for each name."""
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (WIDTH, WIDTH / columns * rows + 0.7)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
+    for ax, (name, points) in zip(axes.flat, panels.items(), strict=False):
+        ax.plot(points[:, 0], points[:, 1], ".", ms=2.5, color=BLUE, alpha=0.5, mew=0)
+        ax.set_title(name, fontweight="normal")
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_visible(False)
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
 def outlines(trees: dict[str, list[dict]], title: str = "") -> Figure:
     """Decision trees side by side, each an indented list: a line for each branch, a leaf's line ends with its class.
 

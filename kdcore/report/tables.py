@@ -18,7 +18,8 @@ from kdcore.errors import KdcoreError
 from kdcore.report import statistics
 from kdcore.trials.store import Store
 
-VERDICTS = ("reproduced", "above", "below", "inconclusive", "not run", "not comparable")  # and "no number", which is none
+# and, which are none: "no number" in the paper; "quoted", a number of others' work or of data that is not public
+VERDICTS = ("reproduced", "above", "below", "inconclusive", "not run", "not comparable")
 CLAIM_VERDICTS = ("holds", "contradicted", "inconclusive", "not run", "not comparable")
 HEADLINE_ROWS = 6
 
@@ -82,8 +83,8 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
     table: an entry of ``paper.tables``, or its id. records: any of the paper's; what is of another budget, failed or
     stale is left out. Columns: label, arm, metric, mark; paper (the reported number, nan where there is none), ours
     (mean over seeds), low, high (95 % t-interval), n, difference (ours - paper), margin, all in ``unit``; verdict
-    (``statistics.cell_verdict``, or "not comparable" at a budget that says so); hours (of these records' trials, one
-    process each); device; seeds ([{seed, value, id}], id being the record's).
+    (``statistics.cell_verdict``, "not comparable" at a budget that says so, "quoted" for a row without an arm); hours (of these
+    records' trials, one process each); device; seeds ([{seed, value, id}], id being the record's).
     Raises KdcoreError for an unknown table, budget or metric.
     """
     sheet = find(paper, table)
@@ -105,7 +106,7 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
                 "n": len(values),
                 "difference": mean - _float(row["paper"]) if comparable else math.nan,
                 "margin": _float(row["margin"]),
-                "verdict": verdict if comparable or verdict == "not run" else "not comparable",
+                "verdict": "quoted" if row["arm"] is None else verdict if comparable or verdict == "not run" else "not comparable",
                 "unit": row["unit"],
                 "hours": _hours(found),
                 "device": _devices(found),
@@ -524,7 +525,7 @@ def _range(counts: pd.Series) -> str:
 def _headline(frame: pd.DataFrame) -> str:
     """The rows of a table, one a line: "small: 146.2 [139, 153] (paper 146)"."""
     lines = []
-    for row in frame.to_dict("records"):
+    for row in frame[frame["verdict"] != "quoted"].to_dict("records"):
         ours = estimate(row["ours"], row["low"], row["high"]) or "not run"
         lines.append(f"{row['label']}: {ours}" + (f" (paper {reported(row['paper'])})" if not math.isnan(row["paper"]) else ""))
     more = len(lines) - HEADLINE_ROWS

@@ -1,0 +1,271 @@
+"""Ensemble selection from a library of models (Caruana et al. 2004), for two classes.
+
+A library is made of families: models of one kind that share work, such as the distances of all nearest-neighbour models or the
+rounds of one boosted sequence. Each says for a case how probable the positive class is; what only tells sides apart by a
+margin (support vector machines, boosted trees) is made a probability by Platt's method on the hill-climbing cases.
+
+    library = Library(x, y, hill_x, hill_y)
+    for family, settings in plan(grids): library.grow(family, settings, seed)
+    weights = select(library.hill, hill_y, rng, bags=20, share=0.5, start=25, steps=200)
+    library.predict(cases, weights)
+"""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from sklearn.ensemble import AdaBoostClassifier, BaggingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import linear_kernel, polynomial_kernel, rbf_kernel
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import NearestNeighbors
+from sklearn.neural_network import MLPClassifier
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
+
+
+@dataclass(frozen=True)
+class Family:
+    """Fitted models that share work.
+
+    names: of the models. scores: cases [n, d] -> [n, models], probabilities of the positive class, or margins. parts: what
+    each model consists of, for its size.
+    """
+
+    names: list[str]
+    scores: Callable[[np.ndarray], np.ndarray]
+    parts: list
+    margins: bool = False
+
+
+def _probability(model) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: model.predict_proba(x)[:, 1:]
+
+
+def neighbours(x: np.ndarray, y: np.ndarray, seed: int, *, k: list[int], weights: list[str]) -> Family:
+    """k nearest neighbours, each with one vote ("uniform") or a vote of 1 / its distance ("distance")."""
+    index = NearestNeighbors(n_neighbors=max(k), algorithm="brute").fit(x)
+    kinds = [(count, weight) for weight in weights for count in k]
+
+    def scores(cases: np.ndarray) -> np.ndarray:
+        apart, found = index.kneighbors(cases)
+        votes = {"uniform": np.ones_like(apart), "distance": 1 / np.maximum(apart, 1e-6)}
+        sums = {weight: ((votes[weight] * y[found]).cumsum(1), votes[weight].cumsum(1)) for weight in weights}
+        return np.stack([sums[weight][0][:, count - 1] / sums[weight][1][:, count - 1] for count, weight in kinds], 1)
+
+    return Family([f"{count} neighbours, {weight}" for count, weight in kinds], scores, [(x, y)] * len(kinds))
+
+
+def support_vectors(x: np.ndarray, y: np.ndarray, seed: int, *, kernel: str, width: float, c: list[float]) -> Family:
+    """Support vector machines of one kernel, which is worked out once for all values of C.
+
+    kernel: linear, or poly2 or poly3 ((width <u, v> / d + 1)^2 or ^3), or rbf (exp(-width |u - v|^2 / d)), d being the
+    number of inputs.
+    """
+    gamma = width / x.shape[1]
+    kernels = {
+        "linear": linear_kernel,
+        "poly2": lambda u, v: polynomial_kernel(u, v, 2, gamma, 1),
+        "poly3": lambda u, v: polynomial_kernel(u, v, 3, gamma, 1),
+        "rbf": lambda u, v: rbf_kernel(u, v, gamma),
+    }
+    products = kernels[kernel]
+    gram = products(x, x).astype(np.float64)
+    fitted = [SVC(C=value, kernel="precomputed", cache_size=500, max_iter=100_000).fit(gram, y) for value in c]
+    dual, bias = np.zeros((len(x), len(c)), x.dtype), np.array([model.intercept_[0] for model in fitted], x.dtype)
+    for column, model in zip(dual.T, fitted, strict=True):
+        column[model.support_] = model.dual_coef_[0]
+    parts = [(x[model.support_], model.dual_coef_) for model in fitted]
+    name = kernel if kernel == "linear" else f"{kernel} {width:g}"
+    return Family([f"SVM {name}, C={value:g}" for value in c], lambda cases: products(cases, x) @ dual + bias, parts, margins=True)
+
+
+def nets(x: np.ndarray, y: np.ndarray, seed: int, *, units: int, decay: float, epochs: list[int]) -> Family:
+    """A net with one hidden layer as it is after some numbers of epochs."""
+    net, taken = MLPClassifier((units,), alpha=decay, random_state=seed), []
+    for epoch in range(1, max(epochs) + 1):
+        net.partial_fit(x, y, classes=[0, 1])
+        if epoch in epochs:
+            taken.append(copy.deepcopy(net))
+    names = [f"net of {units}, decay {decay:g}, {epoch} epochs" for epoch in epochs]
+    return Family(names, lambda cases: np.concatenate([_probability(net)(cases) for net in taken], 1), taken)
+
+
+def trees(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, leaf: int) -> Family:
+    """One tree with at least ``leaf`` cases in each leaf."""
+    model = DecisionTreeClassifier(criterion=criterion, min_samples_leaf=leaf, random_state=seed).fit(x, y)
+    return Family([f"tree {criterion}, leaves of {leaf}"], _probability(model), [model])
+
+
+def bagged(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, leaf: int, count: int) -> Family:
+    """Trees on bootstrap samples."""
+    tree = DecisionTreeClassifier(criterion=criterion, min_samples_leaf=leaf)
+    model = BaggingClassifier(tree, count, random_state=seed).fit(x, y)
+    return Family([f"bagged trees {criterion}, leaves of {leaf}"], _probability(model), [model])
+
+
+def forests(x: np.ndarray, y: np.ndarray, seed: int, *, features: float, leaf: int, count: int) -> Family:
+    """A random forest whose cuts are the best of ``features`` times the root of the number of inputs."""
+    tried = int(min(max(round(features * x.shape[1] ** 0.5), 1), x.shape[1]))
+    model = RandomForestClassifier(count, max_features=tried, min_samples_leaf=leaf, random_state=seed).fit(x, y)
+    return Family([f"forest, {tried} inputs a cut, leaves of {leaf}"], _probability(model), [model])
+
+
+def boosted(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, depth: int, rounds: list[int]) -> Family:
+    """AdaBoost with trees of a depth (1: stumps), as it is after some numbers of rounds; fewer where it ends early."""
+    tree = DecisionTreeClassifier(criterion=criterion, max_depth=depth)
+    model = AdaBoostClassifier(tree, n_estimators=max(rounds), random_state=seed).fit(x, y)
+    rounds = [count for count in rounds if count <= len(model.estimators_)] or [len(model.estimators_)]
+
+    voices = model.estimator_weights_[: len(model.estimators_)]
+    # a vote for each leaf, of the trees themselves: to check every tree's cases anew would take longer than to sort them
+    leaves = [
+        voice * np.where(part.tree_.value[:, 0, 1] > part.tree_.value[:, 0, 0], 1.0, -1.0)
+        for part, voice in zip(model.estimators_, voices, strict=True)
+    ]
+
+    def scores(cases: np.ndarray) -> np.ndarray:
+        margin, found = np.zeros(len(cases)), []
+        for number, (part, votes) in enumerate(zip(model.estimators_[: max(rounds)], leaves, strict=False), 1):
+            margin += votes[part.tree_.apply(cases)]
+            if number in rounds:
+                found.append(margin / voices[:number].sum())
+        return np.stack(found, 1)
+
+    names = [f"boosted {criterion} of depth {depth}, {count} rounds" for count in rounds]
+    return Family(names, scores, [model.estimators_[:count] for count in rounds], margins=True)
+
+
+def logistic(x: np.ndarray, y: np.ndarray, seed: int, *, c: float) -> Family:
+    """Logistic regression with a ridge of 1 / C."""
+    model = LogisticRegression(C=c, max_iter=1000).fit(x, y)
+    return Family([f"logistic regression, C={c:g}"], _probability(model), [model])
+
+
+def bayes(x: np.ndarray, y: np.ndarray, seed: int, *, smoothing: float) -> Family:
+    """Naive Bayes with normal distributions, widened by ``smoothing`` times the largest variance."""
+    model = GaussianNB(var_smoothing=smoothing).fit(x, y)
+    return Family([f"naive Bayes, smoothing {smoothing:g}"], _probability(model), [model])
+
+
+FAMILIES = {f.__name__: f for f in (neighbours, support_vectors, nets, trees, bagged, forests, boosted, logistic, bayes)}
+# parameters that one family takes whole; every other list is a grid of families
+WHOLE = {"k", "weights", "epochs", "rounds"}
+
+
+def plan(grids: list[dict]) -> Iterator[tuple[str, dict]]:
+    """(family, settings) of every family of a library.
+
+    grids: each {"family": its name, parameter: a value or a list to try}. A list of the parameters in ``WHOLE``, and C of
+    support vector machines, stays one setting.
+    """
+    for grid in grids:
+        family = grid["family"]
+        whole = WHOLE | ({"c"} if family == "support_vectors" else set())
+        lists = {key: value for key, value in grid.items() if isinstance(value, list) and key not in whole}
+        fixed = {key: value for key, value in grid.items() if key != "family" and key not in lists}
+        for values in product(*lists.values()):
+            yield family, fixed | dict(zip(lists, values, strict=True))
+
+
+class Library:
+    """Models fitted to cases x [n, d] with labels y [n] in {0, 1}, and what they say of the hill-climbing cases.
+
+    ``names``, one a model; ``hill`` [hill-climbing cases, models].
+    """
+
+    CHUNK = 10_000  # cases at a time: the kernels of more would not fit into memory
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, hill_x: np.ndarray, hill_y: np.ndarray):
+        self.x, self.y, self.hill_x, self.hill_y = (np.ascontiguousarray(part, np.float32) for part in (x, y, hill_x, hill_y))
+        self.families: list[Family] = []
+        self.platt: list[tuple[np.ndarray, np.ndarray] | None] = []
+        self.kinds: list[str] = []
+        self.hill = np.empty((len(hill_x), 0))
+
+    @property
+    def names(self) -> list[str]:
+        return [name for family in self.families for name in family.names]
+
+    def grow(self, family: str, settings: dict, seed: int) -> None:
+        """Fit one more family (a key of ``FAMILIES``)."""
+        fitted = FAMILIES[family](self.x, self.y.astype(int), seed, **settings)
+        self.families.append(fitted)
+        self.kinds += [family] * len(fitted.names)
+        self.platt.append(_platt(fitted.scores(self.hill_x), self.hill_y) if fitted.margins else None)
+        self.hill = np.concatenate([self.hill, self._probabilities(len(self.families) - 1, self.hill_x)], 1)
+
+    def predict(self, cases: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The weighted mean of the models' probabilities: cases [n, d], weights [models] with sum 1 -> [n].
+
+        Families without any weight are left out.
+        """
+        cases, total = np.ascontiguousarray(cases, np.float32), np.zeros(len(cases))
+        for part in range(0, len(cases), self.CHUNK):
+            chunk, first = cases[part : part + self.CHUNK], 0
+            for number, family in enumerate(self.families):
+                own = weights[first : first + len(family.names)]
+                if own.any():
+                    total[part : part + len(chunk)] += self._probabilities(number, chunk) @ own
+                first += len(family.names)
+        return total
+
+    def size_mb(self, weights: np.ndarray) -> float:
+        """Size of the models that have a weight, each by itself, as Python would write them to disk."""
+        parts = [part for family in self.families for part in family.parts]
+        return sum(len(pickle.dumps(part)) for part, weight in zip(parts, weights, strict=True) if weight) / 1e6
+
+    def _probabilities(self, number: int, cases: np.ndarray) -> np.ndarray:
+        scores = self.families[number].scores(cases)
+        if self.platt[number] is not None:
+            slope, offset = self.platt[number]
+            scores = 1 / (1 + np.exp(-np.clip(slope * scores + offset, -30, 30)))
+        return scores
+
+
+def _platt(margins: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(slopes, offsets) [models] of the logistic curves that make probabilities of margins [n, models] (Platt 1999)."""
+    scale = np.maximum(np.abs(margins).max(0), 1e-12)
+    fitted = [LogisticRegression(C=1e4).fit(column[:, None], y) for column in (margins / scale).T]
+    return np.array([f.coef_[0, 0] for f in fitted]) / scale, np.array([f.intercept_[0] for f in fitted])
+
+
+def rmse(predictions: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Root of the mean squared difference to the 0/1 targets: [n] or [n, models] -> one, or one a model."""
+    return np.sqrt(np.mean((predictions.T - y) ** 2, -1))
+
+
+def select(
+    predictions: np.ndarray, y: np.ndarray, rng: np.random.Generator, *, bags: int, share: float, start: int, steps: int
+) -> np.ndarray:
+    """Weights [models], with sum 1, of an ensemble chosen for its RMSE on the hill-climbing cases (Caruana et al. 2004).
+
+    predictions: of the models [n, models]; y [n]. Each of ``bags`` times a random ``share`` of the models is looked at: the best
+    up to ``start`` of them, as many as are best together, are the beginning (sorted initialisation); then ``steps`` times
+    the one that helps most joins, again and again if it does (selection with replacement), and the best ensemble on the way is
+    kept. The bags' ensembles are averaged.
+    """
+    total = np.zeros(predictions.shape[1])
+    for _ in range(bags):
+        models = rng.permutation(predictions.shape[1])[: max(1, round(share * predictions.shape[1]))]
+        total[models] += _climb(predictions[:, models], y, start, steps) / bags
+    return total
+
+
+def _climb(predictions: np.ndarray, y: np.ndarray, start: int, steps: int) -> np.ndarray:
+    order = np.argsort(rmse(predictions, y), kind="stable")[:start]
+    together = predictions[:, order].cumsum(1) / np.arange(1, len(order) + 1)
+    count = int(rmse(together, y).argmin()) + 1
+    picks = list(order[:count])
+    total = predictions[:, picks].sum(1)
+    best, kept = rmse(total / count, y), count
+    for _ in range(steps):
+        errors = rmse((total[:, None] + predictions) / (len(picks) + 1), y)
+        picks.append(int(errors.argmin()))
+        total += predictions[:, picks[-1]]
+        if errors.min() < best:
+            best, kept = errors.min(), len(picks)
+    return np.bincount(picks[:kept], minlength=predictions.shape[1]) / kept
