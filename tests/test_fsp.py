@@ -241,7 +241,7 @@ def test_rates_of_the_stages():
 
 def test_the_first_stage_and_its_matrices():
     """Long enough to see the loss fall; what the figure draws is the mean of eq. 1 over the test images."""
-    result, _ = run("FSP 8", scale=1 / 1000, teacher_network="resnet_8")  # 21 steps, then 64
+    result, _ = run("FSP 8", scale=1 / 1000, teacher_network="resnet_8", fsp_weight=1.0)  # 21 steps, then 64
     rows = [row for row in result["history"] if row["stage"] == "fsp"]
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     assert result["metrics"]["fsp_distance_after_stage_1"] == rows[-1]["fsp_distance"]
