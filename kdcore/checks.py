@@ -64,7 +64,7 @@ def sheet_problems(key: str) -> list[str]:
                 problems.append(str(error))
     for table in paper.tables:
         for row in table["rows"]:
-            if row["arm"] not in paper.arms:
+            if row["arm"] is not None and row["arm"] not in paper.arms:
                 problems.append(f"{where}: table {table['id']} names the arm '{row['arm']}', which is not there")
             if row["paper"] is not None and row.get("mark") not in MARKS:
                 problems.append(f"{where}: the reported number of '{row['label']}' in table {table['id']} has no mark")

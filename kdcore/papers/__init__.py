@@ -47,12 +47,13 @@ class Paper:
 
     @cached_property
     def tables(self) -> list[dict]:
-        """The paper's tables; every row has label, arm, metric, unit, margin, paper (the reported number or None)."""
+        """The paper's tables; every row has label, arm (None for a number that the paper quotes from others), metric, unit,
+        margin, paper (the reported number or None)."""
         found = []
         for table in self.sheet["tables"]:
             defaults = {key: table[key] for key in ("metric", "unit", "margin")}
             rows = [
-                defaults | row | {"label": row["label"].format(**values), "arm": row["arm"].format(**values)}
+                defaults | row | {"label": row["label"].format(**values), "arm": row["arm"] and row["arm"].format(**values)}
                 for row in table["rows"]
                 for values in _combinations(row.get("sweep", {}))
             ]
