@@ -20,7 +20,7 @@ FAMILIES = {
     r"(maxout_(?:cifar|mnist)|fitnet_(?:[1-4]|mnist))(?:/([1-9]\d*))?": Maxout,
 }
 CHOICES = "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50"
-MAXOUT = "maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4 or fitnet_mnist, or one of these with \"/K\" behind it (a K-th of its widths)"
+MAXOUT = 'maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4 or fitnet_mnist, or one of these with "/K" behind it (a K-th of its widths)'
 
 
 def names() -> list[str]:

@@ -51,9 +51,7 @@ def _thin(*groups: Sequence[int]) -> Design:
 
 # pylearn2's scripts/papers/maxout/cifar10.yaml and mnist.yaml; FitNets' table of student nets; its yaml/MNIST_fitnet_valid.yaml.
 DESIGNS = {
-    "maxout_cifar": Design(
-        3, 32, (Layer(96, 8, 4, 4, 2), Layer(192, 8, 3, 4, 2, limit=1.9365), Layer(192, 5, 3, 2, 2, limit=1.9365)), 500
-    ),
+    "maxout_cifar": Design(3, 32, (Layer(96, 8, 4, 4, 2), Layer(192, 8, 3, 4, 2, limit=1.9365), Layer(192, 5, 3, 2, 2, limit=1.9365)), 500),
     "maxout_mnist": Design(
         1, 28, (Layer(48, 8, 0, 4, 2), Layer(48, 8, 3, 4, 2, limit=1.9365), Layer(24, 5, 3, 2, 2, pieces=4, limit=1.9365)), 0
     ),

@@ -155,7 +155,8 @@ def _table(vision: Vision, guide: nn.Module | None) -> LogitTable | None:
 def _held_out_loss(vision: Vision, phase: Phase, cases: Tensor) -> dict[str, Tensor]:
     """The hint loss on the images themselves, mean over the cases."""
     total = sum(
-        len(part) * phase.loss(vision.views(vision.views.plain(part)), vision.train_labels[part]).double() for part in cases.split(EVALUATED)
+        len(part) * phase.loss(vision.views(vision.views.plain(part)), vision.train_labels[part]).double()
+        for part in cases.split(EVALUATED)
     )
     return {HELD_OUT: total / len(cases)}
 
