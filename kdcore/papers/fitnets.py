@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import methods
+from kdcore.data.augment import Views
 from kdcore.methods import LogitTable, Method, Phase
 from kdcore.models.maxout import Layer, MaxoutConv, uniform
 from kdcore.papers.vision import EVALUATED, Vision, weights_of
@@ -23,6 +24,7 @@ SEARCH, HELD_OUT = "hint search", "held_out_hint_loss"
 # pylearn2's RMSProp: decay 0.9, no gradient scaled up by more than 1e5
 RULES = {"sgd": (torch.optim.SGD, {}), "rmsprop": (torch.optim.RMSprop, {"alpha": 0.9, "eps": 1e-5})}
 REGRESSOR_RANGE, REGRESSOR_LIMIT = 0.05, 0.9
+WATCHED = 1000  # test images on which the hint loss is watched
 TIMED_BATCH, TIMED_ROUNDS = 32, 7
 
 
@@ -84,19 +86,21 @@ def _reset(method: Method, seed: int) -> None:
 
 
 def _stages(vision: Vision, method: Method, guide: nn.Module | None) -> list[Stage]:
-    config, seed = vision.config, vision.context.seed
-    hint = partial(_stage, vision, method, method.phases[0], epochs=config["hint_epochs"])
+    config, seed, first = vision.config, vision.context.seed, method.phases[0]
+    tested = torch.arange(0, len(vision.test_labels), max(1, len(vision.test_labels) // WATCHED))
+    watch = partial(_hint_loss, "test_hint_loss", first, vision.test_views, vision.test_labels, tested)
+    hint = partial(_stage, vision, method, first, config["hint_epochs"])
     stages = []
     if config["method"] == "fitnets" and config["holdout"]:
         order = torch.randperm(len(vision.train_labels), generator=torch.Generator().manual_seed(seed_of(seed, "holdout")))
         held, rest = order[: config["holdout"]], order[config["holdout"] :]
-        watch = partial(_held_out_loss, vision, method.phases[0], held.to(vision.context.device))
-        stages += [
-            hint(name=SEARCH, cases=rest, watch=watch, stop=partial(_stale, config["patience"])),
-            hint(at_start=partial(_reset, method, seed), watch=dict, stop=_as_long),
+        search = partial(_hint_loss, HELD_OUT, first, vision.views, vision.train_labels, held)
+        stages = [
+            hint(name=SEARCH, cases=rest, watch=search, stop=partial(_stale, config["patience"])),
+            hint(at_start=partial(_reset, method, seed), watch=watch, stop=_as_long),
         ]
     elif config["method"] == "fitnets":
-        stages += [hint(watch=dict)]
+        stages = [hint(watch=watch)]
     return [*stages, _stage(vision, method, method.phases[-1], config["epochs"], table=_table(vision, guide))]
 
 
@@ -152,13 +156,12 @@ def _table(vision: Vision, guide: nn.Module | None) -> LogitTable | None:
     return table
 
 
-def _held_out_loss(vision: Vision, phase: Phase, cases: Tensor) -> dict[str, Tensor]:
-    """The hint loss on the images themselves, mean over the cases."""
-    total = sum(
-        len(part) * phase.loss(vision.views(vision.views.plain(part)), vision.train_labels[part]).double()
-        for part in cases.split(EVALUATED)
-    )
-    return {HELD_OUT: total / len(cases)}
+def _hint_loss(name: str, phase: Phase, views: Views, labels: Tensor, cases: Tensor) -> dict[str, Tensor]:
+    """For the history: the mean hint loss of some images, neither shifted nor mirrored."""
+    total = 0.0
+    for part in cases.to(labels.device).split(EVALUATED):
+        total = total + len(part) * phase.loss(views(views.plain(part)), labels[part]).double()
+    return {name: total / len(cases)}
 
 
 def _best_epoch(history: list[dict]) -> int:
