@@ -51,6 +51,11 @@ class Spy(Context):
         return super().fit(model, stages, evaluate)
 
 
+@pytest.fixture(autouse=True)
+def timed_briefly(monkeypatch):
+    monkeypatch.setattr(fitnets, "TIMED_ROUNDS", 1)
+
+
 def small(name):
     """The same design, a sixteenth as wide."""
     return name and name.partition("/")[0] + "/16"
@@ -122,6 +127,8 @@ def test_the_papers_protocol():
         f"FitNet {n}": ["conv2", guided] for n, guided in zip((1, 2, 3, 4), ("conv6", "conv6", "conv8", "conv11"), strict=True)
     }
     assert PAPER.config("paper", "FitNet (MNIST)")["hint"] == ["conv2", "conv4"]
+    for budget in ("fast", "paper"):
+        assert all(PAPER.config(budget, f"FitNet {n}")["network"] == f"fitnet_{n}" for n in (1, 2, 3, 4))
 
 
 def test_schedules_by_hand():
