@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +38,18 @@ class Stage:
     loss: one row of it, on the device -> the loss, a scalar, or one value for each member of a stack ([K]).
     schedule: epoch, or step where the length is given in steps (0, 1, ...) -> {"lr": ...} and, where they move,
         {"momentum": ..., knob: ...}.
-    optimiser: momentum, weight_decay, nesterov of SGD.
+    optimiser: settings of the rule: momentum, weight_decay, nesterov of SGD; alpha, eps of RMSprop.
     parameters: what is trained; all of the model for None. The others are left alone, weight decay included.
     knobs: 0-dim tensors that the loss reads and the schedule moves, such as the weight of a term.
     clip: largest norm of the gradient of all parameters together.
     after_step: called after each update, e.g. to limit norms.
     at_end: what joins the row of the stage's last epoch, called as ``fit``'s evaluate is.
+    rule: the optimiser's class, ``torch.optim.SGD`` or ``torch.optim.RMSprop``.
+    rate_factors: of the learning rate, one for each of ``parameters``; 1 for None.
+    at_start: called before the first update, e.g. for fresh weights.
+    watch: what is measured after each epoch, in place of ``fit``'s evaluate.
+    stop: asked after each epoch with the history so far, the stage's own rows last; True ends the stage before its
+        epochs are over. It must depend on the history alone, so that a resumed run ends where an uninterrupted one does.
     """
 
     name: str
@@ -58,6 +64,11 @@ class Stage:
     after_step: Callable[[], None] | None = None
     at_end: Callable[[], dict] | None = None
     steps: int | None = None
+    rule: type[torch.optim.Optimizer] = torch.optim.SGD
+    rate_factors: Sequence[float] | None = None
+    at_start: Callable[[], None] | None = None
+    watch: Callable[[], dict] | None = None
+    stop: Callable[[list[dict]], bool] | None = None
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):
@@ -132,14 +143,19 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
     last_save, longest = time.monotonic(), 0.0
     with _signals() as stop:
         first = 0  # epochs in the stages before this one
-        for number, stage, count in zip(numbers, stages, epochs, strict=True):
-            if done >= first + count:
-                first += count
+        for place, (number, stage) in enumerate(zip(numbers, stages, strict=True)):
+            if stage.stop is not None:
+                known = range(1, min(done - first, epochs[place]) + 1)
+                epochs[place] = next((count for count in known if stage.stop(history[: first + count])), epochs[place])
+            if done >= first + epochs[place]:
+                first += epochs[place]
                 continue
+            if done == first and stage.at_start is not None:
+                stage.at_start()
             step = Step(model, stage, context.device, context.precision)
             if done > first:
                 step.load(optimiser_state)
-            for epoch in range(done - first, count):
+            for epoch in range(done - first, epochs[place]):
                 started = time.monotonic()
                 loss = _epoch(step, epoch, _draw(stage, context.seed, number, epoch))
                 row = {"stage": stage.name, "epoch": epoch + 1, "lr": step.values["lr"], "loss": loss}
@@ -147,10 +163,13 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                     raise TrialFailed(
                         "nan", f"the loss is not finite in epoch {epoch + 1} of stage '{stage.name}': lower the learning rate"
                     )
-                row |= _evaluated(model, evaluate)
-                if stage.at_end is not None and epoch + 1 == count:
-                    row |= _evaluated(model, stage.at_end)
+                row |= _evaluated(model, stage.watch or evaluate)
                 history.append(row)
+                if stage.stop is not None and stage.stop(history):
+                    epochs[place] = epoch + 1
+                last = epoch + 1 == epochs[place]
+                if stage.at_end is not None and last:
+                    row |= _evaluated(model, stage.at_end)
                 done += 1
                 context.report(row | {"done": done, "total": sum(epochs)})
                 longest = max(longest, time.monotonic() - started)
@@ -161,7 +180,9 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                     last_save = time.monotonic()
                 if pause:
                     raise Paused
-            first += count
+                if last:
+                    break
+            first += epochs[place]
     return history
 
 
@@ -201,7 +222,7 @@ def _evaluated(model: nn.Module, evaluate: Callable[[], dict]) -> dict:
 
 
 def _forecast(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], context: Context, steps: int = 12) -> float:
-    """Seconds that ``fit`` would take, from ``steps`` timed steps of each stage and one evaluation."""
+    """Seconds that ``fit`` would take at most (no stage stopped early), from ``steps`` timed steps of each stage and one evaluation."""
 
     def timed(work) -> float:
         if context.device.startswith("cuda"):
@@ -212,8 +233,9 @@ def _forecast(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    total, evaluation = 0.0, timed(lambda: _evaluated(model, evaluate))
+    total, usual = 0.0, timed(lambda: _evaluated(model, evaluate))
     for number, stage in enumerate(stages):
+        evaluation = usual if stage.watch is None else timed(lambda: _evaluated(model, stage.watch))  # noqa: B023 (called at once)
         step, indices = Step(model, stage, context.device, context.precision), _draw(stage, context.seed, number, 0)
         _epoch(step, 0, indices[:3])  # the first steps pay for allocation
         count, epochs = min(steps, len(indices)), _epochs(stage, context.seed, number)
@@ -223,31 +245,43 @@ def _forecast(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict
 
 
 class Step:
-    """One update of a stage: loss, gradient, SGD. On a GPU the whole step is one CUDA graph."""
+    """One update of a stage: loss, gradient, optimiser. On a GPU the whole step is one CUDA graph."""
 
     def __init__(self, model: nn.Module, stage: Stage, device: str, precision: str = "float32"):
         self.model, self.stage, self.device = model, stage, device
         self.half = precision == "bfloat16"
         self.parameters = list(model.parameters() if stage.parameters is None else stage.parameters)
         self.cuda = device.startswith("cuda")
-        # On a GPU the graph reads the rate from a tensor, so that a schedule needs no new graph.
-        lr = torch.zeros((), device=device) if self.cuda else 0.0
-        self.optimiser = torch.optim.SGD(self.parameters, lr=lr, fused=True, **stage.optimiser)
+        factors = [1.0] * len(self.parameters) if stage.rate_factors is None else stage.rate_factors
+        self.factors = list(dict.fromkeys(factors))
+        groups = [
+            # On a GPU the graph reads the rate from a tensor, so that a schedule needs no new graph.
+            {"params": [p for p, own in zip(self.parameters, factors, strict=True) if own == factor], "lr": self._rate()}
+            for factor in self.factors
+        ]
+        speed = {"fused": True} if stage.rule is torch.optim.SGD else {"capturable": self.cuda}
+        self.optimiser = stage.rule(groups, lr=self._rate(), **speed, **stage.optimiser)
         self.graph, self.values = None, {}
+
+    def _rate(self) -> Tensor | float:
+        return torch.zeros((), device=self.device) if self.cuda else 0.0
 
     def set(self, values: Mapping[str, float]) -> None:
         """Put learning rate, momentum and knobs in force."""
-        (group,) = self.optimiser.param_groups
         for key, value in values.items():
             if self.values.get(key) == value:
                 continue
             if key in self.stage.knobs:
                 self.stage.knobs[key].fill_(value)
-            elif self.cuda and key == "lr":
-                group[key].fill_(value)
-            else:
-                group[key] = value
-                self.graph = None  # a momentum is a constant of the graph
+                continue
+            for group, factor in zip(self.optimiser.param_groups, self.factors, strict=True):
+                if key != "lr":
+                    group[key] = value
+                    self.graph = None  # a momentum is a constant of the graph
+                elif self.cuda:
+                    group[key].fill_(factor * value)
+                else:
+                    group[key] = factor * value
         self.values = dict(values)
 
     def __call__(self, index: Tensor) -> Tensor:
@@ -317,8 +351,10 @@ class Step:
         for name, value in tensors.items():
             _, i, key = name.split(".")
             parameter = self.parameters[int(i)]
-            # laid out in memory as the parameter: the fused update walks both from end to end, whatever their strides
-            self.optimiser.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            if value.shape == parameter.shape:
+                # laid out in memory as the parameter: the fused update walks both from end to end, whatever their strides
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            self.optimiser.state[parameter][key] = value.to(parameter.device)  # a count of steps has no shape
 
 
 class Checkpoint:

@@ -6,6 +6,7 @@ from torch import nn
 
 from kdcore.errors import KdcoreError
 from kdcore.models import MLP, Network, Tap, count_parameters, create, names
+from kdcore.models.maxout import DESIGNS
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_every_name_can_be_created_and_a_wrong_one_says_what_exists():
         create("wrn_15_2")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name not in DESIGNS])  # those: test_maxout
 def test_declared_taps_are_what_features_gives(name):
     with torch.device("meta"):
         net = create(name, classes=7)

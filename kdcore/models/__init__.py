@@ -4,31 +4,34 @@ import re
 
 from kdcore.errors import KdcoreError
 from kdcore.models.densenet import DenseNet
+from kdcore.models.maxout import DESIGNS, Maxout
 from kdcore.models.mlp import MLP
 from kdcore.models.network import Network, Tap
 from kdcore.models.resnet import ResNet, ResNet50
 from kdcore.models.wide_resnet import WideResNet
 
-__all__ = ["MLP", "DenseNet", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters", "create", "names"]
+__all__ = ["MLP", "DenseNet", "Maxout", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters", "create", "names"]
 
 FAMILIES = {
     r"resnet_([1-9]\d*)(?:x([1-9]\d*))?": ResNet,
     r"wrn_([1-9]\d*)_([1-9]\d*)": WideResNet,
     r"densenet_bc_([1-9]\d*)_([1-9]\d*)": DenseNet,
     r"resnet50": ResNet50,
+    r"(maxout_(?:cifar|mnist)|fitnet_(?:[1-4]|mnist))(?:/([1-9]\d*))?": Maxout,
 }
 CHOICES = "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50"
+MAXOUT = 'maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4 or fitnet_mnist, or one of these with "/K" behind it (a K-th of its widths)'
 
 
 def names() -> list[str]:
     """The papers' networks for ``create``, which also takes any other depth and width of these families."""
     resnets = [f"resnet_{size}" for size in ("8", "14", "20", "26", "32", "14x4", "32x4")]
     sizes = ("10_1", "10_4", "16_1", "16_2", "16_4", "22_4", "28_1", "28_2", "28_5", "28_10", "40_1", "40_2")
-    return [*resnets, *(f"wrn_{size}" for size in sizes), "densenet_bc_40_36", "densenet_bc_100_12", "resnet50"]
+    return [*resnets, *(f"wrn_{size}" for size in sizes), "densenet_bc_40_36", "densenet_bc_100_12", "resnet50", *DESIGNS]
 
 
 def create(name: str, classes: int = 10, **options) -> Network:
-    """The network of a name, with the weights of ``reset(0)``: resnet_26, resnet_14x4, wrn_16_2, densenet_bc_100_12, ...
+    """The network of a name, with the weights of ``reset(0)``: resnet_26, resnet_14x4, wrn_16_2, densenet_bc_100_12, fitnet_4, ...
 
     options: what the network's class takes besides, such as ``dropout`` of a WideResNet.
     Raises KdcoreError for an unknown name or an impossible depth.
@@ -36,10 +39,11 @@ def create(name: str, classes: int = 10, **options) -> Network:
     for pattern, family in FAMILIES.items():
         if match := re.fullmatch(pattern, name):
             try:
-                return family(*(int(number) for number in match.groups() if number), classes=classes, **options)
+                parts = (int(part) if part.isdigit() else part for part in match.groups() if part)
+                return family(*parts, classes=classes, **options)
             except ValueError as error:
-                raise KdcoreError(f"cannot build network '{name}' ({error}): choose {CHOICES}") from error
-    raise KdcoreError(f"unknown network '{name}': choose {CHOICES}")
+                raise KdcoreError(f"cannot build network '{name}' ({error}): choose {CHOICES}; {MAXOUT}") from error
+    raise KdcoreError(f"unknown network '{name}': choose {CHOICES}; {MAXOUT}")
 
 
 def count_parameters(net) -> int:

@@ -47,8 +47,8 @@ class Paper:
 
     @cached_property
     def tables(self) -> list[dict]:
-        """The paper's tables; every row has label, arm, metric, unit, margin, paper (the reported number or None).
-        A row whose arm is None quotes a number that nothing here can be run for."""
+        """The paper's tables; every row has label, arm (None for a number that the paper quotes from others), metric, unit,
+        margin, paper (the reported number or None)."""
         found = []
         for table in self.sheet["tables"]:
             defaults = {key: table[key] for key in ("metric", "unit", "margin")}

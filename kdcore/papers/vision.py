@@ -1,14 +1,15 @@
 """What a trial on coloured images needs, whatever the paper: data, views, networks, evaluation, metrics."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from kdcore import data, metrics, models
 from kdcore.data.augment import Views
-from kdcore.data.preprocess import channel_mean_std
-from kdcore.methods import Method, Phase, freeze
+from kdcore.data.preprocess import ZCA, channel_mean_std, global_contrast_normalise
+from kdcore.methods import Knowledge, LogitTable, Method, Phase, freeze
 from kdcore.models import Network
 from kdcore.training import Context, Stage, seed_of
 
@@ -19,23 +20,32 @@ class Vision:
     """One data set on one device, as a paper's config describes it.
 
     config: ``data``; ``augmentation`` {pad, border, flip}; ``normalisation`` {mean, std} in units of 0..1, or null for those
-    of the training set's channels; ``batch_size``. Batches are float32 and channels_last; a view of a training image is an
-    index (image, dy, dx[, flip]).
+    of the training set's channels, or "whitened" (contrast normalisation, then ZCA fitted to the training images; a border is
+    put round the whitened image); ``batch_size``; ``share`` of each class of the training set, 1 where it is not there.
+    Batches are float32 and channels_last; a view of a training image is an index (image, dy, dx[, flip]).
     """
 
     def __init__(self, config: Mapping, context: Context):
         self.config, self.context, device = config, context, context.device
         images = data.load(config["data"])
         self.classes = len(images.classes)
-        normalisation = config["normalisation"] or dict(zip(("mean", "std"), channel_mean_std(images.train_images), strict=True))
-        look = {**normalisation, "memory_format": torch.channels_last}
-        self.train_labels, self.test_labels = images.train_labels.to(device), images.test_labels.to(device)
-        self.views = Views(images.train_images.to(device), **{"pad": 0, **config["augmentation"]}, **look)
-        self.test_views = Views(images.test_images.to(device), 0, **look)
+        cases = slice(None)
+        if config.get("share", 1) < 1:
+            cases = data.stratified_subset(images.train_labels, config["share"], seed_of(context.seed, "share"))
+        train_images, test_images = images.train_images[cases], images.test_images
+        look = {"memory_format": torch.channels_last}
+        if config["normalisation"] == "whitened":
+            train_images, test_images = (_whitened(config["data"], device, split) for split in ("train", "test"))
+            train_images = train_images[cases]
+        else:
+            look |= config["normalisation"] or dict(zip(("mean", "std"), channel_mean_std(images.train_images), strict=True))
+        self.train_labels, self.test_labels = images.train_labels[cases].to(device), images.test_labels.to(device)
+        self.views = Views(train_images.to(device), **{"pad": 0, **config["augmentation"]}, **look)
+        self.test_views = Views(test_images.to(device), 0, **look)
 
-    def network(self, name: str, *seed) -> Network:
-        """A fresh network on the device; its weights depend on the trial's seed and ``seed`` alone."""
-        net = models.create(name, self.classes).reset(seed_of(self.context.seed, "net", *seed))
+    def network(self, name: str, *seed, **options) -> Network:
+        """A fresh network on the device; its weights depend on the trial's seed and ``seed`` alone. options: as ``create`` takes them."""
+        net = models.create(name, self.classes, **options).reset(seed_of(self.context.seed, "net", *seed))
         return net.to(self.context.device, memory_format=torch.channels_last)
 
     def teacher(self, name: str, weights: Mapping[str, Tensor] | None) -> Network:
@@ -47,22 +57,37 @@ class Vision:
             raise ValueError(f"the teacher {name} has no weights")
         return freeze(net.to(self.context.device, memory_format=torch.channels_last))
 
-    def indices(self, generator: torch.Generator) -> Tensor:
-        """An epoch: views of all training images in random order, int64 [steps, B, columns]; the last, smaller batch is left out."""
-        size, count = self.config["batch_size"], len(self.train_labels)
-        order = torch.randperm(count, generator=generator)[: count // size * size]
-        return self.views.draw(order.view(-1, size), generator)
+    def indices(self, generator: torch.Generator, cases: Tensor | None = None) -> Tensor:
+        """An epoch: views of all training images in random order, int64 [steps, B, columns]; the last, smaller batch is left out.
 
-    def stage(self, method: Method, phase: Phase, schedule: Callable[[int], Mapping[str, float]], **options) -> Stage:
-        """A phase of a method as a stage of ``fit``; options: what ``Stage`` takes (epochs or steps, optimiser, ...)."""
+        cases: numbers of the images that are seen, all for None.
+        """
+        size, count = self.config["batch_size"], len(self.train_labels if cases is None else cases)
+        order = torch.randperm(count, generator=generator)[: count // size * size]
+        return self.views.draw((order if cases is None else cases[order]).view(-1, size), generator)
+
+    def stage(
+        self,
+        method: Method,
+        phase: Phase,
+        schedule: Callable[[int], Mapping[str, float]],
+        *,
+        table: LogitTable | None = None,
+        cases: Tensor | None = None,
+        **options,
+    ) -> Stage:
+        """A phase of a method as a stage of ``fit``; options: what ``Stage`` takes (epochs or steps, optimiser, ...).
+
+        table: stands for the teacher, where its logits alone are asked for; cases: as in ``indices``.
+        """
 
         def loss(index: Tensor) -> Tensor:
-            return phase.loss(self.views(index), self.train_labels[index[:, 0]])
+            x = self.views(index)
+            knowledge = None if table is None else Knowledge(None, x, table(index, x))
+            return phase.loss(x, self.train_labels[index[:, 0]], knowledge)
 
-        options = {"epochs": None} | options
-        return Stage(
-            phase.name, indices=self.indices, loss=loss, schedule=schedule, parameters=phase.parameters, knobs=method.knobs, **options
-        )
+        options = {"name": phase.name, "epochs": None, "parameters": phase.parameters} | options
+        return Stage(indices=lambda generator: self.indices(generator, cases), loss=loss, schedule=schedule, knobs=method.knobs, **options)
 
     def logits(self, net: nn.Module, views: Views) -> Tensor:
         """[N, classes] of the images themselves, in eval mode and float32."""
@@ -83,9 +108,21 @@ class Vision:
             "test_errors": missed,
             "test_error_percent": share,
             "test_accuracy_percent": 100 - share,
-            "best_test_error_percent": min(row["test_error_percent"] for row in history),
+            "best_test_error_percent": min(row["test_error_percent"] for row in history if "test_error_percent" in row),
             "train_error_percent": 100 * metrics.wrong(self.logits(net, self.views), self.train_labels).double().mean().item(),
         }
+
+
+@lru_cache(maxsize=4)  # the eigenvectors of 3,072 pixels take a minute: once for all trials of a worker
+def _whitened(name: str, device: str, split: str) -> Tensor:
+    """All images of a split, float32 [N, C, H, W], as GCN and ZCA leave them; both fitted to all training images."""
+    images, zca = data.load(name), _zca(name, device)
+    return zca.apply(global_contrast_normalise(getattr(images, f"{split}_images").to(device)))
+
+
+@lru_cache(maxsize=2)
+def _zca(name: str, device: str) -> ZCA:
+    return ZCA().fit(global_contrast_normalise(data.load(name).train_images.to(device)))
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:

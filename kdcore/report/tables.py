@@ -83,8 +83,8 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
     table: an entry of ``paper.tables``, or its id. records: any of the paper's; what is of another budget, failed or
     stale is left out. Columns: label, arm, metric, mark; paper (the reported number, nan where there is none), ours
     (mean over seeds), low, high (95 % t-interval), n, difference (ours - paper), margin, all in ``unit``; verdict
-    (``statistics.cell_verdict``, "not comparable" at a budget that says so, "quoted" for a row without an arm); hours (of these
-    records' trials, one process each); device; seeds ([{seed, value, id}], id being the record's).
+    (``statistics.cell_verdict``, "quoted" for a row without an arm, "not comparable" at a budget that says so); hours (of
+    these records' trials, one process each); device; seeds ([{seed, value, id}], id being the record's).
     Raises KdcoreError for an unknown table, budget or metric.
     """
     sheet = find(paper, table)
@@ -95,7 +95,7 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
         found = [record for record in done if record["arm"] == row["arm"]]
         values = [measured(record, row["metric"]) for record in found]
         mean, low, high = statistics.mean_interval(values)
-        verdict = statistics.cell_verdict(values, row["paper"], row["margin"])
+        verdict = statistics.cell_verdict(values, row["paper"], row["margin"]) if row["arm"] is not None else "quoted"
         rows.append(
             {
                 "label": row["label"],
@@ -106,11 +106,11 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
                 "n": len(values),
                 "difference": mean - _float(row["paper"]) if comparable else math.nan,
                 "margin": _float(row["margin"]),
-                "verdict": "quoted" if row["arm"] is None else verdict if comparable or verdict == "not run" else "not comparable",
+                "verdict": verdict if comparable or verdict in ("not run", "quoted") else "not comparable",
                 "unit": row["unit"],
                 "hours": _hours(found),
                 "device": _devices(found),
-                "arm": row["arm"],
+                "arm": row["arm"] or "",
                 "metric": row["metric"],
                 "mark": row.get("mark", ""),
                 "seeds": [{"seed": r["seed"], "value": v, "id": r["id"]} for r, v in zip(found, values, strict=True)],
@@ -224,7 +224,7 @@ def facts(paper, part: str) -> pd.DataFrame:
 def scoreboard(found: list[tuple]) -> pd.DataFrame:
     """A row for each paper and budget that has current records, the smoke budget left out.
 
-    found: (paper, records) pairs. Columns: paper, key, budget, headline (the rows of the first table, one a line),
+    found: (paper, records) pairs. Columns: paper, key, budget, headline (the rows of the first table with results, one a line),
     claims, verdicts (both as counts, in words), seeds, device, hours (failed trials included).
     """
     rows = []
@@ -243,7 +243,7 @@ def scoreboard(found: list[tuple]) -> pd.DataFrame:
                     "paper": paper.sheet["short"],
                     "key": paper.key,
                     "budget": budget,
-                    "headline": _headline(frames[0]),
+                    "headline": _headline(next((frame for frame in frames if frame["n"].any()), frames[0])),
                     "claims": f"holds {(tested['verdict'] == 'holds').sum()} of {len(tested)}" + (f" ({others})" if others else ""),
                     "verdicts": _counts(pd.concat([frame["verdict"] for frame in frames]), VERDICTS),
                     "seeds": _range(counts),

@@ -1,0 +1,448 @@
+"""Romero 2015: whether the sheet says what the deck says, what a trial does at every budget, and what it asked of the shared code."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdcore import data, losses, papers
+from kdcore.data.images import ImageData
+from kdcore.data.preprocess import ZCA, global_contrast_normalise
+from kdcore.errors import Paused
+from kdcore.models import create
+from kdcore.papers import fitnets, vision
+from kdcore.papers.fitnets import ramp
+from kdcore.papers.vision import Vision
+from kdcore.report import tables
+from kdcore.training import Context, Stage, fit
+
+PAPER = papers.get("fitnets")
+SIZES = {"mnist": (1, 28, 10), "digits": (1, 28, 10), "cifar100": (3, 32, 100), "digit_pairs": (3, 32, 100)}
+
+
+@pytest.fixture(autouse=True)
+def random_images(monkeypatch):
+    """Eight random training images and four for testing instead of any data set; whitening by their channels' statistics."""
+
+    def load(name):
+        channels, side, classes = SIZES.get(name, (3, 32, 10))
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (12, channels, side, side), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(classes, (12,), generator=generator)
+        return ImageData(name, images[:8], labels[:8], images[8:], labels[8:], tuple(map(str, range(classes))))
+
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(vision, "_whitened", lambda name, device, split: getattr(load(name), f"{split}_images").float() / 128 - 1)
+
+
+class Spy(Context):
+    """A context that keeps what ``fit`` was given, the weights it started from, and the batches of each stage."""
+
+    def fit(self, model, stages, evaluate):
+        self.model, self.stages = model, stages
+        self.start = {key: value.clone() for key, value in model.student.state_dict().items()}
+        self.seen = [[] for _ in stages]
+        for stage, seen in zip(stages, self.seen, strict=True):
+            plain = stage.loss
+            stage.loss = lambda index, plain=plain, seen=seen: (seen.append(index.tolist()), plain(index))[1]
+        return super().fit(model, stages, evaluate)
+
+
+@pytest.fixture(autouse=True)
+def timed_briefly(monkeypatch):
+    monkeypatch.setattr(fitnets, "TIMED_ROUNDS", 1)
+
+
+def small(name):
+    """The same design, a sixteenth as wide."""
+    return name and name.partition("/")[0] + "/16"
+
+
+def config_of(budget, arm, **changes):
+    config = PAPER.config(budget, arm)
+    brief = {"epochs": 1, "hint_epochs": min(config["hint_epochs"], 2), "holdout": min(config["holdout"], 4), "batch_size": 4, "share": 1}
+    nets = {key: small(config[key]) for key in ("network", "teacher_network")}
+    return config | brief | nets | changes
+
+
+def run(arm, context=None, budget="paper", **changes):
+    """The result of an arm, and the context it ran in."""
+    config = config_of(budget, arm, **changes)
+    context = context or Spy()
+    weights = None
+    if config["teacher"] is not None:
+        weights = create(config["teacher_network"], len(data.load(config["data"]).classes), irange=0.1).reset(7).state_dict()
+    (result,) = fitnets.run([SimpleNamespace(config=config, arm=arm)], context, weights)
+    return result, context
+
+
+# ---------------------------------------------------------------- the sheet
+
+# Tables 1 and 2 typed here from the deck, the others from the paper's text, and nowhere else.
+ACCURACIES = {
+    "cifar10": {"FitNet 4": 91.61, "teacher": 90.18},
+    "cifar100": {"FitNet 4 (CIFAR-100)": 64.96, "teacher (CIFAR-100)": 63.54},
+}
+QUOTED = {"cifar10": [84.6, 84.9, 85.8, 90.65, 91.2, 91.78, 88.2], "cifar100": [61.43, 64.32, 65.43]}
+MNIST = {"teacher (MNIST)": 0.55, "student (MNIST), labels alone": 1.9, "student (MNIST), KD": 0.65, "FitNet (MNIST)": 0.51}
+COMPRESSION = {"FitNet 1": 89.01, "FitNet 2": 91.06, "FitNet 3": 91.10, "FitNet 4": 91.61, "teacher": 90.18}
+
+
+def test_the_sheet_holds_the_papers_numbers():
+    sheets = {sheet["id"]: sheet["rows"] for sheet in PAPER.tables}
+    for key, numbers in ACCURACIES.items():
+        assert {row["arm"]: row["paper"] for row in sheets[key] if row["arm"]} == numbers
+        assert [row["paper"] for row in sheets[key] if row["arm"] is None] == QUOTED[key]
+    assert {row["arm"]: row["paper"] for row in sheets["mnist"]} == MNIST
+    assert {row["arm"]: row["paper"] for row in sheets["compression"] if row["metric"] == "test_accuracy_percent"} == COMPRESSION
+
+
+def test_quoted_rows_are_shown_and_judged_by_nobody():
+    frame = tables.table(PAPER, "cifar10", [], "laptop")
+    assert frame["verdict"].tolist() == ["not run"] * 2 + ["quoted"] * 7
+    assert frame["paper"].tolist()[2:] == QUOTED["cifar10"] and set(frame["arm"][2:]) == {""}
+    assert "quoted" in tables.to_markdown(frame) and "None" not in tables.to_csv(frame)
+    assert "Maxout" not in tables._headline(frame)
+
+
+def test_the_papers_protocol():
+    for arm in PAPER.arms:
+        config = PAPER.config("paper", arm)
+        mnist, teacher, code = "MNIST" in arm, arm.startswith("teacher"), "code" in arm
+        assert config["data"] == ("mnist" if mnist else "cifar100" if "CIFAR-100" in arm else "cifar10")
+        assert config["normalisation"] == ({"mean": [0.0], "std": [1.0]} if mnist else "whitened")
+        assert config["augmentation"] == ({"pad": 0} if mnist else {"pad": 8 if teacher or code else 0, "flip": True})
+        assert (config["rule"], config["batch_size"], config["irange"]) == ("sgd" if teacher else "rmsprop", 128, 0.005)
+        assert config["conv_rate"] == (1.0 if mnist else 0.05)
+        assert (config["input_dropout"], config["hidden_dropout"]) == ((0.2, 0.5) if teacher else (0, 0))
+        assert config["epochs"] == (474 if teacher and not mnist else 200 if teacher else 250 if mnist else 288 if code else 500)
+        if not teacher:
+            assert config["lr"] == (0.0005 if mnist else 0.005)
+            assert (config["hint_epochs"], config["holdout"], config["patience"]) == (500, 10_000, 100)
+            assert config["variant"] == ("code" if code else "paper")
+    assert {arm: PAPER.config("paper", arm)["hint"] for arm in COMPRESSION if arm != "teacher"} == {
+        f"FitNet {n}": ["conv2", guided] for n, guided in zip((1, 2, 3, 4), ("conv6", "conv6", "conv8", "conv11"), strict=True)
+    }
+    assert PAPER.config("paper", "FitNet (MNIST)")["hint"] == ["conv2", "conv4"]
+    for budget in ("fast", "paper"):
+        assert all(PAPER.config(budget, f"FitNet {n}")["network"] == f"fitnet_{n}" for n in (1, 2, 3, 4))
+
+
+def test_schedules_by_hand():
+    teacher = PAPER.config("paper", "teacher")
+    at = lambda key, epoch, config: ramp(config[key], epoch / config["epochs"])  # noqa: E731
+    # pylearn2: linear from 0.17 at epoch 0 to a hundredth of it at 500; momentum 0.5 at epoch 1, 0.65 at 250
+    assert at("lr", 0, teacher) == 0.17 and at("lr", 250, teacher) == pytest.approx(0.17 * (1 - 0.99 * 250 / 500), rel=1e-3)
+    assert at("momentum", 0, teacher) == 0.5 and at("momentum", 300, teacher) == 0.65
+    assert at("momentum", 125.5, teacher) == pytest.approx(0.575, abs=2e-4)
+    mnist = PAPER.config("paper", "teacher (MNIST)")
+    assert at("lr", 100, mnist) == pytest.approx(0.05 / 1.00004 ** (468 * 100), rel=2e-3)
+    paper, code = PAPER.config("paper", "FitNet 4"), PAPER.config("paper", "FitNet 4, released code")
+    assert [at("soft_weight", epoch, paper) for epoch in (0, 250, 500)] == [4.0, 2.5, 1.0]
+    # the code's step is 3 / 396 an epoch from epoch 5 on: at the last of 288 epochs lambda is 4 - 284 * 3 / 396 = 1.848
+    assert at("soft_weight", 4, code) == pytest.approx(4, abs=1e-3)
+    assert at("soft_weight", 288, code) == pytest.approx(4 - 284 * 3 / 396, abs=1e-3)
+    assert ramp({"from": 8.0, "to": 2.0, "span": [0, 1], "geometric": True}, 0.5) == pytest.approx(4.0)
+    assert [ramp({"from": 1.0, "to": 0.0, "span": [0.25, 0.75]}, share) for share in (0, 0.25, 0.5, 0.75, 1)] == [1, 1, 0.5, 0, 0]
+    assert ramp(0.3, 0.9) == 0.3
+
+
+def test_students_of_a_budget_have_the_teachers_network():
+    for budget in PAPER.budgets:
+        for arm in PAPER.budget_arms(budget):
+            config = PAPER.config(budget, arm)
+            if config["teacher"] is not None:
+                teacher = PAPER.config(budget, config["teacher"])
+                assert teacher["is_teacher"] and teacher["network"] == config["teacher_network"], (budget, arm)
+                assert teacher["data"] == config["data"] and teacher["normalisation"] == config["normalisation"]
+
+
+# ---------------------------------------------------------------- a trial
+
+
+def distinct_configs():
+    found = {}
+    for budget in PAPER.budgets:
+        for arm in PAPER.budget_arms(budget):
+            config = config_of(budget, arm)
+            found.setdefault(json.dumps(config, sort_keys=True), pytest.param(budget, arm, id=f"{budget}-{arm}"))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("budget, arm", distinct_configs())
+def test_every_arm_of_every_budget_runs(budget, arm):
+    """Its own losses, stages and optimiser on thin nets, for a few steps; budgets that differ in lengths alone are one."""
+    result, context = run(arm, budget=budget)
+    config = config_of(budget, arm)
+    hints = ["hint search", "hint"] if config["holdout"] else ["hint"]
+    expected = {"plain": ["train"], "kd": ["kd"], "fitnets": [*hints, "kd"]}[config["method"]]
+    assert list(dict.fromkeys(row["stage"] for row in result["history"])) == expected == [stage.name for stage in context.stages]
+    assert all(np.isfinite(row["loss"]) for row in result["history"])
+    assert ("weights" in result) == config["is_teacher"]
+    assert ("speed_up" in result["metrics"]) == config["time_nets"]
+    assert result["metrics"]["multiply_adds"] > result["metrics"]["parameters"] > 0
+    json.dumps([result["metrics"], result["history"]])
+
+
+def test_arms_of_a_seed_start_alike_and_see_the_same_last_batches():
+    arms = ("FitNet 4", "FitNet 4, labels alone", "FitNet 4, KD without hints")
+    runs = {arm: run(arm)[1] for arm in arms}
+    first, other = runs["FitNet 4"], run("FitNet 4", Spy(seed=1))[1]
+    assert len(first.seen[-1]) == 2 and first.seen[-1] != other.seen[-1]
+    assert any(not torch.equal(first.start[key], other.start[key]) for key in first.start)
+    for arm, context in runs.items():
+        assert all(torch.equal(context.start[key], first.start[key]) for key in first.start), arm
+        assert context.seen[-1] == first.seen[-1], arm
+
+
+def test_the_search_sees_a_part_and_the_hint_stage_starts_anew_on_all():
+    starts = []
+
+    class Watching(Spy):
+        def fit(self, model, stages, evaluate):
+            fresh = stages[1].at_start
+            stages[1].at_start = lambda: (fresh(), starts.append({k: v.clone() for k, v in model.state_dict().items()}))
+            self.regressor = model.connectors[0].weight.clone()
+            return super().fit(model, stages, evaluate)
+
+    result, context = run("FitNet (MNIST)", Watching(), hint_epochs=3, patience=3, holdout=4)
+    search, hint, _ = context.seen
+    assert len({row[0] for index in search for row in index}) == 4, "four of eight images are held out"
+    assert {row[0] for index in hint for row in index} == set(range(8))
+    (start,) = starts
+    assert all(torch.equal(start[f"student.{key}"], value) for key, value in context.start.items())
+    assert torch.equal(start["connectors.0.weight"], context.regressor) and 0.04 < context.regressor.abs().max() <= 0.05
+    losses_held = [row["held_out_hint_loss"] for row in result["history"] if row["stage"] == "hint search"]
+    assert len(losses_held) == 3
+    assert result["metrics"]["hint_epochs"] == 1 + int(np.argmin(losses_held)) == len(hint) // 2
+    seen = {row["stage"]: set(row) - {"stage", "epoch", "lr", "loss"} for row in result["history"]}
+    assert seen == {"hint search": {"held_out_hint_loss"}, "hint": {"test_hint_loss"}, "kd": {"test_error_percent"}}
+
+
+def rows_of(*held, hints=0):
+    return [{"stage": "hint search", "held_out_hint_loss": value} for value in held] + [{"stage": "hint"}] * hints
+
+
+def test_when_the_search_ends_and_how_long_the_hint_stage_takes():
+    assert not fitnets._stale(2, rows_of(3.0, 2.0, 2.5)) and fitnets._stale(2, rows_of(3.0, 2.0, 2.5, 2.0))
+    assert not fitnets._stale(2, rows_of(3.0)) and not fitnets._stale(2, rows_of(3.0, 2.0, 2.5, 1.9))
+    assert not fitnets._as_long(rows_of(3.0, 2.0, 2.5, hints=1)) and fitnets._as_long(rows_of(3.0, 2.0, 2.5, hints=2))
+
+
+def test_the_held_out_loss_is_the_hint_loss_of_the_images_themselves(monkeypatch):
+    config = config_of("paper", "FitNet (MNIST)")
+    seen = Vision(config, Context())
+    net, guide = (
+        seen.network(config["network"], irange=0.1),
+        seen.teacher(config["teacher_network"], create("maxout_mnist/16").state_dict()),
+    )
+    method = fitnets._method(config, net, guide)
+    cases = torch.tensor([5, 0, 2])
+    x = data.load("mnist").train_images[cases].float() / 255
+    with torch.no_grad():
+        regressed = method.connectors[0](net.features(x)[1]["conv4"])
+        expected = losses.hint(regressed, guide.features(x)[1]["conv2"]).item()
+        monkeypatch.setattr(fitnets, "EVALUATED", 2)
+        found = fitnets._hint_loss("loss", method.phases[0], seen.views, seen.train_labels, cases)
+    assert found["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_stage_trains_what_its_loss_reaches_at_its_own_rates():
+    _, context = run("FitNet 4")
+    names = {id(p): name for name, p in context.model.named_parameters()}
+    factors = {names[id(p)]: f for p, f in zip(context.stages[0].parameters, context.stages[0].rate_factors, strict=True)}
+    guided = {f"student.convs.{i}.{what}" for i in range(11) for what in ("weight", "bias")}
+    assert factors == dict.fromkeys(guided, 0.05) | {"connectors.0.weight": 1.0, "connectors.0.bias": 1.0}
+    last = {names[id(p)]: f for p, f in zip(context.stages[-1].parameters, context.stages[-1].rate_factors, strict=True)}
+    assert last == {name: 0.05 if "convs" in name else 1.0 for name in names.values() if "student" in name}
+    assert context.model.connectors[0].weight.shape[1:] == (5, 2, 2), "from 8x8 to 7x7"
+
+
+def test_norms_are_limited_after_each_step():
+    _, context = run("FitNet (MNIST)", lr=0.5, irange=1.0)
+    model = context.model
+    for conv in (*model.student.convs, *model.connectors):
+        assert torch.linalg.vector_norm(conv.weight.flatten(1), dim=1).max() <= conv.layer.limit * 1.0001
+    assert model.connectors[0].layer.limit == 0.9
+
+
+def test_variants_differ_in_stage_2():
+    """On the same nets and batch: the code's soft term leaves the student as it is, so that its gradient is another."""
+    gradients = {}
+    for variant in ("paper", "code"):
+        config = config_of("paper", "student (MNIST), KD", variant=variant, irange=0.2)
+        seen = Vision(config, Context())
+        guide = seen.teacher(config["teacher_network"], create("maxout_mnist/16", irange=0.2).state_dict())
+        method = fitnets._method(config, seen.network(config["network"], irange=0.2), guide)
+        (phase,) = method.phases
+        x = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        labels = torch.arange(4)
+        for weight in (0.0, 4.0):
+            method.knobs["soft_weight"].fill_(weight)
+            gradients[variant, weight] = torch.autograd.grad(phase.loss(x, labels), method.student.linear.bias)[0]
+        logits, target = method.student(x), guide(x)
+        q = (logits / (3 if variant == "paper" else 1)).log_softmax(1)
+        by_hand = -logits.log_softmax(1)[range(4), labels].mean() - 4 * ((target / 3).softmax(1) * q).sum(1).mean()
+        assert phase.loss(x, labels).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert torch.allclose(gradients["paper", 0.0], gradients["code", 0.0]), "labels alone"
+    assert not torch.allclose(gradients["paper", 4.0], gradients["paper", 0.0]), "the weight changes the gradient"
+    assert not torch.allclose(gradients["paper", 4.0], gradients["code", 4.0], rtol=0.1)
+
+
+def test_a_table_of_logits_stands_for_the_teacher():
+    config = config_of("paper", "student (MNIST), KD", epochs=3)
+    seen = Vision(config, Context())
+    guide = seen.teacher(config["teacher_network"], create("maxout_mnist/16", irange=0.2).state_dict())
+    table = fitnets._table(seen, guide)
+    index = seen.views.plain(torch.tensor([3, 1]))
+    assert torch.allclose(table(index, None), guide(seen.views(index)), atol=1e-3) and table.full
+    seen.config = config | {"epochs": 1}
+    assert fitnets._table(seen, guide) is None, "one pass costs as much as the table"
+    assert fitnets._table(seen, None) is None
+    crops = Vision(config_of("paper", "FitNet 4, released code", epochs=288), Context())
+    assert crops.views.count == 2 * 17**2 and fitnets._table(crops, guide) is None
+
+
+@pytest.mark.parametrize("pauses", [1, 2, 3, 4])
+def test_resume_is_exact_in_every_stage(tmp_path, pauses):
+    """Search, hint stage and KD of one or more epochs; paused within each and between, the record is the same."""
+    changes = {"hint_epochs": 2, "patience": 1, "epochs": 2, "is_teacher": True, "irange": 0.1, "lr": 0.01}
+    whole, _ = run("FitNet (MNIST)", Context(), **changes)
+    context = Context(checkpoint=tmp_path)
+
+    def stop(row):
+        context.deadline = 0 if row["done"] == pauses else context.deadline
+
+    context.report = stop
+    with pytest.raises(Paused):
+        run("FitNet (MNIST)", context, **changes)
+    resumed, _ = run("FitNet (MNIST)", Context(checkpoint=tmp_path), **changes)
+    assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"]
+    assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
+
+
+def test_figures_from_records():
+    records = [{"arm": arm, "config": PAPER.config("paper", arm)} for arm in ("FitNet 4", "FitNet 4, released code")]
+    drawn = fitnets.figures(records)
+    assert list(drawn) == ["soft_weight"]
+    ends = [line.get_ydata()[-1] for line in drawn["soft_weight"]().axes[0].lines]
+    assert ends == [1.0, pytest.approx(1.848, abs=1e-3)]
+    assert fitnets.figures(records[:1]) == fitnets.figures([]) == {}
+
+
+# ---------------------------------------------------------------- what it asked of the shared code
+
+
+def test_whitened_images(monkeypatch):
+    """GCN and ZCA of the training images alone; a border is put round the whitened image."""
+    monkeypatch.undo()
+    images = torch.randint(256, (40, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 10
+    monkeypatch.setattr(data, "load", lambda name: ImageData(name, images[:30], labels[:30], images[30:], labels[30:], tuple("0123456789")))
+    vision._zca.cache_clear(), vision._whitened.cache_clear()
+    config = {"data": "x", "augmentation": {"pad": 1, "flip": True}, "normalisation": "whitened", "batch_size": 2}
+    seen = Vision(config, Context())
+    vision._zca.cache_clear(), vision._whitened.cache_clear()
+    x = global_contrast_normalise(images).double().flatten(1)
+    centred = x[:30] - x[:30].mean(0)
+    u, s, v = np.linalg.svd(centred.numpy(), full_matrices=True)
+    scale = np.full(48, 0.1)
+    scale[: len(s)] += s**2 / 30
+    expected = (x - x[:30].mean(0)).numpy() @ (v.T / np.sqrt(scale)) @ v
+    everything = seen.test_views(seen.test_views.plain(torch.arange(10))).flatten(1).numpy()
+    assert np.allclose(everything, expected[30:], atol=1e-3)
+    corner = seen.views(torch.tensor([[4, 0, 0, 0], [4, 1, 1, 1]]))
+    assert (corner[0, :, 0] == 0).all() and (corner[0, :, :, 0] == 0).all()
+    assert np.allclose(corner[1].flip(-1).flatten().numpy(), expected[4], atol=1e-3)
+    assert isinstance(ZCA(), ZCA)
+
+
+def test_a_share_of_each_class(monkeypatch):
+    images = torch.zeros(48, 3, 32, 32, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(48)
+    labels = torch.arange(48) % 4
+    monkeypatch.setattr(data, "load", lambda name: ImageData(name, images[:40], labels[:40], images[40:], labels[40:], tuple("0123")))
+    config = {"data": "x", "augmentation": {}, "normalisation": {"mean": [0.0] * 3, "std": [1.0] * 3}, "batch_size": 2, "share": 0.5}
+    part, same, other = Vision(config, Context()), Vision(config, Context()), Vision(config, Context(seed=1))
+    assert part.train_labels.bincount().tolist() == [5, 5, 5, 5] and len(part.test_labels) == 8
+    pixels = [seen.views(seen.views.plain(torch.arange(20)))[:, 0, 0, 0].mul(255).round().long() for seen in (part, same, other)]
+    assert torch.equal(pixels[0] % 4, part.train_labels) and torch.equal(pixels[0], pixels[1]) and not torch.equal(pixels[0], pixels[2])
+    assert len(part.indices(torch.Generator().manual_seed(0))) == 10
+    some = part.indices(torch.Generator().manual_seed(0), torch.tensor([3, 7, 11]))
+    assert some.shape == (1, 2, 3) and {3, 7, 11} > set(some[0, :, 0].tolist())
+
+
+def one(epochs=2, **options):
+    """Two weights with gradients 2 and 3, in turn; the rate is 0.1, then 0.01."""
+    net = nn.Module()
+    net.first, net.second = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
+    stage = Stage(
+        name="one",
+        epochs=epochs,
+        indices=lambda generator: torch.tensor([[2], [3]]),
+        loss=lambda index: (net.first + net.second) * index,
+        schedule=lambda epoch: {"lr": (0.1, 0.01, 0.001)[epoch]},
+        **options,
+    )
+    return net, stage
+
+
+def test_rmsprop_and_factors_of_the_rate_by_hand():
+    net, stage = one(rule=torch.optim.RMSprop, optimiser={"alpha": 0.9, "eps": 1e-5}, rate_factors=[1.0, 0.05])
+    fit(net, [stage], dict)
+    square, moved = 0.0, 0.0
+    for rate, gradient in ((0.1, 2.0), (0.1, 3.0), (0.01, 2.0), (0.01, 3.0)):
+        square = 0.9 * square + 0.1 * gradient**2
+        moved += rate * gradient / (square**0.5 + 1e-5)
+    assert net.first.item() == pytest.approx(1 - moved, rel=1e-5)
+    assert net.second.item() == pytest.approx(1 - 0.05 * moved, rel=1e-5)
+
+
+def test_a_stage_ends_when_it_is_told_to():
+    def stages(net, made):
+        first = made(name="a", stop=lambda history: history[-1]["seen"] >= 2, watch=lambda: {"seen": 2 if net.first < 0.5 else 1})
+        return [first, made(name="b", at_start=lambda: net.first.data.fill_(5.0), at_end=lambda: {"end": 1})]
+
+    net, _ = one()
+    made = lambda name, **options: Stage(  # noqa: E731
+        name, 3, lambda g: torch.tensor([[2]]), lambda i: (net.first + net.second) * i, lambda e: {"lr": 0.15}, **options
+    )
+    reports = []
+    history = fit(net, stages(net, made), lambda: {"value": net.first.clone()}, Context(report=reports.append))
+    # 1 - 0.3 = 0.7 goes on, 0.4 ends it
+    assert [(row["stage"], row["epoch"]) for row in history] == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3)]
+    assert [row.get("value") for row in history] == [None, None, *(pytest.approx([5 - 0.3 * n]) for n in (1, 2, 3))]
+    assert [row["total"] for row in reports] == [6, 5, 5, 5, 5] and [row["done"] for row in reports] == [1, 2, 3, 4, 5]
+    assert [row.get("end") for row in history] == [None] * 4 + [1]
+
+
+def test_rmsprop_resumes_exactly(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3)
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+        stage = Stage(
+            name="s",
+            epochs=3,
+            indices=lambda generator: torch.randperm(8, generator=generator).view(2, 4),
+            loss=lambda index: net(x[index]).square().mean(),
+            schedule=lambda epoch: {"lr": 0.01},
+            optimiser={"alpha": 0.9},
+            rule=torch.optim.RMSprop,
+            rate_factors=[0.5, 1.0],
+        )
+        return net, stage
+
+    whole, stage = build()
+    fit(whole, [stage], dict)
+    net, stage = build()
+    context = Context(checkpoint=tmp_path)
+    context.report = lambda row: setattr(context, "deadline", 0)
+    with pytest.raises(Paused):
+        fit(net, [stage], dict, context)
+    net, stage = build()
+    fit(net, [stage], dict, Context(checkpoint=tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))
