@@ -53,7 +53,7 @@ def _complain(sentence: str, status: int) -> int:
 def _settings(options: argparse.Namespace) -> Settings:
     if options.quick:
         quick = {"task": mlp.Task(options.seed, 10_000), "images": cifar.Task(options.seed, 10_000)}
-        return Settings(options.rounds, seconds=0.4, trial_steps=6, wrn_trial_steps=1, **quick)
+        return Settings(options.rounds, seconds=0.4, trial_steps=6, wrn_trial_steps=1, pseudo_cases=4_000, **quick)
     return Settings(options.rounds, task=mlp.Task(options.seed), images=cifar.Task(options.seed))
 
 
@@ -62,7 +62,8 @@ def _run(options: argparse.Namespace) -> int:
     jobs = [(name, device) for name in names for device in suite.devices(name) if options.device in (None, device)]
     if not jobs:
         return _complain(f"nothing to run: no {options.device} here, or no rows on it for {', '.join(names)}", 2)
-    for on_cifar, device in dict.fromkeys((name in suite.ON_CIFAR, device) for name, device in jobs):
+    trained = [job for job in jobs if job[0] != "munge"]
+    for on_cifar, device in dict.fromkeys((name in suite.ON_CIFAR, device) for name, device in trained):
         suite.check_numerics(on_cifar, options.seed, device)
         nets = "convolutional nets" if on_cifar else "MLPs"
         _progress(f"numerics of {nets} on {device}: kdcore's losses are the plain loop's, the table is the teacher")

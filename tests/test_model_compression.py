@@ -55,7 +55,7 @@ def test_the_sheet_holds_the_papers_numbers():
         found.setdefault(problem, []).append(row["paper"])
     assert {problem: tuple(values) for problem, values in found.items()} == REPORTED
     others = [row["paper"] for table in PAPER.tables if table["id"] != "compression" for row in table["rows"]]
-    assert set(others) == {None}
+    assert {value for value in others if value is not None} == {550, 1.23, 0.33, 5396, 5.62}, "sizes in MB, seconds for 10,000 cases"
 
 
 def test_our_ratio_gives_the_papers_column():
