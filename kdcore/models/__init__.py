@@ -7,24 +7,30 @@ from kdcore.models.densenet import DenseNet
 from kdcore.models.mlp import MLP
 from kdcore.models.network import Network, Tap
 from kdcore.models.resnet import ResNet, ResNet50
+from kdcore.models.shallow import Layered
 from kdcore.models.wide_resnet import WideResNet
 
-__all__ = ["MLP", "DenseNet", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters", "create", "names"]
+__all__ = ["MLP", "DenseNet", "Layered", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters", "create", "names"]
 
 FAMILIES = {
     r"resnet_([1-9]\d*)(?:x([1-9]\d*))?": ResNet,
     r"wrn_([1-9]\d*)_([1-9]\d*)": WideResNet,
     r"densenet_bc_([1-9]\d*)_([1-9]\d*)": DenseNet,
     r"resnet50": ResNet50,
+    r"(\d+k?(?:c|lc|fc|L)?-[\w-]+)": Layered,
 }
-CHOICES = "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50"
+CHOICES = (
+    "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50, "
+    "or layers such as 128c-p-1200L-30k"
+)
 
 
 def names() -> list[str]:
     """The papers' networks for ``create``, which also takes any other depth and width of these families."""
     resnets = [f"resnet_{size}" for size in ("8", "14", "20", "26", "32", "14x4", "32x4")]
     sizes = ("10_1", "10_4", "16_1", "16_2", "16_4", "22_4", "28_1", "28_2", "28_5", "28_10", "40_1", "40_2")
-    return [*resnets, *(f"wrn_{size}" for size in sizes), "densenet_bc_40_36", "densenet_bc_100_12", "resnet50"]
+    layers = ("2000-2000", "64c-p-64c-p-64c-p-16lc", "64c-p-64c-p-128c-p-fc", "128c-p-128c-p-128c-p-1000fc", "128c-p-1200L-30k")
+    return [*resnets, *(f"wrn_{size}" for size in sizes), "densenet_bc_40_36", "densenet_bc_100_12", "resnet50", *layers]
 
 
 def create(name: str, classes: int = 10, **options) -> Network:
@@ -36,7 +42,7 @@ def create(name: str, classes: int = 10, **options) -> Network:
     for pattern, family in FAMILIES.items():
         if match := re.fullmatch(pattern, name):
             try:
-                return family(*(int(number) for number in match.groups() if number), classes=classes, **options)
+                return family(*(int(part) if part.isdigit() else part for part in match.groups() if part), classes=classes, **options)
             except ValueError as error:
                 raise KdcoreError(f"cannot build network '{name}' ({error}): choose {CHOICES}") from error
     raise KdcoreError(f"unknown network '{name}': choose {CHOICES}")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdcore import data, metrics, models
 from kdcore.data.augment import Views
-from kdcore.data.preprocess import channel_mean_std
+from kdcore.data.preprocess import ZCA, channel_mean_std, global_contrast_normalise
 from kdcore.methods import Method, Phase, freeze
 from kdcore.models import Network
 from kdcore.training import Context, Stage, seed_of
@@ -18,24 +18,35 @@ EVALUATED = 1000  # images at a time
 class Vision:
     """One data set on one device, as a paper's config describes it.
 
-    config: ``data``; ``augmentation`` {pad, border, flip}; ``normalisation`` {mean, std} in units of 0..1, or null for those
-    of the training set's channels; ``batch_size``. Batches are float32 and channels_last; a view of a training image is an
-    index (image, dy, dx[, flip]).
+    config: ``data``; ``augmentation`` {pad, border, flip}; ``normalisation`` {mean, std} in units of 0..1, null for those
+    of the training set's channels, or zca: global contrast normalisation, and whitening by the training set's ZCA, before
+    any augmentation; ``batch_size``. Batches are float32 and channels_last; a view of a training image is an index
+    (image, dy, dx[, flip]).
     """
 
     def __init__(self, config: Mapping, context: Context):
         self.config, self.context, device = config, context, context.device
         images = data.load(config["data"])
         self.classes = len(images.classes)
-        normalisation = config["normalisation"] or dict(zip(("mean", "std"), channel_mean_std(images.train_images), strict=True))
-        look = {**normalisation, "memory_format": torch.channels_last}
+        self.train_images = images.train_images.to(device)
         self.train_labels, self.test_labels = images.train_labels.to(device), images.test_labels.to(device)
-        self.views = Views(images.train_images.to(device), **{"pad": 0, **config["augmentation"]}, **look)
-        self.test_views = Views(images.test_images.to(device), 0, **look)
+        self.whitening, self.look = None, {"memory_format": torch.channels_last}
+        if config["normalisation"] == "zca":
+            self.whitening = ZCA().fit(global_contrast_normalise(self.train_images))
+        else:
+            self.look |= config["normalisation"] or dict(zip(("mean", "std"), channel_mean_std(images.train_images), strict=True))
+        self.views = self.views_of(self.train_images, **{"pad": 0, **config["augmentation"]})
+        self.test_views = self.views_of(images.test_images.to(device), 0)
 
-    def network(self, name: str, *seed) -> Network:
-        """A fresh network on the device; its weights depend on the trial's seed and ``seed`` alone."""
-        net = models.create(name, self.classes).reset(seed_of(self.context.seed, "net", *seed))
+    def views_of(self, images: Tensor, pad: int, **options) -> Views:
+        """Views of any images (uint8 [N, 3, H, W], on the device), normalised as the training set's; options: those of ``Views``."""
+        if self.whitening is not None:
+            images = self.whitening.apply(global_contrast_normalise(images))
+        return Views(images, pad, **options, **self.look)
+
+    def network(self, name: str, *seed, **options) -> Network:
+        """A fresh network on the device; its weights depend on the trial's seed and ``seed`` alone. options: of its class."""
+        net = models.create(name, self.classes, **options).reset(seed_of(self.context.seed, "net", *seed))
         return net.to(self.context.device, memory_format=torch.channels_last)
 
     def teacher(self, name: str, weights: Mapping[str, Tensor] | None) -> Network:
