@@ -24,6 +24,7 @@ from kdcore.papers.vision import Vision
 from kdcore.training import Context, Measured, Stage, seed_of
 
 VERSION = 1
+HIDDEN = {"[10, 20, 30]": [10.0, 20.0, 30.0], "[-10, 0, 10]": [-10.0, 0.0, 10.0]}  # what softmax cannot tell apart (deck 000)
 RAW = {"mean": [0.0] * 3, "std": [1 / 255] * 3}  # pixels of 0..255, as the patches have them
 
 
@@ -40,6 +41,10 @@ class Cases(NamedTuple):
 
     def x(self, numbers: Tensor) -> Tensor:
         return self.views(self.places[numbers])
+
+    def labelled(self) -> "Cases":
+        known = self.labels >= 0
+        return Cases(self.views, self.places[known], self.labels[known])
 
 
 class Ensemble(nn.Module):
@@ -83,7 +88,7 @@ def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> li
         whole = Rescaled(nets[0], mean, std)
         students = [methods.logit_mimic(nets[0], None)]
     else:
-        table, whole = None, Ensemble(nets) if len(nets) > 1 else nets[0]
+        cases, table, whole = cases.labelled(), None, Ensemble(nets) if len(nets) > 1 else nets[0]
         students = [methods.plain(net) for net in nets]
 
     history = context.fit(nn.ModuleList(students), [_stage(config, students, cases, table)], lambda: vision.evaluate(whole))
@@ -218,3 +223,29 @@ def _forecast(net: PatchFeatures, machine: LinearSVC, vision: Vision, config: di
     separated = timed(lambda: machine.fit(features, labels)) / len(labels)
     passes = 2 * len(raw) + len(vision.test_labels)
     return each * passes + compared * config["patches"] * config["iterations"] + separated * len(raw)
+
+
+def figures(records: list[dict]) -> dict:
+    """Error against the number of parameters, the paper's and ours; what softmax hides and logits tell."""
+    from kdcore import papers
+    from kdcore.report import figures as draw  # matplotlib is not needed where trials run
+
+    paper = papers.get("ba_caruana_mimic")
+    (table,) = (table for table in paper.tables if table["id"] == "errors")
+    points = []
+    for row, size in zip(table["rows"], paper.sheet["sizes"], strict=True):
+        mine = [record for record in records if record["arm"] == row["arm"]]
+        point = {"label": f"{size['row']}, {size['layers']}", "paper": (size["parameters"], row["paper"]), "ours": None}
+        if mine:
+            nets = mine[0]["config"]["members"] if row["metric"] == "member_test_error_percent" else 1
+            count = 1e6 * mine[0]["metrics"]["parameters_millions"] / nets
+            point["ours"] = (count, [record["metrics"][row["metric"]] for record in mine])
+        points.append(point)
+    if all(point["ours"] is None for point in points):
+        return {}
+    return {
+        "error_against_parameters": partial(
+            draw.error_against_size, points, xlabel="parameters", ylabel="% error", title="Error against the number of parameters"
+        ),
+        "softmax_hides": partial(draw.logits_and_softmax, HIDDEN, "Two sets of logits, one softmax"),
+    }
