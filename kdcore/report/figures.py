@@ -434,7 +434,9 @@ def logits_and_softmax(cases: dict[str, list[float]], title: str = "") -> Figure
         row[1].set_yscale("log")
         row[1].set_ylim(chances.min() / 30, 300)
         for place, logit, chance in zip(places, logits, chances, strict=True):
-            row[0].annotate(f"{logit:g}", (place, logit), (0, 7 if logit >= 0 else -8), textcoords="offset points", ha="center", va="center")
+            row[0].annotate(
+                f"{logit:g}", (place, logit), (0, 7 if logit >= 0 else -8), textcoords="offset points", ha="center", va="center"
+            )
             row[1].annotate(f"{chance:.3g}", (place, chance), (0, 7), textcoords="offset points", ha="center", va="center")
         for ax in row:
             ax.set_xticks(places)
