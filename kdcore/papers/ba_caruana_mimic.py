@@ -10,10 +10,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from kdcore import metrics, methods
+from kdcore import methods, metrics
 from kdcore.data import images
 from kdcore.data.augment import Views
 from kdcore.errors import Paused
@@ -184,6 +183,8 @@ def _stage(config: dict, students: list[methods.Method], cases: Cases, table: Te
 
 def _features(config: dict, context: Context) -> dict:
     """k-means features of patches and a linear SVM (squared hinge, one class against the rest); pauses only between its parts."""
+    from sklearn.svm import LinearSVC  # slow to import
+
     vision = Vision(config | {"normalisation": RAW}, context)
     ((_, units), _) = parse(scaled(config["layers"], config["width"]))
     net, raw = PatchFeatures(units).to(context.device), vision.train_images
@@ -207,7 +208,7 @@ def _features(config: dict, context: Context) -> dict:
     return {"history": [], "metrics": measured}
 
 
-def _forecast(net: PatchFeatures, machine: LinearSVC, vision: Vision, config: dict, images: int = 20, cases: int = 200) -> float:
+def _forecast(net: PatchFeatures, machine, vision: Vision, config: dict, images: int = 20, cases: int = 200) -> float:
     """Seconds of features, k-means and SVM, from a little of each."""
 
     def timed(work) -> float:
