@@ -120,6 +120,20 @@ class Page:
         slider = ipywidgets.FloatSlider(value=20.0, min=1.0, max=50.0, step=0.5, continuous_update=False)
         ipywidgets.interact(show, digit=sorted(entries), T=slider)
 
+    def explore_logits(self, logits: tuple[float, ...] = (10.0, 20.0, 30.0)) -> None:
+        """A slider for what is added to every logit: the logits move, and their softmax stays."""
+        import ipywidgets
+        from IPython.display import Image, display
+
+        from kdcore.report import figures
+
+        def show(added: float) -> None:
+            cases = {"logits": list(logits), f"logits {added:+g}": [value + added for value in logits]}
+            display(Image(figures.png(figures.logits_and_softmax(cases)), width=800))
+
+        slider = ipywidgets.FloatSlider(value=-20.0, min=-40.0, max=40.0, step=5.0, continuous_update=False)
+        ipywidgets.interact(show, added=slider)
+
     @property
     def budgets(self) -> list[str]:
         """The budgets to show: those with committed records, then this run's own."""

@@ -136,6 +136,46 @@ def stratified_subset(labels: Tensor, share: float, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
+def unlabelled(name: str, sha256: str, side: int = 32) -> Tensor:
+    """Any pictures as uint8 [N, 3, side, side], without labels: every image file in or below the folder ``$KDCORE_DATA/NAME``.
+
+    Each is read in colour, cut to its middle square and resized; the order is that of the file names. They are kept as
+    ``NAME.safetensors`` beside the folder, which is all that is read afterwards. sha256: of the pixels, so that other
+    pictures are another configuration. Raises KdcoreError where there are no pictures, or others than ``sha256`` says.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    path = paths.data() / f"{name}.safetensors"
+    if not path.exists():
+        pixels = _pictures(paths.data() / name, side)
+        paths.write_atomically(path, lambda temporary: save_file({"images": pixels}, temporary))
+    try:
+        pixels = load_file(path)["images"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise KdcoreError(f"{path} cannot be read ({error}): delete it and run again to read the pictures anew") from error
+    found = hashlib.sha256(memoryview(pixels.numpy()).cast("B")).hexdigest()
+    if found != sha256:
+        raise KdcoreError(f"the pictures in {path} have sha256 {found}: write that beside their name, or delete the file to read them anew")
+    return pixels
+
+
+def _pictures(folder: Path, side: int) -> Tensor:
+    from PIL import Image, ImageOps
+
+    pictures = []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".webp"):
+            try:
+                with Image.open(file) as image:
+                    pictures.append(np.asarray(ImageOps.fit(image.convert("RGB"), (side, side))))
+            except OSError as error:
+                raise KdcoreError(f"{file} is no picture that can be read ({error}): remove it from the folder") from error
+    if not pictures:
+        raise KdcoreError(f"there is no picture in {folder}: put image files there, in any layout of folders")
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
 def _cached(name: str, path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

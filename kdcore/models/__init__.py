@@ -8,9 +8,12 @@ from kdcore.models.maxout import DESIGNS, Maxout
 from kdcore.models.mlp import MLP
 from kdcore.models.network import Network, Tap
 from kdcore.models.resnet import ResNet, ResNet50
+from kdcore.models.shallow import Layered
 from kdcore.models.wide_resnet import WideResNet
 
-__all__ = ["MLP", "DenseNet", "Maxout", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters", "create", "names"]
+__all__ = [
+    "MLP", "DenseNet", "Layered", "Maxout", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters", "create", "names",
+]  # fmt: skip
 
 FAMILIES = {
     r"resnet_([1-9]\d*)(?:x([1-9]\d*))?": ResNet,
@@ -18,16 +21,22 @@ FAMILIES = {
     r"densenet_bc_([1-9]\d*)_([1-9]\d*)": DenseNet,
     r"resnet50": ResNet50,
     r"(maxout_(?:cifar|mnist)|fitnet_(?:[1-4]|mnist))(?:/([1-9]\d*))?": Maxout,
+    r"(\d+k?(?:c|lc|fc|L)?-[\w-]+)": Layered,
 }
-CHOICES = "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50"
-MAXOUT = 'maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4 or fitnet_mnist, or one of these with "/K" behind it (a K-th of its widths)'
+CHOICES = (
+    "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50, "
+    'maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4 or fitnet_mnist (with "/K" behind it for a K-th of its widths), '
+    "or layers such as 128c-p-1200L-30k"
+)
 
 
 def names() -> list[str]:
     """The papers' networks for ``create``, which also takes any other depth and width of these families."""
     resnets = [f"resnet_{size}" for size in ("8", "14", "20", "26", "32", "14x4", "32x4")]
     sizes = ("10_1", "10_4", "16_1", "16_2", "16_4", "22_4", "28_1", "28_2", "28_5", "28_10", "40_1", "40_2")
-    return [*resnets, *(f"wrn_{size}" for size in sizes), "densenet_bc_40_36", "densenet_bc_100_12", "resnet50", *DESIGNS]
+    layers = ("2000-2000", "64c-p-64c-p-64c-p-16lc", "64c-p-64c-p-128c-p-fc", "128c-p-128c-p-128c-p-1000fc", "128c-p-1200L-30k")
+    wide = [f"wrn_{size}" for size in sizes]
+    return [*resnets, *wide, "densenet_bc_40_36", "densenet_bc_100_12", "resnet50", *DESIGNS, *layers]
 
 
 def create(name: str, classes: int = 10, **options) -> Network:
@@ -42,8 +51,8 @@ def create(name: str, classes: int = 10, **options) -> Network:
                 parts = (int(part) if part.isdigit() else part for part in match.groups() if part)
                 return family(*parts, classes=classes, **options)
             except ValueError as error:
-                raise KdcoreError(f"cannot build network '{name}' ({error}): choose {CHOICES}; {MAXOUT}") from error
-    raise KdcoreError(f"unknown network '{name}': choose {CHOICES}; {MAXOUT}")
+                raise KdcoreError(f"cannot build network '{name}' ({error}): choose {CHOICES}") from error
+    raise KdcoreError(f"unknown network '{name}': choose {CHOICES}")
 
 
 def count_parameters(net) -> int:

@@ -20,9 +20,9 @@ class Vision:
     """One data set on one device, as a paper's config describes it.
 
     config: ``data``; ``augmentation`` {pad, border, flip}; ``normalisation`` {mean, std} in units of 0..1, or null for those
-    of the training set's channels, or "whitened" (contrast normalisation, then ZCA fitted to the training images; a border is
-    put round the whitened image); ``batch_size``; ``share`` of each class of the training set, 1 where it is not there.
-    Batches are float32 and channels_last; a view of a training image is an index (image, dy, dx[, flip]).
+    of the training set's channels, or "whitened" (global contrast normalisation, then ZCA fitted to the training images; a
+    border is put round the whitened image); ``batch_size``; ``share`` of each class of the training set, 1 where it is not
+    there. Batches are float32 and channels_last; a view of a training image is an index (image, dy, dx[, flip]).
     """
 
     def __init__(self, config: Mapping, context: Context):
@@ -32,16 +32,21 @@ class Vision:
         cases = slice(None)
         if config.get("share", 1) < 1:
             cases = data.stratified_subset(images.train_labels, config["share"], seed_of(context.seed, "share"))
-        train_images, test_images = images.train_images[cases], images.test_images
-        look = {"memory_format": torch.channels_last}
-        if config["normalisation"] == "whitened":
-            train_images, test_images = (_whitened(config["data"], device, split) for split in ("train", "test"))
-            train_images = train_images[cases]
-        else:
-            look |= config["normalisation"] or dict(zip(("mean", "std"), channel_mean_std(images.train_images), strict=True))
+        self.train_images, test_images = images.train_images[cases].to(device), images.test_images.to(device)
         self.train_labels, self.test_labels = images.train_labels[cases].to(device), images.test_labels.to(device)
-        self.views = Views(train_images.to(device), **{"pad": 0, **config["augmentation"]}, **look)
-        self.test_views = Views(test_images.to(device), 0, **look)
+        self.whitening, self.look = None, {"memory_format": torch.channels_last}
+        if config["normalisation"] == "whitened":
+            self.whitening = _whitening(config["data"], device)
+        else:
+            self.look |= config["normalisation"] or dict(zip(("mean", "std"), channel_mean_std(images.train_images), strict=True))
+        self.views = self.views_of(self.train_images, **{"pad": 0, **config["augmentation"]})
+        self.test_views = self.views_of(test_images, 0)
+
+    def views_of(self, images: Tensor, pad: int, **options) -> Views:
+        """Views of any images (uint8 [N, 3, H, W], on the device), normalised as the training set's; options: those of ``Views``."""
+        if self.whitening is not None:
+            images = self.whitening.apply(global_contrast_normalise(images))
+        return Views(images, pad, **options, **self.look)
 
     def network(self, name: str, *seed, **options) -> Network:
         """A fresh network on the device; its weights depend on the trial's seed and ``seed`` alone. options: as ``create`` takes them."""
@@ -113,15 +118,9 @@ class Vision:
         }
 
 
-@lru_cache(maxsize=4)  # the eigenvectors of 3,072 pixels take a minute: once for all trials of a worker
-def _whitened(name: str, device: str, split: str) -> Tensor:
-    """All images of a split, float32 [N, C, H, W], as GCN and ZCA leave them; both fitted to all training images."""
-    images, zca = data.load(name), _zca(name, device)
-    return zca.apply(global_contrast_normalise(getattr(images, f"{split}_images").to(device)))
-
-
-@lru_cache(maxsize=2)
-def _zca(name: str, device: str) -> ZCA:
+@lru_cache(maxsize=2)  # the eigenvectors of 3,072 pixels take a minute: once for all trials of a worker
+def _whitening(name: str, device: str) -> ZCA:
+    """Fitted to all training images of a data set, a share of them or not."""
     return ZCA().fit(global_contrast_normalise(data.load(name).train_images.to(device)))
 
 
