@@ -249,7 +249,7 @@ def figures(records: list[dict]) -> dict:
         _add(sizes, (problem, f"{config['units']} units"), method, config["cases"], found["rmse"], levels)
         _add(widths, (problem, f"{config['cases']:,} cases"), method, config["units"], found["rmse"], levels)
     title = "Pseudo data in two dimensions: 2,000 cases made of 500 (p = 0.5, s = 5)"
-    drawn = {"pseudo_data": lambda: draw.clouds(_two_dimensions(), title)}
+    drawn = {"pseudo_data": lambda title=title: draw.clouds(_two_dimensions(), title)}
     for name, panels, swept, title in (
         ("cases", sizes, "cases", "The mimic net's error against the number of cases"),
         ("units", widths, "hidden units", "The mimic net's error against its hidden units"),

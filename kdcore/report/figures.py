@@ -83,9 +83,9 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
     number a line under a diamond.
 
     The pale band is the paper's number -+ margin. Rows of different units stand in panels of their own; rows with
-    neither a reported number nor a result are left out.
+    neither a reported number nor a result are left out, and so are quoted ones.
     """
-    frame = frame[frame["paper"].notna() | (frame["n"] > 0)]
+    frame = frame[(frame["paper"].notna() | (frame["n"] > 0)) & (frame["verdict"] != "quoted")]
     groups = [(unit, frame[frame["unit"] == unit]) for unit in frame["unit"].unique()]
     labels = [_wrapped(label, 36) for label in frame["label"]]
     step = 0.34 + 0.17 * max((label.count("\n") for label in labels), default=0)
@@ -236,13 +236,12 @@ def lines_against(panels: dict[str, tuple[dict, dict]], *, xlabel: str = "", yla
     """A measure against a swept variable (log axis) for several methods, beside fixed levels: a panel for each group.
 
     panels: {group: (lines {label: {x: [seeds' values]}}, levels {label: [seeds' values]})}. A line joins the means, with
-    their 95 % intervals; a level is a dashed line at its mean. A label has the same colour in all panels.
+    their 95 % intervals; a level is a grey, dashed line at its mean. A label looks the same in all panels.
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 3.1 * rows + 0.9), squeeze=False, layout="constrained")
-    labels = list(dict.fromkeys(label for lines, levels in panels.values() for label in (*lines, *levels)))
-    colours = dict(zip(labels, PALETTE * 4, strict=False))
+    colours = dict(zip(dict.fromkeys(label for lines, _ in panels.values() for label in lines), PALETTE * 4, strict=False))
     shown = {}
     for ax, (group, (lines, levels)) in zip(axes.flat, panels.items(), strict=False):
         ax.set_xscale("log")
@@ -253,7 +252,7 @@ def lines_against(panels: dict[str, tuple[dict, dict]], *, xlabel: str = "", yla
                 if not math.isnan(low):
                     ax.plot([x, x], [low, high], color=colours[label], lw=2, alpha=0.6, solid_capstyle="butt")
         for (label, values), dashes in zip(levels.items(), ((6, 2), (2, 2), (6, 2, 2, 2), (1, 1)) * 4, strict=False):
-            shown[label] = ax.axhline(np.mean(values), color=colours[label], lw=1.4, dashes=dashes)
+            shown[label] = ax.axhline(np.mean(values), color="#555555", lw=1.4, dashes=dashes)
         places = sorted({x for cells in lines.values() for x in cells})
         ax.xaxis.set_major_locator(FixedLocator(places))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
