@@ -208,6 +208,20 @@ def test_figures_need_no_data(ensemble):
     assert set(compression.figures(records[:1])) == {"pseudo_data"}
 
 
+def test_dozens_of_learning_curves_are_not_drawn():
+    assert [table["id"] for table in PAPER.tables if table.get("curves", True)] == ["compression"]
+    trials = [PAPER.trial("smoke", arm, 0) for arm in ("letter.p1: munge 400000, 256 units", "letter.p1: nbe 10000")]
+    found = {"rmse": 0.2, "ensemble_rmse": 0.1, "net_rmse": 0.3, "single_rmse": 0.15, "ratio": 0.5, "net_mb": 0.1, "net_seconds": 0.1}
+    rows = [{"stage": "mimic", "epoch": epoch, "loss": 1.0, "test_rmse": 0.3, "hill_rmse": 0.3} for epoch in (1, 2)]
+    records = [
+        {"id": t.id, "paper": t.paper, "arm": t.arm, "budget": "smoke", "seed": 0, "status": "done", "config": t.config, "metrics": found,
+         "history": rows, "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}}
+        for t in trials
+    ]  # fmt: skip
+    names = sorted(name for name in figures.figures_of(PAPER, records) if name.startswith("learning"))
+    assert names == ["learning_compression_hill_rmse", "learning_compression_test_rmse"]
+
+
 def test_weights_are_tensors(ensemble):
     assert all(isinstance(value, torch.Tensor) for value in ensemble["weights"].values())
     assert not math.isnan(ensemble["metrics"]["ensemble_seconds"])

@@ -277,7 +277,7 @@ def clouds(panels: dict[str, np.ndarray], title: str = "") -> Figure:
     size = (WIDTH, WIDTH / columns * rows + 0.7)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
     for ax, (name, points) in zip(axes.flat, panels.items(), strict=False):
-        ax.plot(points[:, 0], points[:, 1], ".", ms=2.5, color=BLUE, alpha=0.5, mew=0)
+        ax.plot(points[:, 0], points[:, 1], ".", ms=2.5, color=BLUE, alpha=0.5, mew=0, rasterized=True)  # else megabytes of SVG
         ax.set_title(name, fontweight="normal")
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_visible(False)
@@ -512,7 +512,8 @@ def figures_of(paper, records: list[dict]) -> dict[str, Callable[[], Figure]]:
 
     ``paper_TABLE`` for each table with reported numbers, then what the paper's module offers as ``figures(records)``
     (given current, done records; functions without arguments, too), then ``learning_TABLE`` for the arms of each table
-    and each measure of the history. Nothing is drawn before it is called: to know the names costs nothing.
+    (not of one whose sheet says ``curves: false``) and each measure of the history. Nothing is drawn before it is called: to
+    know the names costs nothing.
     Raises ValueError for records of two budgets.
     """
     if len(found := {record["budget"] for record in records}) > 1:
@@ -532,7 +533,7 @@ def figures_of(paper, records: list[dict]) -> dict[str, Callable[[], Figure]]:
     for sheet in paper.tables:
         arms = tuple(dict.fromkeys(row["arm"] for row in sheet["rows"]))
         by_arm = {arm: mine for arm in arms if (mine := [record for record in done if record["arm"] == arm])}
-        if arms in drawn or not by_arm:
+        if arms in drawn or not by_arm or not sheet.get("curves", True):
             continue
         drawn.add(arms)
         names = _measures(by_arm)
