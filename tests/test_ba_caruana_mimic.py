@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import distinct_configs
 from PIL import Image
 
 from kdcore import data, papers
@@ -165,15 +166,7 @@ def test_arms_that_are_compared_get_as_many_steps():
 # ---------------------------------------------------------------- a trial
 
 
-def distinct_configs():
-    found = {}
-    for budget in PAPER.budgets:
-        for arm in PAPER.arms:
-            found.setdefault(json.dumps(config_of(budget, arm), sort_keys=True), pytest.param(budget, arm, id=f"{budget}-{arm}"))
-    return list(found.values())
-
-
-@pytest.mark.parametrize("budget, arm", distinct_configs())
+@pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own layers, regularisation, rate and targets; budgets that differ in sizes alone are one."""
     result, context = run(arm, budget=budget)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import distinct_configs
 from torch import nn
 
 from kdcore import data, losses, papers
@@ -163,16 +164,7 @@ def test_students_of_a_budget_have_the_teachers_network():
 # ---------------------------------------------------------------- a trial
 
 
-def distinct_configs():
-    found = {}
-    for budget in PAPER.budgets:
-        for arm in PAPER.budget_arms(budget):
-            config = config_of(budget, arm)
-            found.setdefault(json.dumps(config, sort_keys=True), pytest.param(budget, arm, id=f"{budget}-{arm}"))
-    return list(found.values())
-
-
-@pytest.mark.parametrize("budget, arm", distinct_configs())
+@pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own losses, stages and optimiser on thin nets, for a few steps; budgets that differ in lengths alone are one."""
     result, context = run(arm, budget=budget)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import distinct_configs
 
 from kdcore import data, losses, papers
 from kdcore.data.images import ImageData
@@ -169,16 +170,7 @@ def test_piecewise():
 # ---------------------------------------------------------------- a trial
 
 
-def distinct_configs():
-    found = {}
-    for budget in PAPER.budgets:
-        for arm in PAPER.budget_arms(budget):
-            config = config_of(budget, arm)
-            found.setdefault(json.dumps(config, sort_keys=True), pytest.param(budget, arm, id=f"{budget}-{arm}"))
-    return list(found.values())
-
-
-@pytest.mark.parametrize("budget, arm", distinct_configs())
+@pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own nets, stages and losses, for a step or two; budgets that differ in lengths alone are one."""
     result, context = run(arm, budget=budget)

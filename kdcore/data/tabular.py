@@ -315,7 +315,7 @@ def _fetched(name: str) -> tuple[tuple[list[list], list[str], list[str]], Path |
             [None if cell == MISSING else cell if is_word else float(cell) for cell, is_word in zip(row, nominal, strict=True)]
             for row in cells
         ]
-    except (ValueError, IndexError, KeyError, NotImplementedError) as error:
+    except (ValueError, IndexError, KeyError, NotImplementedError) as error:  # the last: MATLAB's newest format
         raise KdcoreError(f"{path} cannot be read ({error}): put the published file there anew") from error
     return _filled(name, rows, words, variables), path
 
