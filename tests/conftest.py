@@ -1,9 +1,11 @@
-"""Every test has a cache and a results folder of its own; the data come embedded."""
+"""Every test has a cache and a results folder of its own; the data come embedded. What tests of several papers share."""
 
 import json
 
 import pytest
 import torch
+
+from kdcore.training import Context
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +28,19 @@ def distinct_configs(paper, config_of):
             config = config_of(budget, arm)
             found.setdefault(json.dumps(config, sort_keys=True), pytest.param(budget, arm, id=f"{budget}-{arm}"))
     return list(found.values())
+
+
+class Spy(Context):
+    """A context that keeps what ``fit`` was given, the batches of each stage, and the student's weights before and after."""
+
+    def fit(self, model, stages, evaluate):
+        self.model, self.stages = model, stages
+        net = getattr(model, "student", model)
+        self.start = {key: value.clone() for key, value in net.state_dict().items()}
+        self.seen = [[] for _ in stages]
+        for stage, seen in zip(stages, self.seen, strict=True):
+            plain = stage.loss
+            stage.loss = lambda index, plain=plain, seen=seen: (seen.append(index.tolist()), plain(index))[1]
+        history = super().fit(model, stages, evaluate)
+        self.end = {key: value.clone() for key, value in net.state_dict().items()}
+        return history

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import distinct_configs
+from conftest import Spy, distinct_configs
 from PIL import Image
 
 from kdcore import data, papers
@@ -38,19 +38,6 @@ def config_of(budget, arm, **changes):
     """As the sheet has it, but for the size: narrow nets, four cases a batch, two epochs, few patches, no whitening of 3,072 values."""
     small = {"width": 1 / 64, "batch_size": 4, "epochs": 2, "views": 2, "normalisation": None, "patches": 100, "iterations": 2}
     return PAPER.config(budget, arm) | small | changes
-
-
-class Spy(Context):
-    """A context that keeps what ``fit`` was given, the weights it started from, and the batches."""
-
-    def fit(self, model, stages, evaluate):
-        (self.stage,), self.seen = stages, []
-        self.start = {key: value.clone() for key, value in model.state_dict().items()}
-        plain = self.stage.loss
-        self.stage.loss = lambda index: (self.seen.append(index.tolist()), plain(index))[1]
-        history = super().fit(model, stages, evaluate)
-        self.end = {key: value.clone() for key, value in model.state_dict().items()}
-        return history
 
 
 def logits(seed=5, members=4, views=2, tests=4):
@@ -177,17 +164,17 @@ def test_every_arm_of_every_budget_runs(budget, arm):
     json.dumps([found, result["history"]])
     if config["method"] != "features":
         cases = CASES * (3 if config["transfer"] else 1)
-        assert len(context.seen) == 2 * cases // 4 and all(torch.tensor(row["loss"]).isfinite().all() for row in result["history"])
-        assert {len(index) for index in context.seen} == {config["members"]}
+        assert len(context.seen[0]) == 2 * cases // 4 and all(torch.tensor(row["loss"]).isfinite().all() for row in result["history"])
+        assert {len(index) for index in context.seen[0]} == {config["members"]}
         for member in range(config["members"]):
-            assert sorted(sum((index[member] for index in context.seen[: cases // 4]), [])) == list(range(cases))
+            assert sorted(sum((index[member] for index in context.seen[0][: cases // 4]), [])) == list(range(cases))
 
 
 def test_the_rate_falls_linearly():
     _, context = run("SNN-30k", epochs=5, lr=0.002)
-    rates = [context.stage.schedule(step)["lr"] for step in range(15)]
-    assert context.stage.steps == 15 and rates[0] == 0.002 and np.allclose(np.diff(rates), -0.002 * 0.99 / 15)
-    assert context.stage.optimiser == {"momentum": 0.9, "weight_decay": 0.0}
+    rates = [context.stages[0].schedule(step)["lr"] for step in range(15)]
+    assert context.stages[0].steps == 15 and rates[0] == 0.002 and np.allclose(np.diff(rates), -0.002 * 0.99 / 15)
+    assert context.stages[0].optimiser == {"momentum": 0.9, "weight_decay": 0.0}
 
 
 def test_arms_of_a_seed_start_alike():
@@ -203,7 +190,7 @@ def test_the_members_of_an_ensemble_differ_in_weights_and_order():
     result, context = run("ECNN")
     firsts = [value for key, value in context.start.items() if key.endswith("layers.0.weight")]
     assert len(firsts) == 4 and not any(torch.equal(firsts[0], other) for other in firsts[1:])
-    assert len({json.dumps(index) for index in context.seen[0]}) > 1
+    assert len({json.dumps(index) for index in context.seen[0][0]}) > 1
     assert len(result["history"][0]["loss"]) == 4
     alone, own = run("ECNN", members=1)[1], context.start
     assert all(torch.equal(value, own[key]) for key, value in alone.start.items()), "the first is what one net alone would be"
@@ -378,7 +365,7 @@ def test_unlabelled_pictures_join_the_transfer_set_and_no_labels(folder):
     known["logits"] = torch.randn(4, 2 * (CASES + 2), 10, generator=torch.Generator().manual_seed(0))
     for arm, steps in (("SNN-CNN-MIMIC-30k, 128c", 7), ("SNN-30k, labels of the views", 6), ("SNN-CNN-MIMIC-30k, 128c, no views", 3)):
         _, context = run(arm, teacher=known if "MIMIC" in arm else None, views=1, unlabelled=unlabelled, epochs=1)
-        assert len(context.seen) == steps, arm
+        assert len(context.seen[0]) == steps, arm
 
 
 # ---------------------------------------------------------------- what is shared, what is drawn

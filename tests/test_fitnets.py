@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import distinct_configs
+from conftest import Spy, distinct_configs
 from torch import nn
 
 from kdcore import data, losses, papers
@@ -37,19 +37,6 @@ def random_images(monkeypatch):
 
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(vision, "_whitening", lambda name, device: SimpleNamespace(apply=lambda images: images))
-
-
-class Spy(Context):
-    """A context that keeps what ``fit`` was given, the weights it started from, and the batches of each stage."""
-
-    def fit(self, model, stages, evaluate):
-        self.model, self.stages = model, stages
-        self.start = {key: value.clone() for key, value in model.student.state_dict().items()}
-        self.seen = [[] for _ in stages]
-        for stage, seen in zip(stages, self.seen, strict=True):
-            plain = stage.loss
-            stage.loss = lambda index, plain=plain, seen=seen: (seen.append(index.tolist()), plain(index))[1]
-        return super().fit(model, stages, evaluate)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import distinct_configs
+from conftest import Spy, distinct_configs
 
 from kdcore import data, losses, papers
 from kdcore.data.images import ImageData
@@ -31,19 +31,6 @@ def random_images(monkeypatch):
         return ImageData(name, images[:8], labels[:8], images[8:], labels[8:], tuple(map(str, range(classes))))
 
     monkeypatch.setattr(data, "load", load)
-
-
-class Spy(Context):
-    """A context that keeps what ``fit`` was given, the weights it started from, and the batches of each stage."""
-
-    def fit(self, model, stages, evaluate):
-        self.model, self.stages = model, stages
-        self.start = {key: value.clone() for key, value in model.student.state_dict().items()}
-        self.seen = [[] for _ in stages]
-        for stage, seen in zip(stages, self.seen, strict=True):
-            plain = stage.loss
-            stage.loss = lambda index, plain=plain, seen=seen: (seen.append(index.tolist()), plain(index))[1]
-        return super().fit(model, stages, evaluate)
 
 
 def config_of(budget, arm, **changes):
