@@ -199,6 +199,28 @@ def curve(x, lines: dict, marks: dict | None = None, *, xlabel: str = "", ylabel
 
 
 @_styled
+def stretches(panels: dict[str, dict[str, tuple]], breaks=(), *, xlabel: str = "", title: str = "") -> Figure:
+    """Lines whose points lie at places of their own, a panel for each measure over one x axis.
+
+    panels: {measure: {label: (x [n], y [n])}}; a label looks the same in all panels. breaks: x of vertical lines.
+    """
+    figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.6 * len(panels) + 0.6), squeeze=False, sharex=True, layout="constrained")
+    shown = {}
+    for ax, (measure, lines) in zip(axes[:, 0], panels.items(), strict=True):
+        for (label, (x, y)), colour, dashes in zip(lines.items(), PALETTE, ("-", "--", ":", "-.") * 2, strict=False):
+            (shown[label],) = ax.plot(x, y, dashes, color=colour, lw=1.4)
+        for place in breaks:
+            ax.axvline(place, color="#555555", lw=0.9, zorder=1)
+        ax.set_ylabel(measure)
+        ax.margins(x=0.01)
+    axes[-1, 0].set_xlabel(xlabel)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(4, len(shown)))
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
 def error_against(x_values, groups: dict, *, xlabel: str = "temperature", ylabel: str = "errors", title: str = "") -> Figure:
     """A measure against a swept variable (log axis), a panel for each group, each with its own scale.
 
