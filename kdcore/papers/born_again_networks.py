@@ -244,7 +244,9 @@ def _drifting(vision: Vision, net: nn.Module) -> dict[str, Tensor]:
 def _loss(vision: Vision, net: nn.Module, cases: Tensor) -> Tensor:
     """Mean cross-entropy with the labels of some training images, in eval mode."""
     parts = cases.split(EVALUATED)
-    values = [losses.cross_entropy(net(vision.views(vision.views.plain(part))), vision.train_labels[part], reduction="none") for part in parts]
+    values = [
+        losses.cross_entropy(net(vision.views(vision.views.plain(part))), vision.train_labels[part], reduction="none") for part in parts
+    ]
     return torch.cat(values).mean()
 
 
