@@ -684,7 +684,7 @@ def test_permuted_predictions_keep_the_top_and_shuffle_the_rest_evenly():
 
 
 def test_permuted_predictions_by_hand():
-    """Places 0, 2, 3 take the others in the order of their draws 0.5, 0.1, 0.7: those of places 2, 0, 3. The draw of the top does not count."""
+    """Places 0, 2, 3 take the others in the order of their draws 0.5, 0.1, 0.7: those of places 2, 0, 3. The top's draw is ignored."""
     for ignored in (0.0, 0.3, 0.99):
         draws = torch.tensor([[0.5, ignored, 0.1, 0.7]])
         assert losses.permuted_predictions(torch.tensor([[1.0, 9.0, 2.0, 3.0]]), draws).tolist() == [[2.0, 9.0, 1.0, 3.0]]

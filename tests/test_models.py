@@ -293,7 +293,7 @@ def test_recomputed_bottlenecks_change_nothing_but_memory():
     (plain, much, shown), (recomputed, little, again) = found
     assert all(torch.equal(one, other) for one, other in zip(plain, recomputed, strict=True))
     assert torch.equal(shown, again), "in eval mode nothing is recomputed"
-    assert little < 0.7 * much
+    assert little < 0.8 * much
 
 
 def test_densenet_equals_its_float64_twin():

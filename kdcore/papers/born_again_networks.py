@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kdcore import losses, methods, metrics
 from kdcore.methods import LogitTable, Method
 from kdcore.papers.vision import EVALUATED, Vision, piecewise, weights_of
-from kdcore.training import Context, Stage, seed_of
+from kdcore.training import Context, seed_of
 
 VERSION = 1
 LOGITS = "generations.test_logits"  # [generations, N, C], beside a teacher's weights
