@@ -8,6 +8,7 @@ The re-implementation of deck 004 "as coded" is the exception: its generations a
 that they are one trial.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from kdcore import losses, methods, metrics
 from kdcore.methods import LogitTable, Method
 from kdcore.papers.vision import EVALUATED, Vision, piecewise, weights_of
-from kdcore.training import Context, seed_of
+from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
 LOGITS = "generations.test_logits"  # [generations, N, C], beside a teacher's weights
@@ -117,7 +118,7 @@ class Chosen(nn.Module):
 # ---------------------------------------------------------------- training
 
 
-def _stage(vision: Vision, method: Method, net: nn.Module, guide: nn.Module | None):
+def _stage(vision: Vision, method: Method, net: nn.Module, guide: nn.Module | None) -> tuple[Stage, Callable[[], dict]]:
     """The one stage of a trial, and what is measured after each of its epochs.
 
     An epoch is a pass over the training cases, or ``every`` steps where the config says so; all ``generations`` follow
@@ -125,13 +126,13 @@ def _stage(vision: Vision, method: Method, net: nn.Module, guide: nn.Module | No
     """
     config, device = vision.config, vision.context.device
     rest, held = _split(vision)
-    passes = len(rest) // config["batch_size"]  # steps of a pass
-    every = min(config["every"] or passes, passes)
-    rate, length = piecewise(config["rates"]["lr"], config["rates"]["until"], config["scale"])
-    epochs = max(1, length * passes // every)  # of a generation
+    steps = len(rest) // config["batch_size"]  # of a pass
+    every = min(config["every"] or steps, steps)
+    rate, passes = piecewise(config["rates"]["lr"], config["rates"]["until"], config["scale"])
+    epochs = passes * steps // every  # of a generation
 
     def schedule(epoch: int) -> dict[str, float]:
-        values = rate(min(epoch % epochs * every // passes, length - 1))
+        values = rate(epoch % epochs * every // steps)
         if not method.knobs:
             return values
         soft = config["soft_weight"]
@@ -180,7 +181,7 @@ def _split(vision: Vision) -> tuple[Tensor, Tensor]:
     return order[held:].sort().values, order[:held]
 
 
-def _table(vision: Vision, guide: nn.Module | None):
+def _table(vision: Vision, guide: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor] | None:
     """What stands for the teacher: its permuted logits for fixed permutations, a table where an image has one view."""
     config = vision.config
     if guide is None or config["same_object"]:
@@ -209,19 +210,20 @@ def _some(count: int, device: str) -> Tensor:
     return torch.arange(0, count, max(1, count // WATCHED), device=device)
 
 
-def _watch(vision: Vision, net: nn.Module, guide: nn.Module | None):
+def _watch(vision: Vision, net: nn.Module, guide: nn.Module | None) -> Callable[[], dict]:
     """For the history: how far the student's test predictions are from its teacher's, and the parts of BAN's gradient."""
     if guide is None:
         return dict
-    device = vision.context.device
+    device, own = vision.context.device, vision.config["same_object"]
     tests, trains = _some(len(vision.test_labels), device), _some(len(vision.train_labels), device)
     test_x, train_x = vision.test_views(vision.test_views.plain(tests)), vision.views(vision.views.plain(trains))
+    with torch.no_grad():
+        said, taught = (None, None) if own else (guide(test_x), guide(train_x))
 
     def watch() -> dict:
-        student, teacher = net(test_x), guide(test_x)  # both in eval mode
-        row = {"divergence_from_teacher": losses.kd(student, teacher, 1.0)}
+        row = {"divergence_from_teacher": losses.kd(net(test_x), guide(test_x) if own else said, 1.0)}
         if vision.config["objective"] == "BAN":
-            row |= metrics.gradient_parts(net(train_x), guide(train_x), vision.train_labels[trains])
+            row |= metrics.gradient_parts(net(train_x), taught, vision.train_labels[trains])
         return row
 
     return watch
