@@ -524,6 +524,8 @@ def test_figures_from_records():
     assert [line.get_xdata()[0] for line in error.lines[2:]] == [1, 2]
     lines = drawn["importance"]().axes[0].lines
     assert np.isnan(lines[0].get_ydata()[:5]).all() and list(lines[2].get_ydata()) == [0.0] * 5 + [0.2] * 5
-    assert list(drawn["dark_knowledge"]().axes[0].lines[1].get_ydata()) == [0.5, 0.25]
+    sizes, share = drawn["dark_knowledge"]().axes
+    assert list(sizes.lines[1].get_ydata()) == [0.5, 0.25] and list(share.lines[0].get_ydata()) == pytest.approx([2 / 7] * 2)
+    assert share.lines[0].get_color() == sizes.lines[0].get_color() != sizes.lines[1].get_color()
     assert set(ban.figures(records)) == {"dark_knowledge", "importance"}, "half of the comparison is none"
     assert figures.svg(drawn["importance"]()) == figures.svg(drawn["importance"]())

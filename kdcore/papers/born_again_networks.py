@@ -314,16 +314,7 @@ def figures(records: list[dict]) -> dict:
         by_arm.setdefault(record["arm"], []).append(record)
     drawn = {}
     if arm := next((arm for arm in by_arm if arm.endswith(": BAN")), None):
-        found = [record["history"] for record in by_arm[arm]]
-        names = {
-            "true class, teacher's softmax": "gradient_true_class",
-            "other classes, teacher's softmax (dark knowledge)": "gradient_other_classes",
-            "true class, labels": "gradient_labels",
-        }
-        lines = {label: [[row[key] for row in history] for history in found] for label, key in names.items()}
-        drawn["dark_knowledge"] = partial(
-            draw.curve, range(1, len(found[0]) + 1), lines, xlabel="epoch", ylabel="size of the gradient by the logits", title=arm, log=True
-        )
+        drawn["dark_knowledge"] = partial(draw.stretches, _light([record["history"] for record in by_arm[arm]]), xlabel="epoch", title=arm)
     if arm := next((arm for arm in by_arm if arm.endswith(": CWTM")), None):
         found = [record["metrics"]["importance"] for record in by_arm[arm]]
         middles = [(place + 0.5) / BINS for place in range(BINS)]
@@ -345,6 +336,17 @@ def figures(records: list[dict]) -> dict:
         title = "Three generations of which two never begin"
         drawn["generations"] = partial(draw.stretches, panels, (1, 2), xlabel="generations", title=title)
     return drawn
+
+
+def _light(histories: list[list[dict]]) -> dict:
+    """The parts of BAN's gradient against the epoch, means over seeds, and how much of the first two is the true class's."""
+    true, others, labels = (
+        [sum(row[key] for row in rows) / len(rows) for rows in zip(*histories, strict=True)]
+        for key in ("gradient_true_class", "gradient_other_classes", "gradient_labels")
+    )
+    epochs, share = range(1, len(true) + 1), [one / (one + other) for one, other in zip(true, others, strict=True)]
+    sizes = {"true class, teacher": (epochs, true), "other classes, teacher": (epochs, others), "true class, labels": (epochs, labels)}
+    return {"size of the gradient": sizes, "share": {"true class, teacher": (epochs, share)}}
 
 
 def _numbers(values: list) -> list[float]:
