@@ -318,28 +318,28 @@ def cwtm(student: Tensor, teacher: Tensor, labels: Tensor, *, reduction: str = "
     return _reduce(weights * cross_entropy(student, labels, reduction="none"), reduction)
 
 
-def permuted_predictions(teacher: Tensor, generator: torch.Generator) -> Tensor:
+def permuted_predictions(teacher: Tensor, draws: Tensor) -> Tensor:
     """Logits [..., B, C] whose largest entry of each case stays in place and whose others are shuffled among themselves.
 
-    Each case has a permutation of its own, uniform over all (C - 1)! of them, drawn on the generator's device. To
-    permute the logits is to permute their softmax.
+    draws: independent uniform numbers from 0 to 1, of the teacher's shape: each case's others take the order of its own,
+    so that every one of their (C - 1)! permutations is equally likely. To permute the logits is to permute their softmax.
     """
     top = teacher.argmax(-1, keepdim=True)
-    draws = torch.rand(teacher.shape, generator=generator, device=generator.device).to(teacher.device)
     sources = draws.scatter(-1, top, 2.0).argsort(-1)  # the others in random order, then the top
     places = torch.zeros_like(draws).scatter(-1, top, 1.0).argsort(dim=-1, stable=True)  # the others in order, then the top
     return teacher.scatter(-1, places, teacher.gather(-1, sources))
 
 
-def dkpp(student: Tensor, teacher: Tensor, generator: torch.Generator, *, reduction: str = "mean") -> Tensor:
+def dkpp(student: Tensor, teacher: Tensor, draws: Tensor, *, reduction: str = "mean") -> Tensor:
     """Dark knowledge with permuted predictions (Furlanello et al. 2018, eq. 11 [M?: its number; the formula V]).
 
         L = - sum_i p_pi(i) * log q_i,   p = softmax(v),  q = softmax(z),  pi(argmax p) = argmax p
 
-    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; generator: where the
-    permutations of `permuted_predictions` come from. They are new at each call; the paper does not say whether it kept
-    them: for fixed ones, give `ban` a table that was permuted once. The minimum is the teacher's entropy, not 0.
+    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; draws: what orders the
+    permutations of `permuted_predictions`, ``torch.rand_like(teacher)``. The paper does not say whether it kept them: with
+    new draws each call has permutations of its own, with draws that belong to the cases each case keeps its own. The
+    minimum is the teacher's entropy, not 0.
     Raises ValueError where the shapes differ.
     """
     student, teacher = _logit_pair(student, teacher)
-    return ban(student, permuted_predictions(teacher, generator), reduction=reduction)
+    return ban(student, permuted_predictions(teacher, draws), reduction=reduction)

@@ -232,6 +232,29 @@ def logit_mimic(student: nn.Module, teacher: nn.Module) -> Method:
     return _one_phase(student, teacher, [(1.0, lambda view: losses.logit_mimic(view.logits, view.teacher.logits))])
 
 
+def ban(student: nn.Module, teacher: nn.Module, *, label_weight: float = 0.0) -> Method:
+    """Born-again networks (Furlanello et al. 2018): the teacher's softmax as the label, see ``losses.ban``.
+
+    label_weight: 0 for BAN, which sees no label, 1 for BAN+L, the sum of both cross-entropies.
+    """
+    terms = [(1.0, lambda view: losses.ban(view.logits, view.teacher.logits))]
+    return _one_phase(student, teacher, terms + ([(label_weight, hard_labels()[0][1])] if label_weight else []))
+
+
+def cwtm(student: nn.Module, teacher: nn.Module) -> Method:
+    """Labels, each case weighted by the teacher's confidence (Furlanello et al. 2018): see ``losses.cwtm``."""
+    return _one_phase(student, teacher, [(1.0, lambda view: losses.cwtm(view.logits, view.teacher.logits, view.labels))])
+
+
+def dkpp(student: nn.Module, teacher: nn.Module) -> Method:
+    """The teacher's softmax with all but its largest entry permuted, anew in each step (Furlanello et al. 2018): see ``losses.dkpp``."""
+
+    def term(view: View) -> Tensor:
+        return losses.dkpp(view.logits, view.teacher.logits, torch.rand_like(view.teacher.logits, dtype=torch.float32))
+
+    return _one_phase(student, teacher, [(1.0, term)])
+
+
 def fitnets(
     student: nn.Module,
     teacher: nn.Module,

@@ -29,3 +29,21 @@ def best_shift(errors: list[int], shifts: list[float]) -> float:
     """The shift with the fewest errors; the middle one where several tie."""
     ties = [shift for shift, count in zip(shifts, errors, strict=True) if count == min(errors)]
     return ties[len(ties) // 2]
+
+
+def gradient_parts(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Sizes of the gradient q - p of a teacher's cross-entropy by the student's logits, means over cases: logits [N, C], labels [N].
+
+    gradient_true_class: |q_y - p_y|; gradient_other_classes: sum over i != y of |q_i - p_i|, the dark knowledge; both
+    with p = softmax(teacher), q = softmax(student). gradient_labels: 1 - q_y, the former for the label instead of the
+    teacher. As p and q sum to 1, the true class is never the larger part, and is as large as the others where these all go
+    one way, as for a label (Furlanello et al. 2018, section 3.2 [M?: its number]: there the sum of both parts, signs kept).
+    """
+    q, p, labels = student.softmax(-1), teacher.softmax(-1), labels.unsqueeze(-1)
+    gap = (q - p).abs()
+    true = gap.gather(-1, labels).squeeze(-1)
+    return {
+        "gradient_true_class": true.mean(),
+        "gradient_other_classes": gap.scatter(-1, labels, 0).sum(-1).mean(),
+        "gradient_labels": 1 - q.gather(-1, labels).mean(),
+    }

@@ -38,13 +38,13 @@ class Stage:
     loss: one row of it, on the device -> the loss, a scalar, or one value for each member of a stack ([K]).
     schedule: epoch, or step where the length is given in steps (0, 1, ...) -> {"lr": ...} and, where they move,
         {"momentum": ..., knob: ...}.
-    optimiser: settings of the rule: momentum, weight_decay, nesterov of SGD; alpha, eps of RMSprop.
+    optimiser: settings of the rule: momentum, weight_decay, nesterov of SGD; alpha, eps of RMSprop; betas of Adam.
     parameters: what is trained; all of the model for None. The others are left alone, weight decay included.
     knobs: 0-dim tensors that the loss reads and the schedule moves, such as the weight of a term.
     clip: largest norm of the gradient of all parameters together.
     after_step: called after each update, e.g. to limit norms.
     at_end: what joins the row of the stage's last epoch, called as ``fit``'s evaluate is.
-    rule: the optimiser's class, ``torch.optim.SGD`` or ``torch.optim.RMSprop``.
+    rule: the optimiser's class, ``torch.optim.SGD``, ``RMSprop`` or ``Adam``.
     rate_factors: of the learning rate, one for each of ``parameters``; 1 for None.
     at_start: called before the first update, e.g. for fresh weights.
     watch: what is measured after each epoch, in place of ``fit``'s evaluate.

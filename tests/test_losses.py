@@ -123,6 +123,10 @@ def test_half_precision_is_widened():
 LABELS = torch.tensor([1, 0, 2, 1])
 
 
+def draws_like(teacher, seed):
+    return torch.rand(teacher.shape, generator=torch.Generator().manual_seed(seed))
+
+
 def pairs(features):
     """A map and the same at half the size, with half the channels: the two ends of a section for FSP."""
     return [(features, features[:, ::2, ::2, ::2])]
@@ -134,7 +138,7 @@ LOGIT_LOSSES = {
     "logit_mimic": losses.logit_mimic,
     "ban": losses.ban,
     "cwtm": lambda s, t, **k: losses.cwtm(s, t, LABELS, **k),
-    "dkpp": lambda s, t, **k: losses.dkpp(s, t, torch.Generator().manual_seed(0), **k),
+    "dkpp": lambda s, t, **k: losses.dkpp(s, t, draws_like(t, 0), **k),
 }
 MAP_LOSSES = {
     "hint": losses.hint,
@@ -668,7 +672,7 @@ def test_cwtm_weights_change_the_gradient():
 
 def test_permuted_predictions_keep_the_top_and_shuffle_the_rest_evenly():
     teacher = torch.tensor([[1.0, 9.0, 2.0, 3.0]]).expand(6000, 4)
-    permuted = losses.permuted_predictions(teacher, torch.Generator().manual_seed(0))
+    permuted = losses.permuted_predictions(teacher, draws_like(teacher, 0))
     assert (permuted[:, 1] == 9).all()
     rest = permuted[:, [0, 2, 3]].long()
     assert torch.equal(rest.sort(-1).values, torch.tensor([[1, 2, 3]]).expand(6000, 3))
@@ -676,25 +680,30 @@ def test_permuted_predictions_keep_the_top_and_shuffle_the_rest_evenly():
     assert orders.tolist() == [123, 132, 213, 231, 312, 321]
     chi_square = ((counts - 1000.0) ** 2 / 1000).sum().item()
     assert chi_square < 15.09  # 99 % quantile of chi-square with 5 degrees of freedom: 15.086
-    again = losses.permuted_predictions(teacher, torch.Generator().manual_seed(0))
-    assert torch.equal(permuted, again), "the generator is all the randomness"
-    assert not torch.equal(permuted, losses.permuted_predictions(teacher, torch.Generator().manual_seed(1)))
+    assert not torch.equal(permuted, losses.permuted_predictions(teacher, draws_like(teacher, 1)))
+
+
+def test_permuted_predictions_by_hand():
+    """Places 0, 2, 3 take the others in the order of their draws 0.5, 0.1, 0.7: those of places 2, 0, 3. The top's draw is ignored."""
+    for ignored in (0.0, 0.3, 0.99):
+        draws = torch.tensor([[0.5, ignored, 0.1, 0.7]])
+        assert losses.permuted_predictions(torch.tensor([[1.0, 9.0, 2.0, 3.0]]), draws).tolist() == [[2.0, 9.0, 1.0, 3.0]]
+    # the same draws with another class on top: places 1, 2, 3 with draws 0.3, 0.1, 0.7 take those of 2, 1, 3
+    draws = torch.tensor([[0.5, 0.3, 0.1, 0.7]])
+    assert losses.permuted_predictions(torch.tensor([[9.0, 1.0, 2.0, 3.0]]), draws).tolist() == [[9.0, 2.0, 1.0, 3.0]]
 
 
 def test_dkpp_by_hand():
     # two classes: nothing to permute, so the value is BAN's: teacher [1/4, 3/4], student [1/3, 2/3]
-    generator = torch.Generator().manual_seed(0)
-    loss = losses.dkpp(torch.tensor([[0.0, LOG2]]), torch.tensor([[0.0, LOG3]]), generator)
+    loss = losses.dkpp(torch.tensor([[0.0, LOG2]]), torch.tensor([[0.0, LOG3]]), torch.tensor([[0.9, 0.1]]))
     assert loss.item() == pytest.approx(0.25 * math.log(3) + 0.75 * math.log(3 / 2), rel=1e-6)
-    # three classes, teacher [1/10, 2/10, 7/10], student [1/7, 2/7, 4/7]: kept or swapped, each about half the time
+    # three classes, teacher [1/10, 2/10, 7/10], student [1/7, 2/7, 4/7]: kept or swapped, as the draws say
     student, teacher = torch.tensor([[0.0, LOG2, math.log(4)]]), torch.tensor([[0.0, LOG2, math.log(7)]])
     top = 0.7 * math.log(7 / 4)
     kept = top + 0.1 * math.log(7) + 0.2 * math.log(7 / 2)
     swapped = top + 0.2 * math.log(7) + 0.1 * math.log(7 / 2)
-    values = losses.dkpp(student.expand(400, 3), teacher.expand(400, 3), generator, reduction="none")
-    is_kept, is_swapped = ((values - value).abs() < 1e-5 for value in (kept, swapped))
-    assert (is_kept ^ is_swapped).all()
-    assert 150 < is_kept.sum() < 250
+    assert losses.dkpp(student, teacher, torch.tensor([[0.1, 0.2, 0.0]])).item() == pytest.approx(kept, rel=1e-6)
+    assert losses.dkpp(student, teacher, torch.tensor([[0.2, 0.1, 0.0]])).item() == pytest.approx(swapped, rel=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
@@ -702,7 +711,7 @@ def test_dkpp_by_hand():
 def test_dkpp_is_the_cross_entropy_to_one_of_the_permutations(seed):
     """Four classes have 3! = 6 permutations that keep the largest: each case's loss is that of one of them."""
     student, teacher = np.random.default_rng(seed).normal(0, 3, (2, 5, 4))
-    values = losses.dkpp(torch.tensor(student), torch.tensor(teacher), torch.Generator().manual_seed(seed), reduction="none")
+    values = losses.dkpp(torch.tensor(student), torch.tensor(teacher), draws_like(torch.tensor(teacher), seed), reduction="none")
     p, log_q = softmax64(teacher), np.log(softmax64(student))
     for n, value in enumerate(values.tolist()):
         top = int(p[n].argmax())
@@ -716,6 +725,6 @@ def test_dkpp_is_the_cross_entropy_to_one_of_the_permutations(seed):
 
 def test_dkpp_is_least_at_the_permuted_teacher():
     teacher = tensors("dkpp", dtype=torch.float64)[1]
-    permuted = losses.permuted_predictions(teacher, torch.Generator().manual_seed(3))
-    loss = losses.dkpp(permuted, teacher, torch.Generator().manual_seed(3))
+    permuted = losses.permuted_predictions(teacher, draws_like(teacher, 3))
+    loss = losses.dkpp(permuted, teacher, draws_like(teacher, 3))
     assert loss.item() == pytest.approx(entropy64(teacher.numpy()), rel=1e-9)

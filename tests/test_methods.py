@@ -43,6 +43,10 @@ METHODS = {
     "plain": (resnets, methods.plain),
     "kd": (resnets, methods.kd),
     "logit_mimic": (resnets, methods.logit_mimic),
+    "ban": (resnets, methods.ban),
+    "ban, labels too": (resnets, lambda s, t, **o: methods.ban(s, t, label_weight=2.0)),
+    "cwtm": (resnets, methods.cwtm),
+    "dkpp": (resnets, methods.dkpp),
     "fitnets": (resnets, lambda s, t, **o: methods.fitnets(s, t, hint="group2", guided="group2")),
     "fitnets, larger map": (wide, lambda s, t, **o: methods.fitnets(s, t, hint="group2.sum", guided="group1", variant="code")),
     "fsp": (resnets, lambda s, t, **o: methods.fsp(s, t, pairs=PAIRS, **o)),
@@ -164,6 +168,13 @@ def by_hand(name, task, phase, method, student, teacher, x, labels):
         return 0.1 * hard + 0.9 * losses.kd(logits, targets, 4.0)
     if name == "logit_mimic":
         return losses.logit_mimic(logits, targets)
+    if name.startswith("ban"):
+        return losses.ban(logits, targets) + (2 * hard if "labels" in name else 0)
+    if name == "cwtm":
+        return losses.cwtm(logits, targets, labels)
+    if name == "dkpp":
+        with torch.random.fork_rng():  # the phase draws the same after us
+            return losses.dkpp(logits, targets, torch.rand_like(targets))
     if phase.name == "kd":
         return hard + 4 * losses.fitnets_kd(logits, targets, 3.0, variant="code" if "larger" in name else "paper")
     if name == "attention_transfer":
@@ -217,6 +228,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("build", [
     lambda s, t, w: methods.kd(s, t, soft_weight=w),
+    lambda s, t, w: methods.ban(s, t, label_weight=w),
     lambda s, t, w: methods.attention_transfer(s, t, taps=GROUPS, beta=1000 * w),
     lambda s, t, w: methods.jacobian(s, t, weight=w),
     lambda s, t, w: methods.jacobian(s, t, task=soft_targets(4.0, w)),

@@ -272,6 +272,30 @@ def test_resnet_equals_its_float64_twin():
     assert all(close(taps[tap], tensor) for tap, tensor in twin.items())
 
 
+def test_recomputed_bottlenecks_change_nothing_but_memory():
+    """Two training steps: outputs, gradients and statistics to the bit, with fewer bytes kept for the backward pass."""
+    found = []
+    for options in ({}, {"recompute": True}):
+        net = create("densenet_bc_22_6", classes=5, **options)
+        kept = 0
+
+        def pack(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        for seed in (0, 1):
+            net.zero_grad()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                logits = net.train()(images(4, 3, 8, 8, seed=seed))
+            logits.square().sum().backward()
+        found.append(([logits, *(p.grad for p in net.parameters()), *net.buffers()], kept, net.eval()(images(2, 3, 8, 8))))
+    (plain, much, shown), (recomputed, little, again) = found
+    assert all(torch.equal(one, other) for one, other in zip(plain, recomputed, strict=True))
+    assert torch.equal(shown, again), "in eval mode nothing is recomputed"
+    assert little < 0.8 * much
+
+
 def test_densenet_equals_its_float64_twin():
     net, x = shaken(create("densenet_bc_16_6", classes=5)), images(3, 3, 8, 8)
     logits, taps = net.features(x)

@@ -1,8 +1,11 @@
 """Densely connected networks with bottlenecks and compression (Huang et al. 2017)."""
 
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kdcore.models.network import Network, blocks_per_group, conv, keep, relu
 
@@ -15,10 +18,14 @@ class DenseNet(Network):
     Taps, one for each map size: stem, the first convolution; stage2, the end of the second stage (all its channels); both
     neither normalised nor rectified; final.pre and final, the end of the third stage after the last BatchNorm and
     before and after its ReLU.
+
+    recompute: in training, keep what each layer appends and compute its bottleneck anew in the backward pass: memory grows
+    with the channels instead of with layers times channels, for one more pass through the 1x1 convolutions (Pleiss et
+    al. 2017, arXiv 1707.06990). Outputs, gradients and BatchNorm statistics stay the same.
     Raises ValueError for a depth that is not 6n + 4.
     """
 
-    def __init__(self, depth: int, growth: int, *, classes: int = 10):
+    def __init__(self, depth: int, growth: int, *, classes: int = 10, recompute: bool = False):
         super().__init__()
         layers = blocks_per_group(depth, 4)
         channels = 2 * growth
@@ -26,7 +33,7 @@ class DenseNet(Network):
         self._declare("stem", channels, 32, self.conv, relu=False)
         self.stages = nn.ModuleList()
         for number in (1, 2, 3):
-            stage = nn.Sequential()
+            stage = Stage(recompute)
             if number > 1:
                 stage.append(Transition(channels))
                 channels //= 2
@@ -49,6 +56,44 @@ class DenseNet(Network):
         return self.linear(relu(self.norm(h), taps, "final").mean((2, 3)))
 
 
+class Stage(nn.Sequential):
+    """Dense layers, after a transition in all stages but the first; ``recompute`` as DenseNet has it."""
+
+    def __init__(self, recompute: bool):
+        super().__init__()
+        self.recompute = recompute
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        layers = list(self)
+        if isinstance(layers[0], Transition):
+            x = layers.pop(0)(x)
+        parts = [x]
+        for layer in layers:
+            # nothing in a bottleneck is random, and a captured step could not save a random state
+            h = checkpoint(
+                layer.bottleneck, *parts, use_reentrant=False, preserve_rng_state=False, context_fn=lambda n=layer.norm1: _once(n)
+            )
+            parts.append(layer.grow(h))
+        return torch.cat(parts, 1)
+
+
+def _once(norm: nn.BatchNorm2d):
+    """Contexts of the first pass and of the second, in which the running statistics stay as the first left them."""
+
+    @contextmanager
+    def still():
+        kept = norm.momentum, norm.num_batches_tracked
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+        try:
+            yield
+        finally:
+            norm.momentum, norm.num_batches_tracked = kept
+
+    return nullcontext(), still()
+
+
 class DenseLayer(nn.Module):
     """Appends k channels: BatchNorm, ReLU, 1x1 convolution to 4k, BatchNorm, ReLU, 3x3 convolution to k."""
 
@@ -60,8 +105,16 @@ class DenseLayer(nn.Module):
         self.conv2 = conv(4 * growth, growth)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(relu(self.norm1(x)))
-        return torch.cat([x, self.conv2(relu(self.norm2(h)))], 1)
+        return torch.cat([x, self.grow(self.bottleneck(x))], 1)
+
+    def bottleneck(self, *parts: Tensor) -> Tensor:
+        """4k channels of the input, which may come in parts."""
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return self.conv1(relu(self.norm1(x)))
+
+    def grow(self, h: Tensor) -> Tensor:
+        """The k channels that the layer appends."""
+        return self.conv2(relu(self.norm2(h)))
 
 
 class Transition(nn.Module):

@@ -154,7 +154,8 @@ class Paper:
 def _expanded(arms: dict) -> dict:
     """Arms with a ``sweep`` become one arm for each combination: ``"{width} units"`` with sweep {width: [300, 30]}.
 
-    A setting that is such a placeholder and nothing else ("{width}") becomes the value itself, a number for a number.
+    A setting that is such a placeholder and nothing else ("{width}") becomes the value itself, a number for a number; one
+    that holds placeholders ("teacher, {width} units") has them filled in.
     """
     expanded = {}
     for name, settings in arms.items():
@@ -173,4 +174,6 @@ def _combinations(sweep: dict) -> list[dict]:
 def _filled(value, values: dict):
     if isinstance(value, list):
         return [_filled(item, values) for item in value]
-    return next((values[name] for name in values if value == f"{{{name}}}"), value)
+    if not isinstance(value, str):
+        return value
+    return next((values[name] for name in values if value == f"{{{name}}}"), value.format(**values))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdcore import data, metrics, models
 from kdcore.data.augment import Views
 from kdcore.data.preprocess import ZCA, channel_mean_std, global_contrast_normalise
-from kdcore.methods import Knowledge, LogitTable, Method, Phase, freeze
+from kdcore.methods import Knowledge, Method, Phase, freeze
 from kdcore.models import Network
 from kdcore.training import Context, Stage, seed_of
 
@@ -77,13 +77,14 @@ class Vision:
         phase: Phase,
         schedule: Callable[[int], Mapping[str, float]],
         *,
-        table: LogitTable | None = None,
+        table: Callable[[Tensor, Tensor], Tensor] | None = None,
         cases: Tensor | None = None,
         **options,
     ) -> Stage:
         """A phase of a method as a stage of ``fit``; options: what ``Stage`` takes (epochs or steps, optimiser, ...).
 
-        table: stands for the teacher, where its logits alone are asked for; cases: as in ``indices``.
+        table: (index, x) -> logits, such as a LogitTable: stands for the teacher, where its logits alone are asked for;
+        cases: as in ``indices``.
         """
 
         def loss(index: Tensor) -> Tensor:

@@ -199,6 +199,30 @@ def curve(x, lines: dict, marks: dict | None = None, *, xlabel: str = "", ylabel
 
 
 @_styled
+def stretches(panels: dict[str, dict[str, tuple]], breaks=(), *, xlabel: str = "", title: str = "") -> Figure:
+    """Lines whose points lie at places of their own, a panel for each measure over one x axis.
+
+    panels: {measure: {label: (x [n], y [n])}}; a label looks the same in all panels. breaks: x of vertical lines.
+    """
+    figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.6 * len(panels) + 0.6), squeeze=False, sharex=True, layout="constrained")
+    labels = dict.fromkeys(label for lines in panels.values() for label in lines)
+    looks, shown = dict(zip(labels, zip(PALETTE, ("-", "--", ":", "-.") * 2, strict=False), strict=False)), {}
+    for ax, (measure, lines) in zip(axes[:, 0], panels.items(), strict=True):
+        for label, (x, y) in lines.items():
+            colour, dashes = looks[label]
+            (shown[label],) = ax.plot(x, y, dashes, color=colour, lw=1.6)
+        for place in breaks:
+            ax.axvline(place, color="#555555", lw=0.9, zorder=1)
+        ax.set_ylabel(measure)
+        ax.margins(x=0.01)
+    axes[-1, 0].set_xlabel(xlabel)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(3, len(shown)))
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
 def error_against(x_values, groups: dict, *, xlabel: str = "temperature", ylabel: str = "errors", title: str = "") -> Figure:
     """A measure against a swept variable (log axis), a panel for each group, each with its own scale.
 
