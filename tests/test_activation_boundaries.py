@@ -43,11 +43,13 @@ class Spy(Context):
 
 
 def small(config):
-    """The same with the least nets of the same relation, three epochs at most, and one step an epoch."""
+    """The same with the least nets, an epoch a stage at most, of two steps: what is left apart is the method and its settings."""
     if config["method"] == "toy":
-        return config | {"epochs": "1+1"}
+        return config | {"epochs": "1+1", "evaluate_every": 1, "network": TINY, "batch_size": 4}
     before, last = map(int, config["epochs"].split("+"))
-    return config | {"network": TINY, "epochs": f"{min(before, 1)}+{min(last, 1)}", "batch_size": 4, "percent": 20, "teacher_network": TINY}
+    teacher = config["teacher"] and {"teacher": "teacher", "teacher_network": TINY}
+    lengths = {"epochs": f"{min(before, 1)}+{min(last, 1)}", "evaluate_every": 1, "batch_size": 4, "percent": 20}
+    return config | {"data": "cifar10", "network": TINY, "teacher_network": None} | lengths | (teacher or {})
 
 
 def run(arm, context=None, budget="paper", **changes):
@@ -306,6 +308,18 @@ def test_a_weight_changes_the_gradient(arm, weight):
     assert (one - none).abs().max() > 1e-6
 
 
+def test_jacobian_matching_is_one_more_backward_pass_a_net(monkeypatch):
+    """However many images there are."""
+    plain, calls = torch.autograd.grad, []
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: (calls.append(args), plain(*args, **options))[1])
+    student, teacher = create(TINY), freeze(create(TINY).reset(1))
+    phase = ab._method(PAPER.config("paper", "Jacobian + KD, 1+1"), student, teacher, teacher).phases[0]
+    for count in (1, 3):
+        calls.clear()
+        phase.loss(torch.randn(count, 3, 32, 32), torch.zeros(count, dtype=torch.int64))
+        assert len(calls) == 2
+
+
 def test_the_boundary_loss_is_the_authors():
     """Written out as a sum over neurons by cases: 3/1000 of group 3, half as much of group 2, a quarter of group 1."""
     student, teacher = create(TINY), create(TINY).reset(1)
@@ -432,7 +446,7 @@ def test_the_toy():
     drawn = ab.figures([record])
     assert list(drawn) == ["toy"]
     axes = drawn["toy"]().axes
-    assert len(axes) == 3 and axes[1].get_title().startswith("mean squared error\n")
+    assert len(axes) == 3 and axes[1].get_title(loc="left").startswith("mean squared error\n")
 
 
 def test_the_toys_losses_by_hand():

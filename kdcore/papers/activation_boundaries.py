@@ -125,7 +125,7 @@ def _watch(vision: Vision, method: Method, net: nn.Module, guide: nn.Module | No
     if guide is None or (config["method"] != "AB + KD" and any(net.taps[tap] != guide.taps[tap] for tap in BOUNDARIES)):
         return dict
     every = max(1, len(vision.test_labels) // WATCHED)
-    numbers = torch.arange(0, len(vision.test_labels), every, device=vision.device)
+    numbers = torch.arange(0, len(vision.test_labels), every, device=vision.context.device)
 
     def watch() -> dict[str, Tensor]:
         x = views(views.plain(numbers))
