@@ -68,6 +68,8 @@ def sheet_problems(key: str) -> list[str]:
                 problems.append(f"{where}: table {table['id']} names the arm '{row['arm']}', which is not there")
             if row["paper"] is not None and row.get("mark") not in MARKS:
                 problems.append(f"{where}: the reported number of '{row['label']}' in table {table['id']} has no mark")
+            if "reference" in row and "reference" not in table:
+                problems.append(f"{where}: table {table['id']} does not say whose number the reference of '{row['label']}' is")
     for claim in sheet["claims"]:
         problems += [
             f"{where}: claim {claim['id']} names the arm '{arm}', which is not there"

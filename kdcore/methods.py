@@ -217,9 +217,9 @@ def soft_targets(temperature: float, soft_weight: float = 1.0) -> list[tuple[flo
 # ---------------------------------------------------------------- the methods
 
 
-def plain(student: nn.Module, teacher: nn.Module | None = None) -> Method:
-    """Labels alone."""
-    return _one_phase(student, teacher, hard_labels())
+def plain(student: nn.Module, teacher: nn.Module | None = None, *, task: Sequence[tuple[float, Term]] | None = None) -> Method:
+    """The task alone: ``hard_labels()`` for None."""
+    return _one_phase(student, teacher, task or hard_labels())
 
 
 def kd(student: nn.Module, teacher: nn.Module, *, temperature: float = 4.0, soft_weight: float = 0.9) -> Method:
@@ -264,6 +264,8 @@ def fitnets(
     temperature: float = 3.0,
     variant: str = "paper",
     regressor: nn.Module | None = None,
+    weight: float = 1.0,
+    task: Sequence[tuple[float, Term]] | None = None,
 ) -> Method:
     """FitNets (Romero et al. 2015): first the guided layer learns the hint, then the whole net learns labels and soft targets.
 
@@ -271,19 +273,21 @@ def fitnets(
     regressor: none where the shapes agree, for None a linear convolution whose kernel is the difference of the sizes
     plus one (section 2.2; the paper's has the type of the teacher's layer). The second, "kd", is H(y, P_S) + lambda
     H(P_T, P_S) at ``temperature`` without T^2; lambda is the knob "soft_weight", 4 here until a schedule lowers it.
+    weight: of the hint loss. task: another second phase, "train", without the knob.
     """
     own, target = _tap(student, guided, "student"), _tap(teacher, hint, "teacher")
     if regressor is None:
         regressor = nn.Identity() if own == target else _regressor(own, target, f"student's '{guided}'", f"teacher's '{hint}'")
     method = Method(student, {"regressor": regressor})
-    method.knobs["soft_weight"] = weight = torch.tensor(4.0, device=_device(student))
-    first = [(1.0, lambda view: losses.hint(regressor(view.taps[guided]), view.teacher.taps[hint], variant=variant))]
-    second = [*hard_labels(), (weight, lambda view: losses.fitnets_kd(view.logits, view.teacher.logits, temperature, variant=variant))]
+    first = [(weight, lambda view: losses.hint(regressor(view.taps[guided]), view.teacher.taps[hint], variant=variant))]
     trained = [*_before(student, [guided]), *regressor.parameters()]
-    method.phases = [
-        Phase("hint", student, teacher, first, trained, until=[guided]),
-        Phase("kd", student, teacher, second, list(student.parameters())),
-    ]
+    method.phases = [Phase("hint", student, teacher, first, trained, until=[guided])]
+    if task is not None:
+        method.phases.append(_task(student, teacher, task))
+        return method
+    method.knobs["soft_weight"] = soft = torch.tensor(4.0, device=_device(student))
+    second = [*hard_labels(), (soft, lambda view: losses.fitnets_kd(view.logits, view.teacher.logits, temperature, variant=variant))]
+    method.phases.append(Phase("kd", student, teacher, second, list(student.parameters())))
     return method
 
 
@@ -347,6 +351,7 @@ def activation_boundary(
     margin: float = 1.0,
     batch_statistics: bool = False,
     task: Sequence[tuple[float, Term]] | None = None,
+    task_teacher: nn.Module | None = None,
 ) -> Method:
     """Activation boundaries (Heo et al. 2019): first the sign of every neuron at ``taps`` (pre-activations), then the task.
 
@@ -354,7 +359,8 @@ def activation_boundary(
     convolution and BatchNorm, stands where the widths differ. batch_statistics: as in the authors' code, the teacher is in
     train mode in the first phase: it sees the batch's statistics, its running ones drift (its weights never move), and
     the second phase runs with the drifted ones in eval mode. They are then part of the method's state, so that a resumed
-    run goes on with them: bring the teacher to its device before.
+    run goes on with them: bring the teacher to its device before. task_teacher: who teaches in the second phase, the same
+    for None; in the authors' code a copy of the teacher that has not drifted.
     """
     if len(weights) != len(taps):
         raise ValueError(f"activation boundaries need one weight a tap: {len(weights)} for {len(taps)} taps")
@@ -374,7 +380,7 @@ def activation_boundary(
 
     trained = [*_before(student, taps), *method.connectors.parameters()]
     first = Phase("boundary", student, teacher, [(1.0, term)], trained, until=taps, batch_statistics=batch_statistics)
-    method.phases = [first, _task(student, teacher, task)]
+    method.phases = [first, _task(student, task_teacher or teacher, task)]
     return method
 
 

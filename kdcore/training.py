@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,8 @@ class Stage:
     watch: what is measured after each epoch, in place of ``fit``'s evaluate.
     stop: asked after each epoch with the history so far, the stage's own rows last; True ends the stage before its
         epochs are over. It must depend on the history alone, so that a resumed run ends where an uninterrupted one does.
+    forget: epochs (0, 1, ...) that begin with a fresh optimiser: what it gathered so far, its momentum, is zero again.
+    every: epochs from one measurement to the next; the last epoch always has one, and each epoch where ``stop`` asks.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Stage:
     at_start: Callable[[], None] | None = None
     watch: Callable[[], dict] | None = None
     stop: Callable[[list[dict]], bool] | None = None
+    forget: Collection[int] = ()
+    every: int = 1
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):
@@ -157,13 +161,16 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                 step.load(optimiser_state)
             for epoch in range(done - first, epochs[place]):
                 started = time.monotonic()
+                if epoch in stage.forget:
+                    step.forget()
                 loss = _epoch(step, epoch, _draw(stage, context.seed, number, epoch))
                 row = {"stage": stage.name, "epoch": epoch + 1, "lr": step.values["lr"], "loss": loss}
                 if not all(math.isfinite(x) for x in (loss if isinstance(loss, list) else [loss])):
                     raise TrialFailed(
                         "nan", f"the loss is not finite in epoch {epoch + 1} of stage '{stage.name}': lower the learning rate"
                     )
-                row |= _evaluated(model, stage.watch or evaluate)
+                if (epoch + 1) % stage.every == 0 or epoch + 1 == epochs[place] or stage.stop is not None:
+                    row |= _evaluated(model, stage.watch or evaluate)
                 history.append(row)
                 if stage.stop is not None and stage.stop(history):
                     epochs[place] = epoch + 1
@@ -240,7 +247,7 @@ def _forecast(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict
         _epoch(step, 0, indices[:3])  # the first steps pay for allocation
         count, epochs = min(steps, len(indices)), _epochs(stage, context.seed, number)
         seconds = timed(lambda: _epoch(step, 0, indices[:count]))  # noqa: B023 (called at once)
-        total += seconds / count * (stage.steps or epochs * len(indices)) + epochs * evaluation
+        total += seconds / count * (stage.steps or epochs * len(indices)) + math.ceil(epochs / stage.every) * evaluation
     return total
 
 
@@ -345,6 +352,13 @@ class Step:
             for key, value in self.optimiser.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         }
+
+    def forget(self) -> None:
+        """A fresh optimiser, in place: a captured graph goes on with it."""
+        for state in self.optimiser.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what ``state`` gave."""

@@ -323,6 +323,8 @@ def test_an_epoch_leaves_out_the_last_smaller_batch(vision):
     index = vision.indices(torch.Generator().manual_seed(0))
     assert index.shape == (1, 3, 3) and len(set(index[0, :, 0].tolist())) == 3
     assert {row[0] for seed in range(20) for row in vision.indices(torch.Generator().manual_seed(seed))[0].tolist()} == {0, 1, 2, 3}
+    vision.config = vision.config | {"batch_size": 9}
+    assert vision.indices(torch.Generator().manual_seed(0))[0, :, 0].sort().values.tolist() == [0, 1, 2, 3], "fewer are one batch"
 
 
 def test_normalisation_is_that_of_the_training_set(vision):

@@ -459,6 +459,38 @@ def test_the_boundary_teacher_sees_the_batchs_statistics():
     assert still.train().phases[0].loss(x, labels).item() != pytest.approx(expected.item(), rel=1e-3)
 
 
+def test_another_teacher_of_the_second_phase():
+    """As in the authors' code: the drifted statistics have no part in the soft targets."""
+    student, drifting = wide()
+    rested = copy.deepcopy(drifting)
+    torch.manual_seed(0)
+    task = soft_targets(3.0, 1.0)
+    method = methods.activation_boundary(
+        student, drifting, taps=PRE, weights=WEIGHTS, batch_statistics=True, task=task, task_teacher=rested
+    )
+    before = state(rested)
+    x, labels = batch()
+    step(method, method.phases[0], x, labels)
+    assert moved(rested, before) == set() and moved(drifting, before)
+    loss = method.eval().phases[1].loss(x, labels).item()
+    expected, other = (losses.kd(student(x), teacher(x), 3.0).item() for teacher in (rested, drifting))
+    assert loss == pytest.approx(expected, rel=1e-6) and loss != pytest.approx(other, rel=1e-3)
+
+
+def test_a_task_of_ones_own():
+    """FitNets' second phase, and plain training, with soft targets in the place of their own loss."""
+    student, teacher = resnets()
+    x, labels = batch()
+    expected = losses.kd(student(x), teacher(x), 3.0).item()
+    task = soft_targets(3.0, 1.0)
+    assert methods.plain(student, teacher, task=task).phases[0].loss(x, labels).item() == pytest.approx(expected, rel=1e-6)
+    method = methods.fitnets(student, teacher, hint="group2", guided="group2", weight=0.25, task=task)
+    assert method.phases[1].loss(x, labels).item() == pytest.approx(expected, rel=1e-6)
+    assert not method.knobs and [phase.name for phase in method.phases] == ["hint", "train"]
+    whole = methods.fitnets(student, teacher, hint="group2", guided="group2").phases[0].loss(x, labels)
+    assert method.phases[0].loss(x, labels).item() == pytest.approx(0.25 * whole.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("pause_after", [1, 2, 3])  # inside the boundary phase, at its end, in the second phase
 def test_a_resumed_run_goes_on_with_the_drifted_statistics(tmp_path, pause_after):
     x, labels = batch(count=16)

@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from kdcore import checks, papers
+from kdcore.errors import KdcoreError
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +52,9 @@ def test_a_broken_sheet_is_told(monkeypatch):
     monkeypatch.setitem(paper.sheet["protocol"][0], "mark", "sure")
     monkeypatch.setitem(paper.budgets["smoke"]["arms"], "smal", {"epochs": 1})
     monkeypatch.setitem(paper.sheet["claims"][0]["left"], "arms", ["tiny"])
+    monkeypatch.setitem(paper.tables[0]["rows"][0], "reference", 3)
     text = " ".join(checks.sheet_problems("hinton_mnist"))
+    assert "does not say whose number the reference of" in text
     assert "mark 'sure'" in text and "'smal' in budget smoke matches no arm" in text and "names the arm 'tiny'" in text
 
 
@@ -82,3 +86,17 @@ def test_seeds_of_a_budget():
     assert (paper.seeds("fast", "small"), paper.seeds("fast", "30 units, T=4")) == (5, 3)
     assert len(paper.trials("fast")) == 5 * 5 + 3 * 20
     assert [trial.seed for trial in paper.trials("fast")] == sorted(trial.seed for trial in paper.trials("fast"))
+
+
+def test_numbers_of_a_swept_row():
+    paper = papers.Paper("hinton_mnist")
+    row = {"label": "{a} and {b}", "arm": "small", "sweep": {"a": [1, 2], "b": [3, 4]}, "paper": [10, 11, None, 13], "reference": 5}
+    paper.sheet["tables"] = [{"id": "t", "metric": "m", "unit": "u", "margin": 1, "reference": "someone", "rows": [row]}]
+    rows = paper.tables[0]["rows"]
+    assert [(r["label"], r["paper"], r["reference"]) for r in rows] == [
+        ("1 and 3", 10, 5), ("1 and 4", 11, 5), ("2 and 3", None, 5), ("2 and 4", 13, 5),
+    ]  # fmt: skip
+    paper = papers.Paper("hinton_mnist")
+    paper.sheet["tables"] = [{"id": "t", "metric": "m", "unit": "u", "margin": 1, "rows": [row | {"paper": [10, 11]}]}]
+    with pytest.raises(KdcoreError, match="the row '{a} and {b}' stands for 4 rows and has 2 numbers in 'paper'"):
+        _ = paper.tables

@@ -121,6 +121,26 @@ def test_table_joins_reported_and_measured_numbers(paper):
     assert frame.attrs["budget"] == "fast" and frame.attrs["hours"] == pytest.approx(0.6)
 
 
+def test_a_second_reference_stands_beside_the_papers_number(paper):
+    records = of_arm(paper, "fast", "small", [145, 146, 147])
+    plain = tables.table(paper, "errors", records, "fast")
+    assert "reference" not in plain.columns and "someone" not in tables.to_markdown(plain)
+    sheet = tables.find(paper, "errors")
+    rows = [row | {"reference": 151.5} if row["arm"] == "small" else row for row in sheet["rows"]]
+    frame = tables.table(paper, sheet | {"reference": "someone", "rows": rows}, records, "fast")
+    assert [value for value in frame["reference"] if not math.isnan(value)] == [151.5]
+    assert list(frame["verdict"]) == list(plain["verdict"]), "the verdict is on the paper's number"
+    lines = tables.to_markdown(frame).splitlines()
+    assert any(line.startswith("| row | paper | someone | ours") for line in lines) and any(
+        "| 146 | 151.5 | 146.0 [" in line for line in lines
+    )
+    markup = tables.to_html(frame)
+    assert markup.count("someone") == 1 and markup.count("151.5") == 1
+    assert tables.to_csv(frame).splitlines()[0].split(",")[:4] == ["budget", "label", "paper", "reference"]
+    texts = [text.get_text() for text in figures.paper_against_ours(frame).findobj(Text)]
+    assert "someone" in texts
+
+
 def test_no_reported_number_is_no_verdict(paper):
     frame = tables.table(paper, "temperature", of_arm(paper, "fast", "300 units, T=1", [90, 95]), "fast")
     row = frame[frame["arm"] == "300 units, T=1"].iloc[0]

@@ -62,6 +62,42 @@ def test_momentum_moves_with_the_schedule():
     assert w.value.item() == pytest.approx(-1 - 1.25)
 
 
+def test_momentum_forgotten_by_hand():
+    """One step an epoch, gradient 1, momentum 0.5: v = 1, 1.5 | 1, 1.5 where the third epoch begins anew."""
+    w = nn.Module()
+    w.value = nn.Parameter(torch.tensor([0.0]))
+    stage = Stage("one", 4, lambda g: torch.tensor([[1]]), lambda i: w.value * i, lambda e: {"lr": 1.0}, {"momentum": 0.5}, forget=[0, 2])
+    fit(w, [stage], dict)
+    assert w.value.item() == pytest.approx(-5.0)
+
+
+@pytest.mark.parametrize("pause_after", [1, 2, 3])
+def test_momentum_is_forgotten_once_over_a_pause(tmp_path, pause_after):
+    whole, stages, evaluate = problem(forget=[2])
+    history = fit(whole, stages, evaluate)
+    context = Context(checkpoint=tmp_path)
+
+    def stop(row):
+        context.deadline = 0 if row["done"] == pause_after else context.deadline
+
+    context.report = stop
+    net, stages, evaluate = problem(forget=[2])
+    with pytest.raises(Paused):
+        fit(net, stages, evaluate, context)
+    net, stages, evaluate = problem(forget=[2])
+    assert fit(net, stages, evaluate, Context(checkpoint=tmp_path)) == history
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))
+    kept, stages, evaluate = problem()
+    assert fit(kept, stages, evaluate)[-1]["loss"] != history[-1]["loss"]
+
+
+def test_an_evaluation_every_so_many_epochs():
+    net, stages, evaluate = problem(epochs=7, every=3)
+    assert ["test_error_percent" in row for row in fit(net, stages, evaluate)] == [False, False, True, False, False, True, True]
+    net, stages, evaluate = problem(epochs=7, every=3, stop=lambda history: len(history) == 2)
+    assert ["test_error_percent" in row for row in fit(net, stages, evaluate)] == [True, True], "what may end a stage must be known"
+
+
 def test_fused_training_equals_a_plain_float64_loop():
     net, stages, evaluate = problem(epochs=3, dropout=0.0)
     w = [p.detach().double().numpy().copy() for p in net.parameters()]  # [1, 8, 6], [1, 2, 8], [1, 8], [1, 2]

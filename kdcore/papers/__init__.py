@@ -48,17 +48,32 @@ class Paper:
     @cached_property
     def tables(self) -> list[dict]:
         """The paper's tables; every row has label, arm (None for a number that the paper quotes from others), metric, unit,
-        margin, paper (the reported number or None)."""
+        margin, paper (the reported number or None), and in a table with a ``reference``, the name of who else reports numbers,
+        reference (that number or None).
+
+        A row with a sweep stands for one of each combination; its numbers may be lists, one for each. Raises KdcoreError
+        where they are not as many."""
         found = []
         for table in self.sheet["tables"]:
             defaults = {key: table[key] for key in ("metric", "unit", "margin")}
-            rows = [
-                defaults | row | {"label": row["label"].format(**values), "arm": row["arm"] and row["arm"].format(**values)}
-                for row in table["rows"]
-                for values in _combinations(row.get("sweep", {}))
-            ]
+            rows = []
+            for row in table["rows"]:
+                combinations = _combinations(row.get("sweep", {}))
+                numbers = {key: self._numbers(row, key, len(combinations)) for key in ("paper", "reference") if key in row}
+                for i, values in enumerate(combinations):
+                    names = {"label": row["label"].format(**values), "arm": row["arm"] and row["arm"].format(**values)}
+                    rows.append(defaults | row | names | {key: column[i] for key, column in numbers.items()})
             found.append(table | {"rows": rows})
         return found
+
+    def _numbers(self, row: dict, key: str, count: int) -> list:
+        """The reported numbers of a row, one for each combination of its sweep."""
+        numbers = row[key] if isinstance(row[key], list) else [row[key]] * count
+        if len(numbers) != count:
+            raise KdcoreError(
+                f"{self.key}.yaml: the row '{row['label']}' stands for {count} rows and has {len(numbers)} numbers in '{key}'"
+            )
+        return numbers
 
     @cached_property
     def module(self):

@@ -65,9 +65,10 @@ class Vision:
     def indices(self, generator: torch.Generator, cases: Tensor | None = None) -> Tensor:
         """An epoch: views of all training images in random order, int64 [steps, B, columns]; the last, smaller batch is left out.
 
-        cases: numbers of the images that are seen, all for None.
+        cases: numbers of the images that are seen, all for None. Fewer than a batch are one batch.
         """
-        size, count = self.config["batch_size"], len(self.train_labels if cases is None else cases)
+        count = len(self.train_labels if cases is None else cases)
+        size = min(self.config["batch_size"], count)
         order = torch.randperm(count, generator=generator)[: count // size * size]
         return self.views.draw((order if cases is None else cases[order]).view(-1, size), generator)
 

@@ -82,8 +82,8 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
     """The rows of a table (``tables.table``): our mean with its 95 % interval, every seed a dot below it, and the paper's
     number a line under a diamond.
 
-    The pale band is the paper's number -+ margin. Rows of different units stand in panels of their own; rows with
-    neither a reported number nor a result are left out, and so are quoted ones.
+    The pale band is the paper's number -+ margin; a hollow diamond is the table's other reference. Rows of different units
+    stand in panels of their own; rows with neither a reported number nor a result are left out, and so are quoted ones.
     """
     frame = frame[(frame["paper"].notna() | (frame["n"] > 0)) & (frame["verdict"] != "quoted")]
     groups = [(unit, frame[frame["unit"] == unit]) for unit in frame["unit"].unique()]
@@ -101,6 +101,8 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
                     ax.barh(y, width, left=low, height=0.5, color=VERMILLION, alpha=0.14, lw=0, zorder=1)
                 ax.plot([row["paper"]] * 2, [y - 0.25, y + 0.25], color=VERMILLION, lw=1.4, zorder=3)
                 ax.plot(row["paper"], y - 0.25, "D", ms=6, color=VERMILLION, zorder=3)
+            if not math.isnan(row.get("reference", math.nan)):
+                ax.plot(row["reference"], y - 0.25, "D", ms=6, mfc="white", color=VERMILLION, zorder=3)
             if values:
                 ax.plot(values, [y + 0.18] * len(values), "o", ms=4, color=BLUE, alpha=0.55, mew=0, zorder=4)
                 if not math.isnan(row["low"]):
@@ -123,7 +125,9 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
         mpl.lines.Line2D([], [], marker="o", ms=7, lw=2.4, color=BLUE, label="ours: mean, 95 % interval"),
         mpl.lines.Line2D([], [], marker="o", ls="", ms=4, color=BLUE, alpha=0.55, mew=0, label="one seed"),
     ]
-    figure.legend(handles=marks, loc="outside lower center", ncols=3)
+    if about["reference"]:
+        marks.insert(1, mpl.lines.Line2D([], [], marker="D", ls="", ms=6, mfc="white", color=VERMILLION, label=about["reference"]))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks))
     return figure
 
 
@@ -305,6 +309,34 @@ def clouds(panels: dict[str, np.ndarray], title: str = "") -> Figure:
         ax.set_title(name, fontweight="normal")
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_visible(False)
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
+def boundaries(panels: dict[str, tuple], across, up, points, labels, title: str = "") -> Figure:
+    """What nets of two inputs make of a plane: the class that each decides for in pale colours, the boundary of each neuron a
+    thin line, and the points they learned from. Nets side by side.
+
+    panels: {name: (classes [n, m], pre-activations [neurons, n, m])}; across [m], up [n]: the ticks of the grid; points [N, 2],
+    labels [N]: from 0.
+    """
+    count = int(max(labels)) + 1
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(WIDTH, WIDTH / len(panels) + 1.1), squeeze=False, sharey=True, layout="constrained"
+    )
+    pale = mpl.colors.ListedColormap([[1 - 0.3 * (1 - part) for part in mpl.colors.to_rgb(colour)] for colour in PALETTE[:count]])
+    for ax, (name, (classes, neurons)) in zip(axes[0], panels.items(), strict=True):
+        ax.pcolormesh(across, up, classes, cmap=pale, vmin=0, vmax=count - 1, shading="nearest", rasterized=True)
+        for neuron in neurons:
+            if neuron.min() < 0 < neuron.max():  # the others have no boundary here
+                ax.contour(across, up, neuron, levels=[0.0], colors="#333333", linewidths=0.6)
+        for number, marker in zip(range(count), "os^Dv<>" * count, strict=False):
+            chosen = points[labels == number]
+            ax.plot(chosen[:, 0], chosen[:, 1], marker, ms=2, color=PALETTE[number], mew=0, alpha=0.7, rasterized=True)
+        ax.set_title(name, fontsize=10, fontweight="normal")
+        ax.grid(False)
     if title:
         _heading(figure, title)
     return figure

@@ -81,8 +81,9 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
     """One table of the paper at one budget, a row for each of the sheet's rows.
 
     table: an entry of ``paper.tables``, or its id. records: any of the paper's; what is of another budget, failed or
-    stale is left out. Columns: label, arm, metric, mark; paper (the reported number, nan where there is none), ours
-    (mean over seeds), low, high (95 % t-interval), n, difference (ours - paper), margin, all in ``unit``; verdict
+    stale is left out. Columns: label, arm, metric, mark; paper (the reported number, nan where there is none), reference
+    (the same, of whom the table's ``reference`` names; only in such a table), ours (mean over seeds), low, high (95 %
+    t-interval), n, difference (ours - paper), margin, all in ``unit``; verdict
     (``statistics.cell_verdict``, "quoted" for a row without an arm, "not comparable" at a budget that says so); hours (of
     these records' trials, one process each); device; seeds ([{seed, value, id}], id being the record's).
     Raises KdcoreError for an unknown table, budget or metric.
@@ -100,6 +101,7 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
             {
                 "label": row["label"],
                 "paper": _float(row["paper"]),
+                **({"reference": _float(row.get("reference"))} if "reference" in sheet else {}),
                 "ours": mean,
                 "low": low,
                 "high": high,
@@ -124,6 +126,7 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
         "title": sheet["title"],
         "number": sheet.get("number"),
         "source": sheet["source"],
+        "reference": sheet.get("reference"),
     }
     return frame
 
@@ -312,11 +315,12 @@ def to_markdown(frame: pd.DataFrame) -> str:
             for r in frame.to_dict("records")
         ]
     else:
-        header = ["row", "paper", "ours [95 % interval]", "n", "difference", "margin", "verdict", "unit"]
+        others = [about["reference"]] if about["reference"] else []
+        header = ["row", "paper", *others, "ours [95 % interval]", "n", "difference", "margin", "verdict", "unit"]
         rows = [
             [
-                r["label"], reported(r["paper"]), estimate(r["ours"], r["low"], r["high"]), r["n"], difference(r["difference"], r["ours"]),
-                reported(r["margin"]), r["verdict"], r["unit"],
+                r["label"], reported(r["paper"]), *(reported(r["reference"]) for _ in others), estimate(r["ours"], r["low"], r["high"]),
+                r["n"], difference(r["difference"], r["ours"]), reported(r["margin"]), r["verdict"], r["unit"],
             ]
             for r in frame.to_dict("records")
         ]  # fmt: skip
