@@ -1,14 +1,13 @@
 """Furlanello 2018: what the sheet holds, chains of generations, ensembles, the parts of the gradient, and deck 004's defect."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import distinct_configs
+from conftest import Spy, distinct_configs
 from torch.nn import functional as F
 
 from kdcore import data, losses, metrics, papers
@@ -40,18 +39,6 @@ def random_images(monkeypatch):
         return ImageData(name, images[:20], labels[:20], images[20:], labels[20:], tuple(map(str, range(classes))))
 
     monkeypatch.setattr(data, "load", load)
-
-
-@dataclass
-class Spy(Context):
-    """A context that keeps what ``fit`` was given, the weights it started from, and the batches."""
-
-    def fit(self, model, stages, evaluate):
-        self.model, (self.stage,) = model, stages
-        self.start = {key: value.clone() for key, value in model.student.state_dict().items()}
-        self.seen, plain = [], self.stage.loss
-        self.stage.loss = lambda index: (self.seen.append(index.tolist()), plain(index))[1]
-        return super().fit(model, stages, evaluate)
 
 
 def config_of(budget, arm, **changes):
@@ -227,19 +214,21 @@ def test_every_arm_of_every_budget_runs(budget, arm):
     assert ("weights" in result) == config["is_teacher"] and ("importance" in result["metrics"]) == (config["objective"] == "CWTM")
     assert ("divergence_from_teacher" in result["history"][0]) == (config["teacher"] is not None or config["same_object"])
     assert ("gradient_true_class" in result["history"][0]) == (config["objective"] == "BAN")
-    assert isinstance(context.stage.rule([torch.nn.Parameter(torch.ones(1))]), torch.optim.Adam) == ("ResNet" in arm)
+    assert isinstance(context.stages[0].rule([torch.nn.Parameter(torch.ones(1))]), torch.optim.Adam) == ("ResNet" in arm)
     json.dumps([result["metrics"], result["history"]], allow_nan=False)
 
 
 def test_objectives_share_weights_and_batches_and_generations_do_not():
     found = {name: run(CHAIN.format(name))[1] for name in ("teacher", "BAN", "CWTM", "DKPP, fixed", "BAN-1")}
     ours = found["BAN"]
-    assert len(ours.seen) == 10 and {len(index) for index in ours.seen} == {4}
+    assert len(ours.seen[0]) == 10 and {len(index) for index in ours.seen[0]} == {4}
     for name in ("CWTM", "DKPP, fixed"):
-        assert found[name].seen == ours.seen and all(torch.equal(found[name].start[key], value) for key, value in ours.start.items())
+        assert found[name].seen[0] == ours.seen[0] and all(torch.equal(found[name].start[key], value) for key, value in ours.start.items())
     for name in ("teacher", "BAN-1"):
-        assert found[name].seen != ours.seen and any(not torch.equal(found[name].start[key], value) for key, value in ours.start.items())
-    assert run(CHAIN.format("BAN"), Spy(seed=1))[1].seen != ours.seen
+        assert found[name].seen[0] != ours.seen[0] and any(
+            not torch.equal(found[name].start[key], value) for key, value in ours.start.items()
+        )
+    assert run(CHAIN.format("BAN"), Spy(seed=1))[1].seen[0] != ours.seen[0]
 
 
 def loss_of(name, x, labels, student, teacher):
@@ -256,13 +245,13 @@ def test_the_loss_of_an_objective(name):
     _, context = run(CHAIN.format(name))
     config = config_of("paper", CHAIN.format(name))
     vision = Vision(config, Context())
-    index = context.stage.indices(torch.Generator().manual_seed(3))[0]
+    index = context.stages[0].indices(torch.Generator().manual_seed(3))[0]
     x, labels = vision.views(index), vision.train_labels[index[:, 0]]
     net = context.model.student.eval()
     guide = create("wrn_10_1").reset(7).eval()
     with torch.no_grad():
         expected = loss_of(config["objective"], x, labels.numpy(), net(x).numpy(), guide(x).numpy())
-        assert context.stage.loss(index).item() == pytest.approx(expected, rel=1e-5)
+        assert context.stages[0].loss(index).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_fixed_permutations_belong_to_the_image():
@@ -270,11 +259,11 @@ def test_fixed_permutations_belong_to_the_image():
     targets = {}
     for name in ("DKPP, fixed", "DKPP"):
         _, context = run(CHAIN.format(name))
-        index = context.stage.indices(torch.Generator().manual_seed(3))[0]
+        index = context.stages[0].indices(torch.Generator().manual_seed(3))[0]
         net = context.model.student.eval()
         with torch.no_grad():
-            targets[name] = [context.stage.loss(index).item() for _ in range(4)]
-            swapped = [context.stage.loss(index.flip(0)).item() for _ in range(4)]
+            targets[name] = [context.stages[0].loss(index).item() for _ in range(4)]
+            swapped = [context.stages[0].loss(index.flip(0)).item() for _ in range(4)]
         assert not net.training
         if name == "DKPP, fixed":
             assert swapped == pytest.approx(targets[name], rel=1e-6), "an image's permutation does not depend on its place in the batch"
@@ -430,14 +419,14 @@ def test_as_coded_nothing_is_ever_taught():
     rows_found, each = result["history"], 3  # two passes of five steps, evaluated every three
     assert len(rows_found) == 3 * each and {row["divergence_from_teacher"] for row in rows_found} == {0.0}
     assert context.model.phases[0].nets[0] is context.model.phases[0].nets[1] is context.model.student
-    knobs = [context.stage.schedule(epoch) for epoch in range(9)]
+    knobs = [context.stages[0].schedule(epoch) for epoch in range(9)]
     assert [k["hard_weight"] for k in knobs] == [1.0] * 3 + [pytest.approx(0.1)] * 6
     assert [k["soft_weight"] for k in knobs] == [0.0] * 3 + [0.9] * 6
     # the loss of the later generations is a tenth of the cross-entropy, nothing else
-    net, index = context.model.student.train(), context.stage.indices(torch.Generator().manual_seed(1))[0]
+    net, index = context.model.student.train(), context.stages[0].indices(torch.Generator().manual_seed(1))[0]
     vision = Vision(config_of("paper", CODED), Context())
     hard = losses.cross_entropy(net(vision.views(index)), vision.train_labels[index[:, 0]])
-    assert context.stage.loss(index).item() == pytest.approx(0.1 * hard.item(), rel=1e-5)
+    assert context.stages[0].loss(index).item() == pytest.approx(0.1 * hard.item(), rel=1e-5)
     for generation in range(3):
         part = rows_found[generation * each : (generation + 1) * each]
         best = min(range(each), key=lambda i: part[i]["test_loss"])
@@ -481,7 +470,7 @@ def test_as_intended_a_generation_starts_anew_and_is_taught():
     vision = Vision(config_of("paper", INTENDED.format(1)), Context())
     rest, held = ban._split(vision)
     assert len(held) == 2 and sorted([*rest.tolist(), *held.tolist()]) == list(range(20))
-    assert {row[0] for index in one.seen for row in index} <= set(rest.tolist())
+    assert {row[0] for index in one.seen[0] for row in index} <= set(rest.tolist())
     # the reported net is that of the epoch with the lowest held-out loss
     best = min(first["history"], key=lambda row: row["held_out_loss"])
     assert first["metrics"]["test_error_percent"] == pytest.approx(best["test_error_percent"])
