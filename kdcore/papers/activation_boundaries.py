@@ -302,13 +302,13 @@ def _draw_toy(record: dict):
     across, up = _axes(points)
     grid = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1)
     panels = {}
-    for name, layers in record["metrics"]["toy"].items():
+    for name, shown in PICTURES.items():
+        layers = record["metrics"]["toy"][name]
         net = MLP([2, *(len(bias) for _, bias in layers)])
         for weight, bias, (w, b) in zip(net.weights, net.biases, layers, strict=True):
             weight.data, bias.data = torch.tensor([w]), torch.tensor([b])
         with torch.no_grad():
             logits, taps = net.features(grid.flatten(0, 1))
-        shown = PICTURES[name]
         if name != "teacher":
             shown += f"\n{record['metrics'][f'{name}_other_side_percent']:.1f} % on the other side"
         panels[shown] = (logits.argmax(1).view(TOY_GRID, TOY_GRID), taps[TOY_TAP].T.reshape(-1, TOY_GRID, TOY_GRID))
