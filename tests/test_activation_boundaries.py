@@ -360,9 +360,10 @@ def test_sides_are_watched_where_neurons_correspond():
 
 
 def test_the_first_stage_brings_neurons_to_the_teachers_side():
-    result, _ = run("AB + KD, 1+1", epochs="30+1", batch_size=20, percent=100, lr=0.02)
-    sides = [row["same_side_percent"] for row in result["history"] if row["stage"] == "boundary"]
-    assert all(after > before + 5 for before, after in zip(sides[0], sides[-1], strict=True))
+    """On test images, of which there are four: the mean of the last ten epochs."""
+    result, _ = run("AB + KD, 1+1", epochs="40+1", batch_size=20, percent=100, lr=0.02)
+    sides = torch.tensor([row["same_side_percent"] for row in result["history"] if row["stage"] == "boundary"])
+    assert (sides[-10:].mean(0) > sides[0] + 5).all(), sides
 
 
 def test_the_drift_of_the_teacher_is_measured_and_goes_no_further():
