@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from kdcore.models.network import Network, conv, keep
 
 NODES = 4
-EDGES = sum(2 + node for node in range(NODES))  # of a cell in a search: each node hears all before it
 OPERATIONS = (
     "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
 )  # fmt: skip
@@ -100,12 +99,7 @@ class Darts(Network):
     def reset(self, seed: int) -> "Darts":
         """Fresh weights, in place, drawn from ``seed`` alone: U(-a, a) with a = 1 / sqrt(inputs of a unit), PyTorch's own,
         which quark0/darts leaves as they are; BatchNorm 1 and 0 with fresh statistics."""
-        generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                redraw(module, generator)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
+        _reset(self, torch.Generator().manual_seed(seed))
         return self
 
     @property
@@ -218,6 +212,88 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride] * 0.0
 
 
+class MixedCell(nn.Module):
+    """A cell with every operation on every edge, weighted: what a search trains. BatchNorms learn no scale and no shift,
+    and one stands behind each pooling."""
+
+    def __init__(self, inputs: tuple[int, int], channels: int, reduction: bool, reduced: bool):
+        super().__init__()
+        self.preprocess = preprocess(inputs, channels, reduced, affine=False)
+        self.edges = nn.ModuleList()
+        for _, source in edges():
+            choices = [operation(name, channels, 2 if reduction and source < 2 else 1, affine=False) for name in OPERATIONS]
+            self.edges.append(
+                nn.ModuleList(
+                    nn.Sequential(layer, nn.BatchNorm2d(channels, affine=False)) if name.endswith("pool_3x3") else layer
+                    for name, layer in zip(OPERATIONS, choices, strict=True)
+                )
+            )
+
+    def forward(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+        """weights: of each edge and operation, [14, 8]."""
+        nodes = [layer(h) for layer, h in zip(self.preprocess, (first, second), strict=True)]
+        heard: list[Tensor] = []
+        for (node, source), choices, shares in zip(edges(), self.edges, weights, strict=True):
+            heard.append(sum(share * layer(nodes[source]) for share, layer in zip(shares, choices, strict=True)))
+            if len(heard) == node:
+                nodes.append(sum(heard))
+                heard = []
+        return torch.cat(nodes[2:], 1)
+
+
+def edges() -> list[tuple[int, int]]:
+    """(node, its source) of every edge of a cell in a search: each of the nodes 2 to 5 hears all before it."""
+    return [(node, source) for node in range(2, 2 + NODES) for source in range(node)]
+
+
+class MixedDarts(nn.Module):
+    """The network of all genotypes at once (Liu et al. 2018, eq. 2): each edge of a cell is the mean of all operations, weighted
+    by the softmax of its alphas; normal cells share theirs, and so do reduction cells. Otherwise as ``Darts``.
+
+    ``alphas``, [2, 14, 8] (normal and reduction; edge; operation), is a buffer: no optimiser of weights moves it.
+    """
+
+    def __init__(self, cells: int, channels: int, *, classes: int = 10):
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 3 * channels), nn.BatchNorm2d(3 * channels))
+        self.cells, self.reductions = nn.ModuleList(), []
+        for inputs, width, _, reduction, reduced in layout(cells, channels):
+            self.cells.append(MixedCell(inputs, width, reduction, reduced))
+            self.reductions.append(reduction)
+        self.linear = nn.Linear(NODES * width, classes)
+        self.register_buffer("alphas", torch.zeros(2, len(edges()), len(OPERATIONS)))
+        self.reset(0)
+
+    def forward(self, x: Tensor, alphas: Tensor | None = None) -> Tensor:
+        """alphas: its own for None."""
+        weights = (self.alphas if alphas is None else alphas).softmax(-1)
+        h = before = self.stem(x)
+        for cell, reduction in zip(self.cells, self.reductions, strict=True):
+            before, h = h, cell(before, h, weights[int(reduction)])
+        return self.linear(h.mean((2, 3)))
+
+    @torch.no_grad()
+    def reset(self, seed: int) -> "MixedDarts":
+        """Fresh weights, in place, drawn from ``seed`` alone, as those of ``Darts``; alphas N(0, 0.001^2)."""
+        generator = torch.Generator().manual_seed(seed)
+        _reset(self, generator)
+        self.alphas.copy_(1e-3 * torch.randn(self.alphas.shape, generator=generator, device="cpu"))
+        return self
+
+    def genotype(self) -> Genotype:
+        """What the alphas say (Liu et al. 2018, section 2.4): of each node the two sources whose best operation, "none" aside,
+        weighs most, each with this operation."""
+        kinds = []
+        for weights in self.alphas.softmax(-1)[..., 1:].tolist():
+            chosen = []
+            for node in range(2, 2 + NODES):
+                mine = [(max(shares), source, shares) for (to, source), shares in zip(edges(), weights, strict=True) if to == node]
+                best = sorted(mine, key=lambda edge: -edge[0])[:2]
+                chosen += [(OPERATIONS[1:][shares.index(share)], source) for share, source, shares in best]
+            kinds.append(tuple(chosen))
+        return Genotype(*kinds)
+
+
 def auxiliary_head(channels: int, classes: int) -> nn.Sequential:
     """A classifier on a map of 8x8: average pooling to 2x2, convolutions to 128 and to 768 x 1 x 1, linear."""
     return nn.Sequential(
@@ -228,6 +304,14 @@ def auxiliary_head(channels: int, classes: int) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(768, classes),
     )
+
+
+def _reset(net: nn.Module, generator: torch.Generator) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            redraw(module, generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
 
 
 @torch.no_grad()
