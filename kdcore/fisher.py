@@ -28,7 +28,9 @@ def channel_information(activation: Tensor, gradient: Tensor, *, variant: str = 
     Raises ValueError for other shapes or an unknown variant.
     """
     if activation.dim() != 4 or activation.shape != gradient.shape:
-        raise ValueError(f"activation {tuple(activation.shape)} and gradient {tuple(gradient.shape)} are not maps [N, C, H, W] of one shape")
+        raise ValueError(
+            f"activation {tuple(activation.shape)} and gradient {tuple(gradient.shape)} are not maps [N, C, H, W] of one shape"
+        )
     if variant not in ("paper", "code"):
         raise ValueError(f"variant must be 'paper' or 'code', not {variant!r}")
     product = activation * gradient if variant == "code" else gradient

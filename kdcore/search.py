@@ -1,7 +1,7 @@
 """Differentiable architecture search (DARTS; Liu, Simonyan & Yang 2018): two problems at once, weights and architecture.
 
-    search = Search(MixedDarts(8, 16), order=2)
-    loss = search.loss((x, labels), (held_out_x, held_out_labels))  # moves alpha, gives the loss that moves the weights
+search = Search(MixedDarts(8, 16), order=2)
+loss = search.loss((x, labels), (held_out_x, held_out_labels))  # moves alpha, gives the loss that moves the weights
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,7 @@ class Search(nn.Module):
     Raises ValueError for another order.
     """
 
-    def __init__(
-        self, net: MixedDarts, order: int, *, lr: float = 3e-4, betas: Sequence[float] = (0.5, 0.999), weight_decay: float = 1e-3
-    ):
+    def __init__(self, net: MixedDarts, order: int, *, lr: float = 3e-4, betas: Sequence[float] = (0.5, 0.999), weight_decay: float = 1e-3):
         super().__init__()
         if order not in (1, 2):
             raise ValueError(f"the order of a search is 1 or 2, not {order!r}")

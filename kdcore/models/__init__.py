@@ -13,7 +13,8 @@ from kdcore.models.shallow import Layered
 from kdcore.models.wide_resnet import WideResNet
 
 __all__ = [
-    "MLP", "Darts", "DenseNet", "Layered", "Maxout", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters", "create", "names",
+    "MLP", "Darts", "DenseNet", "Layered", "Maxout", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters",
+    "create", "names",
 ]  # fmt: skip
 
 FAMILIES = {

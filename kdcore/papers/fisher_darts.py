@@ -239,8 +239,72 @@ def _search(vision: Vision) -> dict:
         knobs={"rate": search.rate},
         clip=config["clip"],
     )
-    history = vision.context.fit(search, [stage], lambda: vision.evaluate(net))
-    genotype = net.genotype()
-    found = vision.measure(net, history) | {"parameters": models.count_parameters(net)}
-    found["genotype"] = {kind: [list(edge) for edge in edges] for kind, edges in genotype._asdict().items()}
+    history = vision.context.fit(search, [stage], partial(_held_out_error, vision, net, halves[1].to(device)))
+    missed = metrics.wrong(vision.logits(net, vision.test_views), vision.test_labels)
+    found = {
+        "test_error_percent": 100 * missed.double().mean().item(),
+        "parameters": models.count_parameters(net),
+        "genotype": {kind: [list(edge) for edge in edges] for kind, edges in net.genotype()._asdict().items()},
+    }
     return {"history": history, "metrics": found}
+
+
+def _held_out_error(vision: Vision, net: MixedDarts, cases: Tensor) -> dict[str, Tensor]:
+    """For the history: per cent of the architecture's half of the images, neither shifted nor mirrored, that the net gets wrong."""
+    missed = [metrics.wrong(net(vision.views(vision.views.plain(part))), vision.train_labels[part]) for part in cases.split(EVALUATED)]
+    return {"held_out_error_percent": 100 * torch.cat(missed).double().mean()}
+
+
+# ---------------------------------------------------------------- figures
+
+
+def figures(records: list[dict]) -> dict:
+    """The baseline's spread, the paths of growth, where students look, error against similarity, the cells that were found."""
+    from kdcore import papers
+    from kdcore.report import figures as draw
+
+    by_arm: dict[str, list[dict]] = {}
+    for record in records:
+        by_arm.setdefault(record["arm"], []).append(record)
+    drawn = {}
+    sheet = next(table for table in papers.get("fisher_darts").tables if table["id"] == "teachers")
+    rows = [
+        {
+            "label": row["label"],
+            "paper": (row["paper"], row["std"]),
+            "ours": [record["metrics"]["test_error_percent"] for record in by_arm.get(row["arm"], [])],
+        }
+        for row in sheet["rows"]
+        if row["metric"] == "test_error_percent"
+    ]
+    if any(row["ours"] for row in rows):
+        title = "The DARTS student under four teachers: how much single runs differ"
+        drawn["spread"] = partial(draw.spread, rows, xlabel="% top-1 error", title=title)
+    paths = {}
+    for name, arm in (("Fisher information", "Fisher teacher"), ("random", "random-order teacher"), ("uniform", "uniform teacher")):
+        if arm in by_arm:
+            growth = by_arm[arm][0]["metrics"]["growth"]
+            paths |= {f"{name}, {way}" if len(growth) > 1 else name: path for way, path in growth.items()}
+    if paths:
+        drawn["growth"] = partial(draw.growth, paths, "Growing the student: groups of each cell's convolutions, step by step")
+    for student in ("DenseNet", "DARTS"):
+        seen = {
+            "none" if teacher == "none" else f"{teacher} teacher": by_arm[arm][0]["metrics"]["maps"]
+            for teacher in ("none", "WRN", "DenseNet", "DARTS", "Fisher")
+            if (arm := f"{teacher} -> {student}") in by_arm
+        }
+        if len(seen) > 1:
+            drawn[f"maps_{student}"] = partial(draw.attention, seen, f"Where a {student} student looks, by its teacher")
+    points: dict[str, list] = {}
+    for arm, found in by_arm.items():
+        for record in found:
+            if "map_similarity" in record["metrics"]:
+                points.setdefault(arm, []).append((record["metrics"]["map_similarity"], record["metrics"]["test_error_percent"]))
+    if points:
+        axes = {"xlabel": "mean cosine of the attention maps of teacher and student", "ylabel": "% top-1 error of the student"}
+        drawn["similarity"] = partial(draw.scatter, points, **axes, title="Do students that look like their teachers make fewer errors?")
+    for order in ("first", "second"):
+        if (arm := f"{order}-order search") in by_arm:
+            genotype = by_arm[arm][0]["metrics"]["genotype"]
+            drawn[f"cells_{order}_order"] = partial(draw.cells, genotype, f"The cells that the {order}-order search found")
+    return drawn
