@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import data, fisher, losses, methods, metrics, models
-from kdcore.models.darts import Darts, MixedDarts, auxiliary_head
+from kdcore.models.darts import GENOTYPES, Darts, MixedDarts, auxiliary_head
 from kdcore.models.densenet import DenseNet
 from kdcore.papers.vision import EVALUATED, Vision, weights_of
 from kdcore.search import Search
@@ -287,14 +287,14 @@ def figures(records: list[dict]) -> dict:
             paths |= {f"{name}, {way}" if len(growth) > 1 else name: path for way, path in growth.items()}
     if paths:
         drawn["growth"] = partial(draw.growth, paths, "Growing the student: groups of each cell's convolutions, step by step")
-    for student in ("DenseNet", "DARTS"):
-        seen = {
-            "none" if teacher == "none" else f"{teacher} teacher": by_arm[arm][0]["metrics"]["maps"]
-            for teacher in ("none", "WRN", "DenseNet", "DARTS", "Fisher")
-            if (arm := f"{teacher} -> {student}") in by_arm
-        }
-        if len(seen) > 1:
-            drawn[f"maps_{student}"] = partial(draw.attention, seen, f"Where a {student} student looks, by its teacher")
+    seen = {
+        f"{student} student, {'no' if teacher == 'none' else teacher} teacher": by_arm[arm][0]["metrics"]["maps"]
+        for student in ("DenseNet", "DARTS")
+        for teacher in ("none", "WRN", "DenseNet", "DARTS")
+        if (arm := f"{teacher} -> {student}") in by_arm
+    }
+    if seen:
+        drawn["maps"] = partial(draw.attention, seen, "Where students look, by their teacher")
     points: dict[str, list] = {}
     for arm, found in by_arm.items():
         for record in found:
@@ -303,8 +303,13 @@ def figures(records: list[dict]) -> dict:
     if points:
         axes = {"xlabel": "mean cosine of the attention maps of teacher and student", "ylabel": "% top-1 error of the student"}
         drawn["similarity"] = partial(draw.scatter, points, **axes, title="Do students that look like their teachers make fewer errors?")
-    for order in ("first", "second"):
-        if (arm := f"{order}-order search") in by_arm:
-            genotype = by_arm[arm][0]["metrics"]["genotype"]
-            drawn[f"cells_{order}_order"] = partial(draw.cells, genotype, f"The cells that the {order}-order search found")
+    kinds = {}
+    for arm, found in by_arm.items():
+        name = found[0]["config"]["network"] or ""
+        if arm == "none -> DARTS":
+            kinds |= {f"the student's {kind}": edges for kind, edges in GENOTYPES[name.split("_")[1]]._asdict().items()}
+        elif "genotype" in found[0]["metrics"]:
+            kinds |= {f"{arm}: {kind}": edges for kind, edges in found[0]["metrics"]["genotype"].items()}
+    if kinds:
+        drawn["cells"] = partial(draw.cells, kinds, "The student's cells, and those that our searches found")
     return drawn

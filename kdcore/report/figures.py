@@ -548,7 +548,7 @@ def attention(entries: dict[str, list[dict]], title: str = "") -> Figure:
             ax.set_yticks([])
             ax.grid(False)
     for ax, head in zip(axes[0], ["picture", *entries], strict=True):
-        ax.set_title(_wrapped(head, 14), fontsize=10, fontweight="normal", loc="center")
+        ax.set_title(_wrapped(head, 10), fontsize=9, fontweight="normal", loc="center")
     if title:
         _heading(figure, title)
     return figure
@@ -560,7 +560,7 @@ def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
 
     kinds: {kind: [(operation, the node that it takes), ...]}, 8 each, as a genotype has them.
     """
-    figure, axes = plt.subplots(len(kinds), 1, figsize=(WIDTH, 3.9 * len(kinds)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(kinds), 1, figsize=(WIDTH, 2.9 * len(kinds) + 0.4), squeeze=False, layout="constrained")
     names = ["c(k-2)", "c(k-1)", "0", "1", "2", "3", "c(k)"]
     places = [(0.0, 1.0), (0.0, -1.0), (2.2, 1.9), (4.4, 0.6), (6.6, -0.6), (8.8, -1.9), (11.0, 0.0)]
     for ax, (kind, edges) in zip(axes[:, 0], kinds.items(), strict=True):
@@ -599,7 +599,7 @@ def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
         ax.set_xlim(-0.9, 11.9)
         ax.set_ylim(-2.7, 2.9)
         ax.set_axis_off()
-        ax.set_title(f"{kind} cell", fontweight="normal")
+        ax.set_title(f"{kind} cells", fontweight="normal")
     if title:
         _heading(figure, title)
     return figure
