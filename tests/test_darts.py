@@ -9,7 +9,17 @@ from torch.nn import functional as F
 
 from kdcore.models import count_parameters, create
 from kdcore.models.darts import (
-    GENOTYPES, OPERATIONS, Cell, Darts, FactorizedReduce, Genotype, MixedDarts, auxiliary_head, edges, layout, operation
+    GENOTYPES,
+    OPERATIONS,
+    Cell,
+    Darts,
+    FactorizedReduce,
+    Genotype,
+    MixedDarts,
+    auxiliary_head,
+    edges,
+    layout,
+    operation,
 )  # fmt: skip
 from kdcore.search import Search
 
