@@ -400,8 +400,10 @@ def test_gradient_of_the_architecture_by_hand(order):
 
 
 def test_architecture_step_is_adams():
-    search = Search(MixedDarts(3, 2), 1, lr=0.01)
-    alphas = nn.Parameter(search.net.alphas.clone())
+    net = nn.Module()
+    net.register_buffer("alphas", random(2, 14, 8, seed=9))
+    search = Search(net, 1, lr=0.01)
+    alphas = nn.Parameter(net.alphas.clone())
     adam = torch.optim.Adam([alphas], lr=0.01, betas=(0.5, 0.999), weight_decay=1e-3)
     for seed in range(4):
         gradient = random(2, 14, 8, seed=seed)
@@ -411,7 +413,7 @@ def test_architecture_step_is_adams():
     assert torch.allclose(search.net.alphas, alphas.detach(), atol=1e-6)
     assert {"moments", "steps", "net.alphas"} <= set(search.state_dict()), "a checkpoint holds all of it"
     with pytest.raises(ValueError, match="order of a search is 1 or 2, not 3"):
-        Search(MixedDarts(3, 2), 3)
+        Search(net, 3)
 
 
 def test_a_step_of_the_search_moves_both():
