@@ -492,34 +492,32 @@ def spread(rows: list[dict], *, xlabel: str = "", title: str = "") -> Figure:
 def growth(paths: dict[str, list[dict]], title: str = "") -> Figure:
     """How networks were grown, a panel for each path: the groups of every module (a row) after each step (a column).
 
-    paths: {name: [{module, size, groups {module: number}}, ...]}. A dot marks the module that the step halved; the size stands
-    above the last one.
+    paths: {name: [{module, size, groups {module: number}}, ...]}. A dot marks the module that the step halved, grey one that has
+    nothing to halve.
     """
-    figure, axes = plt.subplots(
-        len(paths),
-        1,
-        squeeze=False,
-        layout="constrained",
-        figsize=(WIDTH, len(paths) * (0.8 + 0.27 * len(next(iter(paths.values()))[0]["groups"])) + 0.4),
-    )
+    height = 0.8 + 0.27 * max(len(path[0]["groups"]) for path in paths.values())
+    figure, axes = plt.subplots(len(paths), 1, figsize=(WIDTH, height * len(paths) + 0.4), squeeze=False, layout="constrained")
     top = max(2, *(groups for path in paths.values() for groups in path[0]["groups"].values()))
     for ax, (name, path) in zip(axes[:, 0], paths.items(), strict=True):
         modules = list(path[0]["groups"])
         values = np.array([[step["groups"][module] for step in path] for module in modules], float)
-        ax.imshow(values, cmap="cividis_r", norm=mpl.colors.LogNorm(1, top), aspect="auto", interpolation="nearest")
-        for x, step in enumerate(path):
-            ax.plot(x, modules.index(step["module"]), "o", ms=5, mfc="white", mec="black", mew=0.8)
-        if len(path) * len(modules) <= 400:
-            for (y, x), value in np.ndenumerate(values):
-                if path[x]["module"] != modules[y]:
-                    ax.text(
-                        x, y, f"{value:g}", ha="center", va="center", fontsize=7, color="white" if value < math.sqrt(top) else "#222222"
-                    )
+        grown = [step["module"] for step in path]
+        fixed = np.array([module not in grown and row.max() == 1 for module, row in zip(modules, values, strict=True)])
+        shown = np.ma.masked_array(values, np.broadcast_to(fixed[:, None], values.shape))
+        colours = mpl.colormaps["cividis_r"].with_extremes(bad="#efefef")
+        extent = (0.5, len(path) + 0.5, len(modules) - 0.5, -0.5)
+        ax.imshow(shown, cmap=colours, norm=mpl.colors.LogNorm(1, top), aspect="auto", interpolation="nearest", extent=extent)
+        for (y, x), value in np.ndenumerate(values):
+            if grown[x] == modules[y]:
+                ax.plot(x + 1, y, "o", ms=5, mfc="white", mec="black", mew=0.8)
+            elif not fixed[y] and values.size <= 400:
+                colour = "white" if value > math.sqrt(top) else "#222222"
+                ax.text(x + 1, y, f"{value:g}", ha="center", va="center", fontsize=7, color=colour)
         ax.set_yticks(range(len(modules)), modules)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         ax.grid(False)
         ax.set_title(f"{name}: {len(path)} steps, to a size of {path[-1]['size']:,}", fontweight="normal")
-    axes[-1, 0].set_xlabel("step (dot: the cell that it grew; numbers: groups of its convolutions, 1 for full ones)")
+    axes[-1, 0].set_xlabel("step (dot: the cell that grows; numbers: groups of its convolutions, 1 for full ones; grey: none to grow)")
     if title:
         _heading(figure, title)
     return figure
@@ -535,8 +533,10 @@ def attention(entries: dict[str, list[dict]], title: str = "") -> Figure:
     first = next(iter(entries.values()))
     rows = [(picture, layer) for picture, entry in enumerate(first) for layer in range(len(entry["maps"]))]
     columns = len(entries) + 1
-    side = WIDTH / columns
-    figure, axes = plt.subplots(len(rows), columns, figsize=(WIDTH, side * len(rows) + 0.9), squeeze=False, layout="constrained")
+    side = min(1.0, WIDTH / columns)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(max(4.0, side * columns), side * len(rows) + 0.9), squeeze=False, layout="constrained"
+    )
     for row, (picture, layer) in zip(axes, rows, strict=True):
         row[0].imshow(np.moveaxis(_pixels(first[picture]["image"], first[picture]["shape"]), 0, -1))
         for ax, found in zip(row[1:], entries.values(), strict=True):
@@ -577,8 +577,13 @@ def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
                 "connectionstyle": f"arc3,rad={bend}",
             }
             ax.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
-            # the middle of the bow, on the side to which it bends
-            middle = ((x0 + x1) / 2 + bend * (y1 - y0) / 2, (y0 + y1) / 2 - bend * (x1 - x0) / 2)
+            # on the bow: a parabola whose third point stands off its middle, by inches and not by the axes' units
+            share, scale = (0.42, 0.58)[i % 2], 0.72
+            bow = ((x0 + x1) / 2 + bend * (y1 - y0) * scale, (y0 + y1) / 2 - bend * (x1 - x0) / scale)
+            middle = [
+                (1 - share) ** 2 * start + 2 * share * (1 - share) * control + share**2 * end
+                for start, control, end in zip((x0, y0), bow, (x1, y1), strict=True)
+            ]
             ax.text(
                 *middle,
                 name,
