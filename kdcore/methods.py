@@ -325,19 +325,24 @@ def attention_transfer(
     student: nn.Module,
     teacher: nn.Module,
     *,
-    taps: Sequence[str],
+    taps: Sequence[str | tuple[str, str]],
     beta: float = 1e3,
     variant: str = "code",
     task: Sequence[tuple[float, Term]] | None = None,
 ) -> Method:
-    """Attention transfer (Zagoruyko & Komodakis 2017): the task and beta times the distance of attention maps, summed over ``taps``."""
-    for tap in taps:
-        own, target = _tap(student, tap, "student"), _tap(teacher, tap, "teacher")
+    """Attention transfer (Zagoruyko & Komodakis 2017): the task and beta times the distance of attention maps, summed over ``taps``.
+
+    taps: names, or (the student's, the teacher's) where they differ.
+    """
+    pairs = [(tap, tap) if isinstance(tap, str) else tap for tap in taps]
+    for mine, theirs in pairs:
+        own, target = _tap(student, mine, "student"), _tap(teacher, theirs, "teacher")
         if own.size != target.size:
-            raise ValueError(f"attention maps of tap '{tap}' differ in size: student {_shape(own)}, teacher {_shape(target)}")
+            names = f"tap '{mine}'" if mine == theirs else f"taps '{mine}' and '{theirs}'"
+            raise ValueError(f"attention maps of {names} differ in size: student {_shape(own)}, teacher {_shape(target)}")
 
     def term(view: View) -> Tensor:
-        return sum(losses.attention_transfer(view.taps[tap], view.teacher.taps[tap], variant=variant) for tap in taps)
+        return sum(losses.attention_transfer(view.taps[mine], view.teacher.taps[theirs], variant=variant) for mine, theirs in pairs)
 
     return _one_phase(student, teacher, [*(task or hard_labels()), (beta, term)])
 

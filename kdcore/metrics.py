@@ -9,6 +9,11 @@ def wrong(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(-1) != labels
 
 
+def top_wrong(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Where the label is not among the k largest logits: logits [..., N, C], labels [N] -> bool [..., N]."""
+    return (logits.topk(k).indices != labels.unsqueeze(-1)).all(-1)
+
+
 def confusion(logits: Tensor, labels: Tensor) -> list[list[int]]:
     """Counts[label][prediction] of logits [N, C] and labels [N]."""
     classes = logits.shape[-1]

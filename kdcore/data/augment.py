@@ -95,6 +95,19 @@ class Views:
         return values.repeat(width) if self.channels_last else values.view(-1, 1, 1)
 
 
+def cutout(x: Tensor, side: int) -> Tensor:
+    """Images [B, C, H, W] with a square of ``side`` pixels set to 0 in each (DeVries & Taylor 2017, arXiv 1708.04552), drawn on
+    their device: its centre is any pixel, so that a part of it may lie outside."""
+    height, width = x.shape[-2:]
+    centres = [torch.randint(size, (len(x), 1), device=x.device) for size in (height, width)]
+    rows, columns = (
+        (torch.arange(size, device=x.device) - centre + side // 2).unsqueeze(axis)
+        for axis, size, centre in zip((2, 1), (height, width), centres, strict=True)
+    )
+    inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+    return x * ~inside.unsqueeze(1)
+
+
 def _padded(images: Tensor, pad: int, border: str) -> Tensor:
     if border == "zero":
         return F.pad(images, (pad, pad, pad, pad))

@@ -3,6 +3,7 @@
 import re
 
 from kdcore.errors import KdcoreError
+from kdcore.models.darts import Darts
 from kdcore.models.densenet import DenseNet
 from kdcore.models.maxout import DESIGNS, Maxout
 from kdcore.models.mlp import MLP
@@ -12,7 +13,8 @@ from kdcore.models.shallow import Layered
 from kdcore.models.wide_resnet import WideResNet
 
 __all__ = [
-    "MLP", "DenseNet", "Layered", "Maxout", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters", "create", "names",
+    "MLP", "Darts", "DenseNet", "Layered", "Maxout", "Network", "ResNet", "ResNet50", "Tap", "WideResNet", "count_parameters",
+    "create", "names",
 ]  # fmt: skip
 
 FAMILIES = {
@@ -20,11 +22,13 @@ FAMILIES = {
     r"wrn_([1-9]\d*)_([1-9]\d*)": WideResNet,
     r"densenet_bc_([1-9]\d*)_([1-9]\d*)": DenseNet,
     r"resnet50": ResNet50,
+    r"darts_(v1|v2)_([1-9]\d*)_([1-9]\d*)": Darts,
     r"(maxout_(?:cifar|mnist)|fitnet_(?:[1-4]|mnist))(?:/([1-9]\d*))?": Maxout,
     r"(\d+k?(?:c|lc|fc|L)?-[\w-]+)": Layered,
 }
 CHOICES = (
     "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50, "
+    "darts_v1_N_C or darts_v2_N_C (N cells, C channels), "
     'maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4 or fitnet_mnist (with "/K" behind it for a K-th of its widths), '
     "or layers such as 128c-p-1200L-30k"
 )
@@ -36,7 +40,8 @@ def names() -> list[str]:
     sizes = ("10_1", "10_4", "16_1", "16_2", "16_4", "22_4", "28_1", "28_2", "28_5", "28_10", "40_1", "40_2")
     layers = ("2000-2000", "64c-p-64c-p-64c-p-16lc", "64c-p-64c-p-128c-p-fc", "128c-p-128c-p-128c-p-1000fc", "128c-p-1200L-30k")
     wide = [f"wrn_{size}" for size in sizes]
-    return [*resnets, *wide, "densenet_bc_40_36", "densenet_bc_100_12", "resnet50", *DESIGNS, *layers]
+    cells = [f"darts_{size}" for size in ("v1_10_16", "v2_10_16", "v2_25_16", "v2_20_36")]
+    return [*resnets, *wide, "densenet_bc_40_36", "densenet_bc_100_12", "resnet50", *cells, *DESIGNS, *layers]
 
 
 def create(name: str, classes: int = 10, **options) -> Network:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import data, metrics, models
-from kdcore.data.augment import Views
+from kdcore.data.augment import Views, cutout
 from kdcore.data.preprocess import ZCA, channel_mean_std, global_contrast_normalise
 from kdcore.methods import Knowledge, Method, Phase, freeze
 from kdcore.models import Network
@@ -22,7 +22,8 @@ class Vision:
     config: ``data``; ``augmentation`` {pad, border, flip}; ``normalisation`` {mean, std} in units of 0..1, or null for those
     of the training set's channels, or "whitened" (global contrast normalisation, then ZCA fitted to the training images; a
     border is put round the whitened image); ``batch_size``; ``share`` of each class of the training set, 1 where it is not
-    there. Batches are float32 and channels_last; a view of a training image is an index (image, dy, dx[, flip]).
+    there; ``cutout``, the side of a square that training images lose, none where it is not there. Batches are float32 and
+    channels_last; a view of a training image is an index (image, dy, dx[, flip]).
     """
 
     def __init__(self, config: Mapping, context: Context):
@@ -53,9 +54,12 @@ class Vision:
         net = models.create(name, self.classes, **options).reset(seed_of(self.context.seed, "net", *seed))
         return net.to(self.context.device, memory_format=torch.channels_last)
 
-    def teacher(self, name: str, weights: Mapping[str, Tensor] | None) -> Network:
-        """A frozen network with the weights that its trial saved. A forecast has none: it needs the shapes, not the knowledge."""
-        net = models.create(name, self.classes)
+    def teacher(self, name: str, weights: Mapping[str, Tensor] | None, **options) -> Network:
+        """A frozen network with the weights that its trial saved. A forecast has none: it needs the shapes, not the knowledge.
+
+        options: as ``create`` takes them.
+        """
+        net = models.create(name, self.classes, **options)
         if weights is not None:
             net.load_state_dict(weights)
         elif not self.context.probe:
@@ -87,9 +91,12 @@ class Vision:
         table: (index, x) -> logits, such as a LogitTable: stands for the teacher, where its logits alone are asked for;
         cases: as in ``indices``.
         """
+        side = self.config.get("cutout", 0)
 
         def loss(index: Tensor) -> Tensor:
             x = self.views(index)
+            if side:
+                x = cutout(x, side)
             knowledge = None if table is None else Knowledge(None, x, table(index, x))
             return phase.loss(x, self.train_labels[index[:, 0]], knowledge)
 

@@ -423,7 +423,7 @@ def gallery(entries: list[dict], temperatures=(1.0, 20.0), title: str = "") -> F
     softened = [_softmax(np.array([entry["logits"] for entry in entries], float) / t) for t in temperatures]
     for number, (row, entry) in enumerate(zip(axes, entries, strict=True)):
         classes = np.arange(len(entry["logits"]))
-        pixels = np.frombuffer(base64.b64decode(entry["image"]), np.uint8).reshape(entry["shape"])
+        pixels = _pixels(entry["image"], entry["shape"])
         row[0].imshow(pixels if pixels.ndim == 2 else np.moveaxis(pixels, 0, -1), cmap="gray_r", vmin=0, vmax=255)
         row[0].set_axis_off()
         colours = [VERMILLION if c == entry["label"] else BLUE for c in classes]
@@ -487,6 +487,180 @@ def matrices(panels: dict[str, list], columns, title: str = "") -> Figure:
         bar.outline.set_visible(False)
     for ax, label in zip(axes[:, 0], panels, strict=True):
         ax.set_ylabel(_wrapped(label, 22))
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
+def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
+    """A measure against another: a point for each pair (x, y), a colour and a marker for each group."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
+    for (label, points), colour, marker in zip(groups.items(), PALETTE * 4, "os^Dv<>ph" * 4, strict=False):
+        ax.plot(*zip(*points, strict=True), marker, color=colour, ms=7, alpha=0.8, mew=0, label=label)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.margins(0.08)
+    if title:
+        _heading(figure, title)
+    figure.legend(loc="outside lower center", ncols=min(3, len(groups)))
+    return figure
+
+
+@_styled
+def spread(rows: list[dict], *, xlabel: str = "", title: str = "") -> Figure:
+    """How much single runs differ: for each row every seed a dot, our mean -+ one standard deviation, and the paper's.
+
+    rows: [{label, paper (mean, standard deviation) or None, ours [a value for each seed]}].
+    """
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.55 * len(rows) + 1.5), layout="constrained")
+    for y, row in enumerate(rows):
+        if row["paper"] is not None:
+            mean, std = row["paper"]
+            ax.errorbar(mean, y - 0.2, xerr=std, fmt="D", ms=6, color=VERMILLION, capsize=3)
+        if row["ours"]:
+            ax.errorbar(
+                np.mean(row["ours"]),
+                y + 0.1,
+                xerr=np.std(row["ours"], ddof=1) if len(row["ours"]) > 1 else None,
+                fmt="o",
+                ms=7,
+                color=BLUE,
+                capsize=3,
+            )
+            ax.plot(row["ours"], [y + 0.3] * len(row["ours"]), "o", ms=4, color=BLUE, alpha=0.55, mew=0)
+    ax.set_yticks(range(len(rows)), [_wrapped(row["label"], 36) for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(xlabel)
+    marks = [
+        mpl.lines.Line2D([], [], marker="D", ms=6, color=VERMILLION, label="paper: mean, standard deviation"),
+        mpl.lines.Line2D([], [], marker="o", ms=7, color=BLUE, label="ours: the same"),
+        mpl.lines.Line2D([], [], marker="o", ls="", ms=4, color=BLUE, alpha=0.55, mew=0, label="one seed"),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3)
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
+def growth(paths: dict[str, list[dict]], title: str = "") -> Figure:
+    """How networks were grown, a panel for each path: the groups of every module (a row) after each step (a column).
+
+    paths: {name: [{module, size, groups {module: number}}, ...]}. A dot marks the module that the step halved, grey one that has
+    nothing to halve.
+    """
+    height = 0.8 + 0.27 * max(len(path[0]["groups"]) for path in paths.values())
+    figure, axes = plt.subplots(len(paths), 1, figsize=(WIDTH, height * len(paths) + 0.4), squeeze=False, layout="constrained")
+    top = max(2, *(groups for path in paths.values() for groups in path[0]["groups"].values()))
+    for ax, (name, path) in zip(axes[:, 0], paths.items(), strict=True):
+        modules = list(path[0]["groups"])
+        values = np.array([[step["groups"][module] for step in path] for module in modules], float)
+        grown = [step["module"] for step in path]
+        fixed = np.array([module not in grown and row.max() == 1 for module, row in zip(modules, values, strict=True)])
+        shown = np.ma.masked_array(values, np.broadcast_to(fixed[:, None], values.shape))
+        colours = mpl.colormaps["cividis_r"].with_extremes(bad="#efefef")
+        extent = (0.5, len(path) + 0.5, len(modules) - 0.5, -0.5)
+        ax.imshow(shown, cmap=colours, norm=mpl.colors.LogNorm(1, top), aspect="auto", interpolation="nearest", extent=extent)
+        for (y, x), value in np.ndenumerate(values):
+            if grown[x] == modules[y]:
+                ax.plot(x + 1, y, "o", ms=5, mfc="white", mec="black", mew=0.8)
+            elif not fixed[y] and values.size <= 400:
+                colour = "white" if value > math.sqrt(top) else "#222222"
+                ax.text(x + 1, y, f"{value:g}", ha="center", va="center", fontsize=7, color=colour)
+        ax.set_yticks(range(len(modules)), modules)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        ax.grid(False)
+        ax.set_title(f"{name}: {len(path)} steps, to a size of {path[-1]['size']:,}", fontweight="normal")
+    axes[-1, 0].set_xlabel("step (dot: the cell that grows; numbers: groups of its convolutions, 1 for full ones; grey: none to grow)")
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
+def attention(entries: dict[str, list[dict]], title: str = "") -> Figure:
+    """Where nets look: a row for each picture and layer, a column for each net.
+
+    entries: {net: [{image (base64 of uint8), shape [3, H, W], maps [{values (base64 of uint8), shape [h, w]}]}]}, of the same
+    pictures in all nets.
+    """
+    first = next(iter(entries.values()))
+    rows = [(picture, layer) for picture, entry in enumerate(first) for layer in range(len(entry["maps"]))]
+    columns = len(entries) + 1
+    side = min(1.0, WIDTH / columns)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(max(4.0, side * columns), side * len(rows) + 0.9), squeeze=False, layout="constrained"
+    )
+    for row, (picture, layer) in zip(axes, rows, strict=True):
+        row[0].imshow(np.moveaxis(_pixels(first[picture]["image"], first[picture]["shape"]), 0, -1))
+        for ax, found in zip(row[1:], entries.values(), strict=True):
+            each = found[picture]["maps"][layer]
+            ax.imshow(_pixels(each["values"], each["shape"]), cmap="inferno", vmin=0, vmax=255)
+        row[0].set_ylabel("{} x {}".format(*first[picture]["maps"][layer]["shape"]), fontsize=9)
+        for ax in row:
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.grid(False)
+    for ax, head in zip(axes[0], ["picture", *entries], strict=True):
+        ax.set_title(_wrapped(head, 10), fontsize=9, fontweight="normal", loc="center")
+    if title:
+        _heading(figure, title)
+    return figure
+
+
+@_styled
+def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
+    """Cells of an architecture search, a panel for each kind: the two inputs, four nodes with two operations each, the output.
+
+    kinds: {kind: [(operation, the node that it takes), ...]}, 8 each, as a genotype has them.
+    """
+    figure, axes = plt.subplots(len(kinds), 1, figsize=(WIDTH, 2.9 * len(kinds) + 0.4), squeeze=False, layout="constrained")
+    names = ["c(k-2)", "c(k-1)", "0", "1", "2", "3", "c(k)"]
+    places = [(0.0, 1.0), (0.0, -1.0), (2.2, 1.9), (4.4, 0.6), (6.6, -0.6), (8.8, -1.9), (11.0, 0.0)]
+    for ax, (kind, edges) in zip(axes[:, 0], kinds.items(), strict=True):
+        for i, (name, source) in enumerate(edges):
+            node = 2 + i // 2
+            (x0, y0), (x1, y1) = places[source], places[node]
+            bend = 0.16 if i % 2 else -0.16
+            arrow = {
+                "arrowstyle": "-|>",
+                "color": PALETTE[i % 2],
+                "lw": 1.3,
+                "shrinkA": 14,
+                "shrinkB": 14,
+                "connectionstyle": f"arc3,rad={bend}",
+            }
+            ax.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
+            # on the bow: a parabola whose third point stands off its middle, by inches and not by the axes' units
+            share, scale = (0.42, 0.58)[i % 2], 0.72
+            bow = ((x0 + x1) / 2 + bend * (y1 - y0) * scale, (y0 + y1) / 2 - bend * (x1 - x0) / scale)
+            middle = [
+                (1 - share) ** 2 * start + 2 * share * (1 - share) * control + share**2 * end
+                for start, control, end in zip((x0, y0), bow, (x1, y1), strict=True)
+            ]
+            ax.text(
+                *middle,
+                name,
+                fontsize=7.5,
+                ha="center",
+                va="center",
+                color=[0.6 * part for part in mpl.colors.to_rgb(PALETTE[i % 2])],
+                bbox={"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85},
+            )
+        for node in range(2, 6):
+            ax.annotate(
+                "", places[6], places[node], arrowprops={"arrowstyle": "-|>", "color": "#bbbbbb", "lw": 0.9, "shrinkA": 14, "shrinkB": 18}
+            )
+        for name, place in zip(names, places, strict=True):
+            ax.text(
+                *place, name, ha="center", va="center", fontsize=9.5, bbox={"boxstyle": "round,pad=0.35", "fc": "#eef3f8", "ec": "#555555"}
+            )
+        ax.set_xlim(-0.9, 11.9)
+        ax.set_ylim(-2.7, 2.9)
+        ax.set_axis_off()
+        ax.set_title(f"{kind} cells", fontweight="normal")
     if title:
         _heading(figure, title)
     return figure
@@ -644,6 +818,11 @@ def _measures(records_by_arm: dict[str, list[dict]]) -> list[str]:
     """What the histories hold beside stage, epoch, rate and training loss, in order of appearance."""
     rows = [row for records in records_by_arm.values() for record in records for row in record["history"]]
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("stage", "epoch", "lr", "loss")]
+
+
+def _pixels(text: str, shape: list[int]) -> np.ndarray:
+    """What a record keeps of a picture: base64 of uint8."""
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(shape)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

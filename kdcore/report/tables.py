@@ -85,7 +85,8 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
     (the same, of whom the table's ``reference`` names; only in such a table), ours (mean over seeds), low, high (95 %
     t-interval), n, difference (ours - paper), margin, all in ``unit``; verdict
     (``statistics.cell_verdict``, "quoted" for a row without an arm, "not comparable" at a budget that says so); hours (of
-    these records' trials, one process each); device; seeds ([{seed, value, id}], id being the record's).
+    these records' trials, one process each); device; seeds ([{seed, value, id}], id being the record's). Where a row of
+    the sheet has ``std``, the standard deviation of the reported number, it is a column behind paper.
     Raises KdcoreError for an unknown table, budget or metric.
     """
     sheet = find(paper, table)
@@ -119,6 +120,8 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
             }
         )
     frame = pd.DataFrame(rows)
+    if any("std" in row for row in sheet["rows"]):
+        frame.insert(2, "std", [_float(row.get("std")) for row in sheet["rows"]])
     arms = set(frame["arm"])
     frame.attrs = _attrs(paper, budget, [record for record in done if record["arm"] in arms]) | {
         "kind": "table",
@@ -319,8 +322,9 @@ def to_markdown(frame: pd.DataFrame) -> str:
         header = ["row", "paper", *others, "ours [95 % interval]", "n", "difference", "margin", "verdict", "unit"]
         rows = [
             [
-                r["label"], reported(r["paper"]), *(reported(r["reference"]) for _ in others), estimate(r["ours"], r["low"], r["high"]),
-                r["n"], difference(r["difference"], r["ours"]), reported(r["margin"]), r["verdict"], r["unit"],
+                r["label"], reported(r["paper"], r.get("std")), *(reported(r["reference"]) for _ in others),
+                estimate(r["ours"], r["low"], r["high"]), r["n"], difference(r["difference"], r["ours"]), reported(r["margin"]),
+                r["verdict"], r["unit"],
             ]
             for r in frame.to_dict("records")
         ]  # fmt: skip
@@ -420,9 +424,12 @@ def estimate(mean: float, low: float, high: float, signed: bool = False) -> str:
     return f"{fixed(mean, max(ends, _decimals(mean, 4)), signed)} [{fixed(low, ends)}, {fixed(high, ends)}]"
 
 
-def reported(value: float) -> str:
-    """A number as the paper prints it: "146", "47.3"; "" for nan."""
-    return "" if math.isnan(value) else f"{value:.12g}".replace("-", "\N{MINUS SIGN}")
+def reported(value: float, std: float | None = None) -> str:
+    """A number as the paper prints it: "146", "47.3", "8.47 ± 1.11" with its standard deviation; "" for nan."""
+    if math.isnan(value):
+        return ""
+    text = f"{value:.12g}".replace("-", "\N{MINUS SIGN}")
+    return text if std is None or math.isnan(std) else f"{text} \N{PLUS-MINUS SIGN} {std:g}"
 
 
 def p_value(p: float) -> str:

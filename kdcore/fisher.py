@@ -1,0 +1,144 @@
+"""Growing a teacher out of its student where Fisher information says that it pays (Whettam 2019, algorithm 1).
+
+    cells = {f"cell{i}": cell for i, cell in enumerate(net.cells)}
+    path = grow(cells, by_information(losses_of_a_batch, cells), size, target, generator)
+
+Everything works on the modules it is given: any network's, as long as they have grouped convolutions to grow.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.models.darts import redraw
+
+Ranking = Callable[[Mapping[str, int]], tuple[list[str], dict[str, float]]]
+
+
+def channel_information(activation: Tensor, gradient: Tensor, *, variant: str = "code") -> Tensor:
+    """Fisher information of each channel of a map (Theis et al. 2018, as Whettam 2019, eq. 3, takes it up).
+
+        Delta_c = 1/(2N) * sum_n g_nc^2
+        code:   g_nc = sum_yx A_ncyx * dL_n/dA_ncyx     [V: the authors' program, after pytorch-prunes]
+        paper:  g_nc = sum_yx dL_n/dA_ncyx              [V: deck 003, "the gradient for the channel"; the sum is inferred, I]
+
+    activation: A [N, C, H, W]; gradient: of the same shape, dL_n/dA of each case's own loss. Returns [C]. The code's form
+    estimates what the loss would gain if the channel were switched off.
+    Raises ValueError for other shapes or an unknown variant.
+    """
+    if activation.dim() != 4 or activation.shape != gradient.shape:
+        raise ValueError(
+            f"activation {tuple(activation.shape)} and gradient {tuple(gradient.shape)} are not maps [N, C, H, W] of one shape"
+        )
+    if variant not in ("paper", "code"):
+        raise ValueError(f"variant must be 'paper' or 'code', not {variant!r}")
+    product = activation * gradient if variant == "code" else gradient
+    return product.sum((2, 3)).square().mean(0) / 2
+
+
+def information(losses: Callable[[], Tensor], modules: Mapping[str, nn.Module], *, variant: str = "code") -> dict[str, Tensor]:
+    """Fisher information of every channel of the modules' outputs, {name: [C]}.
+
+    losses: runs the network on a batch and gives each case's own loss, [N]; their sum is differentiated, so that the size of
+    a batch does not scale the gradients. (Through BatchNorm in training the cases of a batch mix.) modules: each
+    must run once in it, and give a map. Parameters get no gradient.
+    Raises ValueError for a module that does not run, or runs twice.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            if name in outputs:
+                raise ValueError(f"module '{name}' runs more than once for a batch: give modules that run once")
+            outputs[name] = output
+
+        return hook
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        with torch.enable_grad():
+            loss = losses().sum()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if missing := [name for name in modules if name not in outputs]:
+        raise ValueError(f"module '{missing[0]}' does not run for a batch: give modules that run once")
+    gradients = torch.autograd.grad(loss, [outputs[name] for name in modules])
+    return {
+        name: channel_information(outputs[name].detach(), gradient, variant=variant)
+        for name, gradient in zip(modules, gradients, strict=True)
+    }
+
+
+def grouped(module: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions in a module that have groups: what there is to grow."""
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+
+
+def halve_groups(module: nn.Module, generator: torch.Generator) -> bool:
+    """Half the groups of every grouped convolution in ``module``, in place; whether there was any.
+
+    The kernels see twice the channels and are drawn anew; the number of channels stays. Where the groups are odd, they
+    become their largest divisor that is no more than half of them. An optimiser that holds the old weights must be made anew.
+    """
+    layers = grouped(module)
+    for layer in layers:
+        layer.groups = max(d for d in range(1, layer.groups // 2 + 1) if layer.groups % d == 0)
+        shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+        layer.weight = nn.Parameter(layer.weight.new_empty(shape))
+        redraw(layer, generator)
+    return bool(layers)
+
+
+def uniform(names: Sequence[str]) -> Ranking:
+    """All modules alike: one after the other in the order of ``names``, then from the first again."""
+
+    def rank(halvings: Mapping[str, int]) -> tuple[list[str], dict[str, float]]:
+        return sorted(names, key=lambda name: halvings[name]), {}
+
+    return rank
+
+
+def at_random(names: Sequence[str], generator: torch.Generator) -> Ranking:
+    """A new random order for each step: what the ranking by information is to beat."""
+
+    def rank(halvings: Mapping[str, int]) -> tuple[list[str], dict[str, float]]:
+        return [names[i] for i in torch.randperm(len(names), generator=generator)], {}
+
+    return rank
+
+
+def by_information(losses: Callable[[], Tensor], modules: Mapping[str, nn.Module], *, variant: str = "code") -> Ranking:
+    """The module with the most information first: the sum over its channels, measured anew for each step.
+
+    losses: as ``information`` takes them; a fresh batch at each call.
+    """
+
+    def rank(halvings: Mapping[str, int]) -> tuple[list[str], dict[str, float]]:
+        found = {name: channels.sum().item() for name, channels in information(losses, modules, variant=variant).items()}
+        return sorted(found, key=lambda name: -found[name]), found
+
+    return rank
+
+
+def grow(
+    modules: Mapping[str, nn.Module], ranking: Ranking, size: Callable[[], int], target: int, generator: torch.Generator
+) -> list[dict]:
+    """Halve the groups of the module that ranks first, of those that have any, until ``size()`` is above ``target``.
+
+    ranking: what each module was halved before -> names, the first one first, and what they were ranked by. generator: of the fresh
+    weights. Returns the path, one dict a step: module, size (after it), groups ({module: its largest number of them}),
+    information ({module: ...}, empty where the ranking measures none).
+    Raises ValueError where nothing is left to grow before the target.
+    """
+    halvings, path = dict.fromkeys(modules, 0), []
+    while size() <= target:
+        names, found = ranking(halvings)
+        name = next((name for name in names if halve_groups(modules[name], generator)), None)
+        if name is None:
+            raise ValueError(f"all groups are 1 at a size of {size():,}: choose a target below it, not {target:,}")
+        halvings[name] += 1
+        groups = {key: max((layer.groups for layer in grouped(module)), default=1) for key, module in modules.items()}
+        path.append({"module": name, "size": size(), "groups": groups, "information": found})
+    return path

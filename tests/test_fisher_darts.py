@@ -1,0 +1,508 @@
+"""Whettam 2020: whether the sheet says what the deck says, what a trial does at every budget, what it asked of shared code."""
+
+import base64
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import distinct_configs
+
+from kdcore import data, losses, methods, metrics, papers
+from kdcore.data.augment import cutout
+from kdcore.data.images import ImageData
+from kdcore.errors import Paused
+from kdcore.models import create
+from kdcore.papers import fisher_darts
+from kdcore.papers.vision import Vision, weights_of
+from kdcore.report import figures as draw
+from kdcore.report import tables
+from kdcore.training import Context, Measured
+
+PAPER = papers.get("fisher_darts")
+# What each ungrown network counts with head and statistics: one halving is enough to pass it.
+START = {"darts_v2_10_16": 784_547, "darts_v2_6_8": 462_135, "darts_v2_5_4": 425_130}
+
+
+@pytest.fixture(autouse=True)
+def random_images(monkeypatch):
+    """Four random training images and three for testing, of 8x8 (an auxiliary head needs 32x32), instead of any data set."""
+    monkeypatch.setattr(data, "load", lambda name: images_of(8))
+
+
+def images_of(side):
+    images = torch.randint(256, (7, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.tensor([0, 9, 3, 3, 1, 9, 0])
+    return ImageData("cifar10", images[:4], labels[:4], images[4:], labels[4:], tuple("0123456789"))
+
+
+class Spy(Context):
+    """A context that keeps what ``fit`` was given, the weights it started from, and the batches."""
+
+    def fit(self, model, stages, evaluate):
+        self.model, self.stages, self.seen = model, stages, []
+        self.start = {key: value.clone() for key, value in model.state_dict().items()}
+        (stage,) = stages
+        plain = stage.loss
+        stage.loss = lambda index: (self.seen.append(index.tolist()), plain(index))[1]
+        return super().fit(model, stages, evaluate)
+
+
+def config_of(budget, arm, **changes):
+    config = PAPER.config(budget, arm) | {"data": "cifar10", "share": 1, "batch_size": 2, "epochs": 1, "grow_batch": 2}
+    config["grow_target"] = START.get(config["network"])
+    if config["search"]:
+        config["search"] |= {"cells": 3, "channels": 2}
+    return config | changes
+
+
+def run(arm, context=None, budget="smoke", **changes):
+    """The result of an arm, and the context it ran in."""
+    config = config_of(budget, arm, **changes)
+    context = context or Spy()
+    (result,) = fisher_darts.run([SimpleNamespace(config=config, arm=arm)], context, weights(config))
+    return result, context
+
+
+def weights(config):
+    """What a teacher's trial hands over: of a grown one with its groups."""
+    if config["teacher"] is None:
+        return None
+    net = create(config["teacher_network"]).reset(7)
+    if not config["teacher_network"].startswith("darts"):
+        return weights_of(net)
+    if config["teacher"] == "Fisher teacher":
+        net = create(config["teacher_network"], groups=[2] * len(net.cells)).reset(7)
+    return weights_of(net) | {"groups": torch.tensor(net.groups)}
+
+
+# ---------------------------------------------------------------- the sheet
+
+# The two tables of deck 003, typed here from the deck and nowhere else: top-1 and top-5 error, each with its deviation.
+MATRIX = {
+    "DenseNet -> DenseNet": (6.3000, 0.35, 0.1833, 0.02),
+    "DenseNet -> WRN": (6.2467, 0.12, 0.2000, 0.04),
+    "DenseNet -> DARTS": (8.4600, 1.30, 0.24, 0.04),
+    "WRN -> DenseNet": (5.7467, 0.33, 0.1767, 0.02),
+    "WRN -> WRN": (6.1567, 0.17, 0.2200, 0.02),
+    "WRN -> DARTS": (8.5433, 0.14, 0.2233, 0.02),
+    "DARTS -> DenseNet": (6.7833, 0.02, 0.2233, 0.01),
+    "DARTS -> WRN": (6.6767, 0.42, 0.2067, 0.01),
+    "DARTS -> DARTS": (7.7900, 0.30, 0.2100, 0.01),
+}
+TEACHERS = {
+    "none -> DARTS": (8.4700, 1.11, 0.2200, 0.04),
+    "DARTS -> DARTS": (7.7900, 0.30, 0.2100, 0.01),
+    "uniform -> DARTS": (6.4233, 0.17, 0.1833, 0.06),
+    "Fisher -> DARTS": (6.4033, 0.08, 0.1333, 0.03),
+}
+
+
+@pytest.mark.parametrize("id, deck", [("matrix", MATRIX), ("teachers", TEACHERS)])
+def test_the_sheet_holds_the_papers_numbers(id, deck):
+    (table,) = (table for table in PAPER.tables if table["id"] == id)
+    found = {(row["arm"], row["metric"]): (row["paper"], row["std"]) for row in table["rows"]}
+    expected = {}
+    for arm, (top1, std1, top5, std5) in deck.items():
+        expected |= {(arm, "test_error_percent"): (top1, std1), (arm, "top5_error_percent"): (top5, std5)}
+    assert found == expected
+
+
+def test_the_thesis_rows():
+    found = {(t["id"], r["arm"], r["metric"][:4]): r["paper"] for t in PAPER.tables for r in t["rows"]}
+    assert found["open", "untrained Fisher -> DARTS", "test"] == 7.105 and found["open", "untrained Fisher -> DARTS", "top5"] == 0.14
+    own = {arm: [found["own", f"{arm} teacher", kind] for kind in ("test", "top5")] for arm in ("DARTS", "uniform", "Fisher")}
+    assert own == {"DARTS": [6.85, 0.16], "uniform": [7.32, 0.23], "Fisher": [6.91, 0.20]}
+    assert found["darts", "evaluation network", "test"] == 2.76
+
+
+def test_the_papers_protocol():
+    for arm in PAPER.arms:
+        config = PAPER.config("paper", arm)
+        search = "search" in arm
+        assert config["data"] == "cifar10" and config["augmentation"] == {"pad": 4, "flip": True} and config["momentum"] == 0.9
+        found = (config["batch_size"], config["epochs"], config["lr"], config["weight_decay"], config["drop_path"], config["beta"])
+        if not search and arm != "evaluation network":
+            assert found == (64, 200, 0.1, 5e-4, 0.2, 1000) and config["cutout"] == 0 and config["auxiliary_weight"] == 0, arm
+        elif search:
+            assert found == (64, 50, 0.025, 3e-4, 0.0, 1000) and config["clip"] == 5
+            assert config["search"]["order"] == (1 if "first" in arm else 2)
+        else:
+            assert found == (96, 600, 0.025, 3e-4, 0.2, 1000) and (config["cutout"], config["auxiliary_weight"], config["clip"]) == (
+                16,
+                0.4,
+                5,
+            )
+    families = {
+        "DenseNet": ("densenet_bc_40_36", "densenet_bc_100_12"),
+        "WRN": ("wrn_28_2", "wrn_16_2"),
+        "DARTS": ("darts_v2_25_16", "darts_v2_10_16"),
+    }
+    for arm in MATRIX:
+        teacher, student = arm.split(" -> ")
+        config = PAPER.config("paper", arm)
+        assert (config["teacher_network"], config["network"]) == (families[teacher][0], families[student][1])
+    assert PAPER.config("paper", "Fisher teacher")["grow_target"] == 1_400_000 * 0.975
+
+
+def test_every_teacher_has_the_network_that_its_students_expect():
+    for budget in PAPER.budgets:
+        for arm in PAPER.budget_arms(budget):
+            config = PAPER.config(budget, arm)
+            if config["teacher"] is None:
+                assert config["teacher_network"] is None and config["method"] != "attention", (budget, arm)
+            else:
+                teacher = PAPER.config(budget, config["teacher"])
+                assert teacher["network"] == config["teacher_network"] and teacher["is_teacher"], (budget, arm)
+                assert config["teacher"] in PAPER.budget_arms(budget)
+
+
+@pytest.mark.parametrize(
+    "arm, epoch, lr, drop_path",
+    [
+        ("none -> DARTS", 0, 0.1, 0.0),
+        ("none -> DARTS", 59, 0.1, 0.059),
+        ("none -> DARTS", 60, 0.02, 0.06),
+        ("none -> DARTS", 120, 0.004, 0.12),
+        ("none -> DARTS", 160, 0.0008, 0.16),
+        ("none -> DARTS", 199, 0.0008, 0.199),
+        ("evaluation network", 0, 0.025, 0.0),
+        ("evaluation network", 300, 0.0125, 0.1),
+        ("first-order search", 25, 0.013, 0.0),  # half way from 0.025 to 0.001
+    ],
+)
+def test_rates_of_the_paper(arm, epoch, lr, drop_path):
+    found = fisher_darts.rates(PAPER.config("paper", arm), epoch)
+    assert found == {"lr": pytest.approx(lr), "drop_path": pytest.approx(drop_path)}
+
+
+def test_fast_and_laptop_drop_the_rate_at_the_same_shares():
+    for budget, drops in (("fast", [9, 18, 24]), ("laptop", [3, 6, 8])):
+        config = PAPER.config(budget, "none -> DARTS")
+        rates = [fisher_darts.rates(config, epoch)["lr"] for epoch in range(config["epochs"])]
+        assert [e for e in range(1, len(rates)) if rates[e] < rates[e - 1]] == drops
+    changed = {arm: {k for k, v in PAPER.config("fast", arm).items() if v != PAPER.config("paper", arm)[k]} for arm in PAPER.arms}
+    assert set(map(frozenset, changed.values())) == {frozenset({"epochs"})}
+    assert PAPER.seeds("fast", "none -> DARTS") == PAPER.seeds("laptop", "none -> DARTS") == PAPER.seeds("paper", "WRN -> WRN") == 5
+
+
+# ---------------------------------------------------------------- a trial
+
+
+@pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
+def test_every_arm_of_every_budget_runs(budget, arm, monkeypatch):
+    """Its own networks and losses, for a step; budgets that differ in lengths alone are one."""
+    if PAPER.config(budget, arm)["auxiliary_weight"]:
+        monkeypatch.setattr(data, "load", lambda name: images_of(32))
+    result, context = run(arm, budget=budget, batch_size=2 if "search" in arm else 4)
+    config, found = PAPER.config(budget, arm), result["metrics"]
+    (stage,) = context.stages
+    assert stage.name == ("search" if config["method"] == "search" else "train") and len(result["history"]) == 1
+    assert len(context.seen) == 1
+    assert math.isfinite(result["history"][0]["loss"]) and found["test_error_percent"] >= 0
+    assert ("weights" in result) == config["is_teacher"]
+    assert ("map_similarity" in found) == (config["method"] == "attention")
+    assert ("maps" in found) == config["keep_maps"] and ("growth" in found) == (config["grow"] is not None)
+    assert ("genotype" in found) == (config["method"] == "search") == ("top5_error_percent" not in found)
+    if config["is_teacher"]:
+        assert ("groups" in result["weights"]) == config["network"].startswith("darts")
+    json.dumps([found, result["history"]])
+
+
+def test_arms_of_a_seed_start_alike_and_see_the_same_batches():
+    arms = ("none -> DARTS", "WRN -> DARTS", "DARTS -> DARTS", "Fisher -> DARTS", "untrained Fisher -> DARTS")
+    runs = {arm: run(arm)[1] for arm in arms}
+    plain, other = runs[arms[0]], run(arms[0], Spy(seed=1))[1]
+    assert len(plain.seen) == 2 and plain.seen != other.seen
+    assert any(not torch.equal(plain.start[key], other.start[key]) for key in plain.start)
+    for arm, context in runs.items():
+        assert context.seen == plain.seen and all(torch.equal(context.start[key], plain.start[key]) for key in plain.start), arm
+
+
+def loss_of(arm, **changes):
+    """A method, its teacher and its loss on all training images; dropped paths are the same at each call."""
+    config = config_of("smoke", arm, **changes)
+    vision = Vision(config, Context())
+    net = vision.network(config["network"])
+    guide = fisher_darts._guide(vision, weights(config))
+    method = fisher_darts._method(config, net, guide)
+    x, labels = vision.views(vision.views.plain(torch.arange(4))), vision.train_labels
+
+    def loss():
+        torch.manual_seed(0)
+        return method.phases[0].loss(x, labels)
+
+    return net, guide, x, labels, loss
+
+
+@pytest.mark.parametrize("arm", ["WRN -> DenseNet", "DARTS -> WRN", "DenseNet -> DARTS"])
+def test_the_loss_of_attention_transfer(arm):
+    """Cross-entropy plus 1000 times the mean squares of the differences of three unit maps, of each family's own layers."""
+    net, guide, x, labels, loss = loss_of(arm)
+    points = {"DenseNet": ["stem", "stage2", "final"], "WRN": ["group1.sum", "group2.sum", "group3.sum"]}
+    teacher, student = arm.split(" -> ")
+    mine = points.get(student, ["cell0", "cell1", "cell3"])  # 5 cells; of 10: 0, 3, 6
+    theirs = points.get(teacher, ["cell0", "cell2", "cell5"])  # 8 cells
+    torch.manual_seed(0)
+    logits, own = net.features(x)
+    _, target = guide.features(x)
+    expected = -logits.double().log_softmax(1)[range(4), labels].mean().item()
+    for a, b in zip(mine, theirs, strict=True):
+        q = [maps.double().square().mean(1).flatten(1) for maps in (own[a], target[b])]
+        q = [each / each.square().sum(1, keepdim=True).sqrt() for each in q]
+        expected += 1000 * (q[0] - q[1]).square().mean().item()
+    assert loss().item() == pytest.approx(expected, rel=1e-4)
+    assert [net.taps[a].size for a in mine] == [guide.taps[b].size for b in theirs] == [32, 16, 8]
+
+
+def test_points_of_the_papers_students():
+    with torch.device("meta"):
+        found = {name: fisher_darts.attended(create(name)) for name in ("darts_v2_10_16", "darts_v2_25_16")}
+    assert found == {"darts_v2_10_16": ["cell0", "cell3", "cell6"], "darts_v2_25_16": ["cell0", "cell8", "cell16"]}
+
+
+def test_beta_changes_the_gradient():
+    net, _, _, _, loss = loss_of("WRN -> DARTS", beta=0.0)
+    plain = torch.autograd.grad(loss(), net.cells[0].preprocess[0][1].weight)[0]
+    for beta in (1.0, 1000.0):
+        net, _, _, _, loss = loss_of("WRN -> DARTS", beta=beta)
+        moved = torch.autograd.grad(loss(), net.cells[0].preprocess[0][1].weight)[0] - plain
+        assert moved.abs().max() > 0
+        if beta == 1.0:
+            unit = moved
+    assert torch.allclose(moved, 1000 * unit, rtol=0.05, atol=1e-3)
+
+
+def test_an_untrained_teacher_keeps_its_shape_alone():
+    _, trained, *_ = loss_of("Fisher -> DARTS")
+    _, untrained, *_ = loss_of("untrained Fisher -> DARTS")
+    taught = weights(config_of("smoke", "Fisher -> DARTS"))
+    assert trained.groups == untrained.groups and set(trained.groups) == {1, 2}, "grown, not the depthwise net of its name"
+    assert torch.equal(trained.linear.weight, taught["linear.weight"]) and not torch.equal(untrained.linear.weight, taught["linear.weight"])
+    assert not trained.training and not any(p.requires_grad for p in [*trained.parameters(), *untrained.parameters()])
+
+
+def test_the_auxiliary_loss_counts_with_its_weight():
+    values = {}
+    for weight in (0.0, 0.4):
+        config = config_of("smoke", "evaluation network", auxiliary_weight=weight)
+        net = create("darts_v2_5_4", auxiliary=True).reset(1)
+        method = fisher_darts._method(config, net, None)
+        x, labels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+        torch.manual_seed(0)
+        values[weight] = method.phases[0].loss(x, labels)
+        torch.manual_seed(0)
+        logits, taps = net.features(x)
+        by_hand = [losses.cross_entropy(z, labels).item() for z in (logits, taps["auxiliary"])]
+        assert values[weight].item() == pytest.approx(by_hand[0] + weight * by_hand[1], rel=1e-5)
+    assert values[0.4] > values[0.0]
+
+
+def test_drop_path_is_scheduled():
+    _, context = run("none -> DARTS", epochs=4)
+    (stage,) = context.stages
+    assert [stage.schedule(epoch)["drop_path"] for epoch in range(4)] == pytest.approx([0, 0.05, 0.1, 0.15])
+    assert context.model.student.drop_path.item() == pytest.approx(0.15)
+    _, context = run("none -> WRN")
+    assert set(context.stages[0].schedule(0)) == {"lr"}
+
+
+def test_parameters_as_published_and_as_they_are():
+    found, _ = run("none -> DARTS", budget="paper", batch_size=4)
+    assert (found["metrics"]["parameters"], found["metrics"]["published_parameters"]) == (338_794, 774_260)
+    found, _ = run("evaluation network", budget="smoke", auxiliary_weight=0.0)
+    assert found["metrics"]["published_parameters"] - found["metrics"]["parameters"] == 64 * 128 + 256 + 393_216 + 1536 + 7690
+
+
+# ---------------------------------------------------------------- growing
+
+
+def test_growth_of_each_kind():
+    target = START["darts_v2_5_4"] + 6000
+    paths, nets = {}, {}
+    for kind in ("fisher", "uniform", "random"):
+        result, context = run(
+            "Fisher teacher" if kind == "fisher" else f"{kind.replace('random', 'random-order')} teacher", grow_target=target
+        )
+        paths |= result["metrics"]["growth"]
+        nets[kind] = context.model.student
+        ends = next(iter(result["metrics"]["growth"].values()))[-1]
+        assert ends["size"] > target and nets[kind].groups == list(ends["groups"].values()) == result["weights"]["groups"].tolist()
+        assert result["metrics"]["published_parameters"] + sum(b.numel() for b in nets[kind].buffers()) - 1 + head_buffers() == ends["size"]
+    assert set(paths) == {"fisher", "random", *fisher_darts.UNIFORM}
+    assert [step["module"] for step in paths["first cell first"][:4]] == ["cell 0", "cell 2", "cell 4", "cell 0"]
+    assert [step["module"] for step in paths["last cell first"][:4]] == ["cell 4", "cell 2", "cell 0", "cell 4"]
+    for step in paths["fisher"]:
+        growable = {name: value for name, value in step["information"].items() if name not in ("cell 1", "cell 3")}
+        assert len(step["information"]) == 5 and min(growable.values()) >= 0
+    assert paths["fisher"][0]["module"] == max(("cell 0", "cell 2", "cell 4"), key=lambda name: paths["fisher"][0]["information"][name])
+    again, _ = run("Fisher teacher", grow_target=target)
+    assert again["metrics"]["growth"]["fisher"] == paths["fisher"], "the same seed grows the same network"
+
+
+def head_buffers():
+    return 128 * 2 + 1 + 768 * 2 + 1
+
+
+def test_growth_starts_from_the_trained_student_and_training_from_scratch():
+    target = START["darts_v2_5_4"]
+    trained, context = run("Fisher teacher", grow_target=target)
+    scratch, other = run("Fisher teacher", grow_target=target, teacher=None, teacher_network=None)
+    first, second = (each["metrics"]["growth"]["fisher"][0]["information"] for each in (trained, scratch))
+    assert first != second
+    if trained["metrics"]["growth"]["fisher"][0]["groups"] == scratch["metrics"]["growth"]["fisher"][0]["groups"]:
+        assert all(torch.equal(context.start[key], other.start[key]) for key in context.start)
+    # every weight that growth leaves its shape is a fresh one of the seed
+    plain = run("none -> DARTS")[1].start
+    assert torch.equal(context.start["student.stem.0.weight"], plain["student.stem.0.weight"])
+
+
+def test_a_forecast_needs_no_weights():
+    for arm in ("Fisher teacher", "Fisher -> DARTS"):
+        config = config_of("smoke", arm)
+        with pytest.raises(Measured):
+            fisher_darts.run([SimpleNamespace(config=config, arm=arm)], Context(probe=True), None)
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def test_similarity_of_maps(monkeypatch):
+    config = config_of("smoke", "WRN -> WRN")
+    vision = Vision(config, Context())
+    net, other = create("wrn_10_1").reset(1), create("wrn_10_1").reset(2)
+    assert fisher_darts.similarity(vision, net, net.eval()) == pytest.approx(1)
+    other.eval()
+    x = vision.test_views(vision.test_views.plain(torch.arange(3)))
+    with torch.no_grad():
+        maps = [[n.features(x)[1][f"group{g}.sum"].double().square().sum(1).flatten(1) for g in (1, 2, 3)] for n in (net, other)]
+    cosines = [torch.nn.functional.cosine_similarity(a, b).mean().item() for a, b in zip(*maps, strict=True)]
+    assert fisher_darts.similarity(vision, net, other) == pytest.approx(sum(cosines) / 3, abs=1e-5) and min(cosines) < 0.999
+
+
+def test_maps_of_a_record():
+    config = config_of("smoke", "none -> DARTS")
+    vision = Vision(config, Context())
+    net = vision.network(config["network"])
+    found = fisher_darts._maps(vision, net)
+    assert len(found) == 3 and [each["shape"] for each in found[0]["maps"]] == [[8, 8], [4, 4], [2, 2]]
+    assert base64.b64decode(found[1]["image"]) == images_of(8).test_images[1].numpy().tobytes()
+    with torch.no_grad():
+        h = net.features(vision.test_views(vision.test_views.plain(torch.arange(3))))[1]["cell1"].square().sum(1)[2]
+    values = torch.frombuffer(bytearray(base64.b64decode(found[2]["maps"][1]["values"])), dtype=torch.uint8).view(4, 4)
+    assert torch.equal(values, (255 * h / h.max()).round().byte())
+
+
+def test_top_wrong_by_hand():
+    logits = torch.tensor([[5.0, 4.0, 3.0, 2.0], [5.0, 4.0, 3.0, 2.0], [0.0, 1.0, 2.0, 3.0]])
+    assert metrics.top_wrong(logits, torch.tensor([1, 2, 3]), 2).tolist() == [False, True, False]
+    assert torch.equal(metrics.top_wrong(logits, torch.tensor([0, 2, 1]), 1), metrics.wrong(logits, torch.tensor([0, 2, 1])))
+
+
+# ---------------------------------------------------------------- the search
+
+
+def test_the_search_learns_from_two_halves():
+    _, context = run("first-order search", batch_size=1, epochs=2)
+    seen = [[{view[0] for view in half} for half in index] for index in context.seen]
+    halves = [set().union(*(index[side] for index in seen)) for side in (0, 1)]
+    assert len(context.seen) == 4 and halves[0] | halves[1] == {0, 1, 2, 3} and not halves[0] & halves[1]
+    (stage,) = context.stages
+    assert stage.schedule(1)["rate"] == stage.schedule(1)["lr"] == pytest.approx(0.013) == pytest.approx(context.model.rate.item())
+    assert not torch.equal(context.start["net.alphas"], context.model.net.alphas)
+
+
+@pytest.mark.parametrize("arm", ["first-order search", "Fisher teacher"])
+def test_resume_is_exact(tmp_path, arm):
+    changes = {"epochs": 2}
+    whole, _ = run(arm, Context(), **changes)
+    context = Context(checkpoint=tmp_path)
+    context.report = lambda row: setattr(context, "deadline", 0)
+    with pytest.raises(Paused):
+        run(arm, context, **changes)
+    resumed, _ = run(arm, Context(checkpoint=tmp_path), **changes)
+    assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"]
+    assert all(torch.equal(resumed["weights"][key], value) for key, value in whole.get("weights", {}).items())
+
+
+# ---------------------------------------------------------------- figures and what it asked of the shared code
+
+
+def test_figures_from_records():
+    arms = ("none -> DARTS", "WRN -> DARTS", "uniform teacher", "first-order search")
+    records = []
+    for arm in arms:
+        result, _ = run(arm, Context(), grow_target=START["darts_v2_5_4"] + 3000)
+        records.append({"arm": arm, "config": PAPER.config("smoke", arm), "metrics": result["metrics"], "history": []})
+    drawn = fisher_darts.figures(records)
+    assert set(drawn) == {"spread", "growth", "maps", "similarity", "cells"}
+    for figure in drawn.values():
+        figure()
+    growth = drawn["growth"]()
+    path = records[2]["metrics"]["growth"]["first cell first"]
+    assert growth.axes[0].images[0].get_array().shape == (5, len(path)) and len(growth.axes) == 2
+    spread = drawn["spread"]().axes[0]
+    assert any(line.get_xdata()[0] == 8.47 for line in spread.lines) and len(spread.get_yticks()) == 4
+    assert len(drawn["maps"]().axes) == 3 * 9 and len(drawn["cells"]().axes) == 4
+    texts = [text.get_text() for text in drawn["cells"]().axes[0].texts]
+    assert texts.count("sep_conv_3x3") == 5 and texts.count("skip_connect") == 2 and texts.count("dil_conv_3x3") == 1
+    assert fisher_darts.figures([]) == {}
+
+
+def test_scatter_and_spread_without_results():
+    figure = draw.scatter({"a": [(0.1, 5.0), (0.2, 6.0)], "b": [(0.3, 7.0)]}, xlabel="x")
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[0.1, 0.2], [0.3]]
+    figure = draw.spread([{"label": "a", "paper": None, "ours": []}, {"label": "b", "paper": (1.0, 0.5), "ours": [1.0, 3.0]}])
+    assert len(figure.axes[0].get_yticks()) == 2
+
+
+def test_standard_deviations_stand_beside_reported_numbers():
+    assert tables.reported(8.47, 1.11) == "8.47 \u00b1 1.11" and tables.reported(8.47) == "8.47" == tables.reported(8.47, math.nan)
+    frame = tables.table(PAPER, "teachers", [], "paper")
+    assert frame["std"].tolist()[:2] == [1.11, 0.30] and list(frame.columns)[:3] == ["label", "paper", "std"]
+    assert "8.47 \u00b1 1.11" in tables.to_markdown(frame) and "8.47 \u00b1 1.11" in tables.to_html(frame)
+    assert "std" not in tables.table(papers.get("fsp"), "cifar10", [], "paper"), "other papers' tables are as before"
+
+
+def test_cutout_by_hand():
+    torch.manual_seed(0)
+    x = torch.ones(200, 3, 8, 8)
+    cut = cutout(x, 4)
+    lost = (cut == 0).all(1)
+    assert torch.equal(lost, (cut == 0).any(1)), "all channels at one place"
+    rows, columns = lost.any(2).sum(1), lost.any(1).sum(1)
+    assert torch.equal(lost.sum((1, 2)), rows * columns), "a rectangle"
+    # centre c loses c - 2 to c + 1, as far as that is inside
+    assert set(rows.tolist()) == {2, 3, 4} and {int(row.nonzero()[0]) for row in lost.any(2)} == {0, 1, 2, 3, 4, 5}
+    assert torch.equal(x, torch.ones(200, 3, 8, 8)) and not torch.equal(lost[0], lost[1])
+    assert (cutout(x, 16) == 0).all(), "a square of twice the side hides everything"
+
+
+def test_cutout_is_part_of_training_batches_alone(monkeypatch):
+    seen = []
+    net = create("wrn_10_1")
+    method = methods.plain(net)
+    original = method.phases[0].loss
+    monkeypatch.setattr(method.phases[0], "loss", lambda x, labels, knowledge: (seen.append(x), original(x, labels, knowledge))[1])
+    for side in (0, 4):
+        vision = Vision(config_of("smoke", "none -> WRN", cutout=side), Context())
+        index = vision.views.plain(torch.arange(4))
+        vision.stage(method, method.phases[0], lambda epoch: {"lr": 0.1}, epochs=1).loss(index)
+        plain = vision.views(index)
+        assert torch.equal(seen[-1], plain) == (side == 0)
+        changed = (seen[-1] != plain).any(1).sum((1, 2))
+        assert changed.max() <= side * side
+
+
+def test_attention_transfer_between_taps_of_different_names():
+    student, teacher = create("wrn_10_1"), methods.freeze(create("densenet_bc_10_6"))
+    x, labels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    method = methods.attention_transfer(student, teacher, taps=[("group2.sum", "stage2")], beta=10.0)
+    logits, own = student.features(x)
+    expected = losses.cross_entropy(logits, labels) + 10 * losses.attention_transfer(own["group2.sum"], teacher.features(x)[1]["stage2"])
+    assert method.phases[0].loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="taps 'group1.sum' and 'stage2' differ in size: student 16 x 32 x 32, teacher"):
+        methods.attention_transfer(student, teacher, taps=[("group1.sum", "stage2")])
+    with pytest.raises(ValueError, match="the teacher has no tap 'group1.sum'"):
+        methods.attention_transfer(student, teacher, taps=["group1.sum"])
