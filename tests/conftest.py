@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from kdcore.data.images import ImageData
 from kdcore.training import Context
 
 
@@ -28,6 +29,15 @@ def distinct_configs(paper, config_of):
             config = config_of(budget, arm)
             found.setdefault(json.dumps(config, sort_keys=True), pytest.param(budget, arm, id=f"{budget}-{arm}"))
     return list(found.values())
+
+
+def noise_images(name, train, test, shape=(3, 32, 32), classes=None):
+    """Random images and labels in place of a data set's; as many classes as it has, 10 or 100, for None."""
+    classes = classes or (100 if name in ("cifar100", "digit_pairs") else 10)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (train + test, *shape), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(classes, (train + test,), generator=generator)
+    return ImageData(name, images[:train], labels[:train], images[train:], labels[train:], tuple(map(str, range(classes))))
 
 
 class Spy(Context):

@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, distinct_configs
+from conftest import Spy, distinct_configs, noise_images
 from torch.nn import functional as F
 
 from kdcore import data, losses, metrics, papers
-from kdcore.data.images import ImageData
 from kdcore.errors import Paused
 from kdcore.models import create
 from kdcore.papers import born_again_networks as ban
@@ -31,14 +30,7 @@ CHAIN = "wrn_16_1 on cifar10: {}"
 def random_images(monkeypatch):
     """Twenty random training images and six for testing instead of any data set."""
 
-    def load(name):
-        classes = 100 if name in ("cifar100", "digit_pairs") else 10
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (26, 3, 16, 16), generator=generator, dtype=torch.uint8)
-        labels = torch.randint(classes, (26,), generator=generator)
-        return ImageData(name, images[:20], labels[:20], images[20:], labels[20:], tuple(map(str, range(classes))))
-
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "load", lambda name: noise_images(name, 20, 6, (3, 16, 16)))
 
 
 def config_of(budget, arm, **changes):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import distinct_configs
+from conftest import Spy, distinct_configs
 
 from kdcore import data, losses, methods, metrics, papers
 from kdcore.data.augment import cutout
@@ -35,18 +35,6 @@ def images_of(side):
     images = torch.randint(256, (7, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = torch.tensor([0, 9, 3, 3, 1, 9, 0])
     return ImageData("cifar10", images[:4], labels[:4], images[4:], labels[4:], tuple("0123456789"))
-
-
-class Spy(Context):
-    """A context that keeps what ``fit`` was given, the weights it started from, and the batches."""
-
-    def fit(self, model, stages, evaluate):
-        self.model, self.stages, self.seen = model, stages, []
-        self.start = {key: value.clone() for key, value in model.state_dict().items()}
-        (stage,) = stages
-        plain = stage.loss
-        stage.loss = lambda index: (self.seen.append(index.tolist()), plain(index))[1]
-        return super().fit(model, stages, evaluate)
 
 
 def config_of(budget, arm, **changes):
@@ -199,7 +187,7 @@ def test_every_arm_of_every_budget_runs(budget, arm, monkeypatch):
     config, found = PAPER.config(budget, arm), result["metrics"]
     (stage,) = context.stages
     assert stage.name == ("search" if config["method"] == "search" else "train") and len(result["history"]) == 1
-    assert len(context.seen) == 1
+    assert len(context.seen[0]) == 1
     assert math.isfinite(result["history"][0]["loss"]) and found["test_error_percent"] >= 0
     assert ("weights" in result) == config["is_teacher"]
     assert ("map_similarity" in found) == (config["method"] == "attention")
@@ -214,10 +202,10 @@ def test_arms_of_a_seed_start_alike_and_see_the_same_batches():
     arms = ("none -> DARTS", "WRN -> DARTS", "DARTS -> DARTS", "Fisher -> DARTS", "untrained Fisher -> DARTS")
     runs = {arm: run(arm)[1] for arm in arms}
     plain, other = runs[arms[0]], run(arms[0], Spy(seed=1))[1]
-    assert len(plain.seen) == 2 and plain.seen != other.seen
+    assert len(plain.seen[0]) == 2 and plain.seen[0] != other.seen[0]
     assert any(not torch.equal(plain.start[key], other.start[key]) for key in plain.start)
     for arm, context in runs.items():
-        assert context.seen == plain.seen and all(torch.equal(context.start[key], plain.start[key]) for key in plain.start), arm
+        assert context.seen[0] == plain.seen[0] and all(torch.equal(context.start[key], plain.start[key]) for key in plain.start), arm
 
 
 def loss_of(arm, **changes):
@@ -355,7 +343,7 @@ def test_growth_starts_from_the_trained_student_and_training_from_scratch():
         assert all(torch.equal(context.start[key], other.start[key]) for key in context.start)
     # every weight that growth leaves its shape is a fresh one of the seed
     plain = run("none -> DARTS")[1].start
-    assert torch.equal(context.start["student.stem.0.weight"], plain["student.stem.0.weight"])
+    assert torch.equal(context.start["stem.0.weight"], plain["stem.0.weight"])
 
 
 def test_a_forecast_needs_no_weights():
@@ -405,9 +393,9 @@ def test_top_wrong_by_hand():
 
 def test_the_search_learns_from_two_halves():
     _, context = run("first-order search", batch_size=1, epochs=2)
-    seen = [[{view[0] for view in half} for half in index] for index in context.seen]
+    seen = [[{view[0] for view in half} for half in index] for index in context.seen[0]]
     halves = [set().union(*(index[side] for index in seen)) for side in (0, 1)]
-    assert len(context.seen) == 4 and halves[0] | halves[1] == {0, 1, 2, 3} and not halves[0] & halves[1]
+    assert len(context.seen[0]) == 4 and halves[0] | halves[1] == {0, 1, 2, 3} and not halves[0] & halves[1]
     (stage,) = context.stages
     assert stage.schedule(1)["rate"] == stage.schedule(1)["lr"] == pytest.approx(0.013) == pytest.approx(context.model.rate.item())
     assert not torch.equal(context.start["net.alphas"], context.model.net.alphas)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, distinct_configs
+from conftest import Spy, distinct_configs, noise_images
 from torch import nn
 
 from kdcore import data, losses, papers
@@ -30,10 +30,7 @@ def random_images(monkeypatch):
 
     def load(name):
         channels, side, classes = SIZES.get(name, (3, 32, 10))
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (12, channels, side, side), generator=generator, dtype=torch.uint8)
-        labels = torch.randint(classes, (12,), generator=generator)
-        return ImageData(name, images[:8], labels[:8], images[8:], labels[8:], tuple(map(str, range(classes))))
+        return noise_images(name, 8, 4, (channels, side, side), classes)
 
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(vision, "_whitening", lambda name, device: SimpleNamespace(apply=lambda images: images))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Spy, distinct_configs
+from conftest import Spy, distinct_configs, noise_images
 
 from kdcore import data, losses, papers
 from kdcore.data.images import ImageData
@@ -23,14 +23,7 @@ STEPS = 1 / 40_000  # of all lengths: one or two steps a stage
 def random_images(monkeypatch):
     """Eight random training images and four for testing instead of any data set."""
 
-    def load(name):
-        classes = 100 if name in ("cifar100", "digit_pairs") else 10
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (12, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        labels = torch.randint(classes, (12,), generator=generator)
-        return ImageData(name, images[:8], labels[:8], images[8:], labels[8:], tuple(map(str, range(classes))))
-
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "load", lambda name: noise_images(name, 8, 4))
 
 
 def config_of(budget, arm, **changes):
