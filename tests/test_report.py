@@ -481,3 +481,12 @@ def test_figures_of_asks_the_papers_module(paper, monkeypatch):
     assert list(found) == ["paper_errors", "own"]
     assert found["own"]().get_suptitle() == "Own\n(budget fast)"
     assert seen == records
+
+
+def test_a_long_title_stays_inside_its_figure():
+    title = "Test RMSE: the mimic net, its ensemble, the best net and the best single model: while training"
+    figure = figures.curve([1, 2], {"line": [[1.0, 2.0]]}, title=f"{title}\n(budget paper)")
+    figure.canvas.draw()
+    box = figure._suptitle.get_window_extent()
+    assert figure.get_suptitle().replace("\n", " ") == f"{title} (budget paper)"
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1

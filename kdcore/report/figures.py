@@ -832,6 +832,8 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _heading(figure: Figure, text: str) -> None:
+    letters = int(10 * figure.get_figwidth())  # that fit into a line
+    text = "\n".join(_wrapped(line, letters) for line in text.split("\n"))
     figure.suptitle(text, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
 
 
