@@ -225,3 +225,11 @@ def test_dozens_of_learning_curves_are_not_drawn():
 def test_weights_are_tensors(ensemble):
     assert all(isinstance(value, torch.Tensor) for value in ensemble["weights"].values())
     assert not math.isnan(ensemble["metrics"]["ensemble_seconds"])
+
+
+def test_what_a_budget_neither_runs_nor_compares_is_left_out():
+    """Smoke has one problem: the paper's numbers of the others stay, cells that nobody has a number for do not."""
+    cells = tables.table(PAPER, "cases", [], "smoke")
+    assert set(cells["arm"]) == {f"letter.p1: {kind} {count}" for kind in ("munge", "nbe", "random") for count in (10000, 25000, 100000)}
+    assert len(tables.table(PAPER, "compression", [], "smoke")) == len(PROBLEMS) * 5 + 15
+    assert len(tables.table(PAPER, "cases", [], "paper")) == 5 * 3 * 6

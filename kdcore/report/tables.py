@@ -87,13 +87,15 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
     (``statistics.cell_verdict``, "quoted" for a row without an arm, "not comparable" at a budget that says so); hours (of
     these records' trials, one process each); device; seeds ([{seed, value, id}], id being the record's). Where a row of
     the sheet has ``std``, the standard deviation of the reported number, it is a column behind paper.
+    A row that neither the paper has a number for nor the budget an arm is left out.
     Raises KdcoreError for an unknown table, budget or metric.
     """
     sheet = find(paper, table)
     done = results(paper, records, budget)
     comparable = paper.budget(budget).get("comparable", True)
-    rows = []
-    for row in sheet["rows"]:
+    runs, rows = {None, *paper.budget_arms(budget)}, []
+    shown = [row for row in sheet["rows"] if row["paper"] is not None or row["arm"] in runs] or sheet["rows"]
+    for row in shown:
         found = [record for record in done if record["arm"] == row["arm"]]
         values = [measured(record, row["metric"]) for record in found]
         mean, low, high = statistics.mean_interval(values)
@@ -120,8 +122,8 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
             }
         )
     frame = pd.DataFrame(rows)
-    if any("std" in row for row in sheet["rows"]):
-        frame.insert(2, "std", [_float(row.get("std")) for row in sheet["rows"]])
+    if any("std" in row for row in shown):
+        frame.insert(2, "std", [_float(row.get("std")) for row in shown])
     arms = set(frame["arm"])
     frame.attrs = _attrs(paper, budget, [record for record in done if record["arm"] in arms]) | {
         "kind": "table",
