@@ -54,3 +54,14 @@ class Spy(Context):
         history = super().fit(model, stages, evaluate)
         self.end = {key: value.clone() for key, value in net.state_dict().items()}
         return history
+
+
+def pausing(folder, epochs):
+    """A context whose time is up after so many epochs; its checkpoint lies in ``folder``."""
+    context = Context(checkpoint=folder)
+
+    def stop(row):
+        context.deadline = 0 if row["done"] == epochs else context.deadline
+
+    context.report = stop
+    return context

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, distinct_configs, noise_images
+from conftest import Spy, distinct_configs, noise_images, pausing
 from torch.nn import functional as F
 
 from kdcore import data, losses, metrics, papers
@@ -337,12 +337,7 @@ def test_resume_is_exact(tmp_path, arm):
     total = len(whole["history"])
     for pause_after in sorted({1, 3, 8} & set(range(total))):
         folder = tmp_path / str(pause_after)
-        context = Context(checkpoint=folder)
-
-        def stop(row, context=context, pause_after=pause_after):
-            context.deadline = 0 if row["done"] == pause_after else context.deadline
-
-        context.report = stop
+        context = pausing(folder, pause_after)
         with pytest.raises(Paused):
             run(arm, context)
         resumed, _ = run(arm, Context(checkpoint=folder))

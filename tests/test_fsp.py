@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Spy, distinct_configs, noise_images
+from conftest import Spy, distinct_configs, noise_images, pausing
 
 from kdcore import data, losses, papers
 from kdcore.data.images import ImageData
@@ -248,12 +248,7 @@ def test_resume_is_exact_in_every_stage(tmp_path, arm, pauses):
     assert len(whole["history"]) == (4 if arm == "student 8" else 6)
     for pause_after in pauses:
         folder = tmp_path / str(pause_after)
-        context = Context(checkpoint=folder)
-
-        def stop(row, context=context, pause_after=pause_after):
-            context.deadline = 0 if row["done"] == pause_after else context.deadline
-
-        context.report = stop
+        context = pausing(folder, pause_after)
         with pytest.raises(Paused):
             run(arm, context, **changes)
         resumed, _ = run(arm, Context(checkpoint=folder), **changes)
