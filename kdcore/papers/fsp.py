@@ -1,14 +1,15 @@
 """Yim, Joo, Bae & Kim 2017, "A gift from knowledge distillation": what one trial does.
 
-An arm is a method: "plain", "fitnets" or "fsp". All lengths are steps (the paper counts iterations), times ``scale``.
+An arm is a method: "plain", "kd", "fitnets" or "fsp". All lengths are steps (the paper counts iterations), times ``scale``.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from kdcore import losses, methods
+from kdcore import losses, methods, metrics
 from kdcore.papers.vision import Vision, piecewise, weights_of
 from kdcore.training import Context, Stage, seed_of
 
@@ -24,46 +25,63 @@ def cohort(config: dict) -> None:
 
 
 def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> list[dict]:
-    """Train one arm; its ``metrics``, ``history`` and, as a teacher, ``weights``."""
+    """Train one arm; its ``metrics``, ``history`` and, as a teacher, ``weights``.
+
+    Several ``init`` are as many nets, trained one after another: the metrics are their means, and those of their ensemble.
+    """
     (trial,) = trials
     config = trial.config
     vision = Vision(config, context)
-    net = vision.network(config["network"], config["init"])
     guide = None if config["teacher"] is None else vision.teacher(config["teacher_network"], teacher)
+    inits = config["init"] if isinstance(config["init"], list) else [config["init"]]
+    nets = [vision.network(config["network"], init) for init in inits]
     torch.manual_seed(seed_of(context.seed, "connectors"))
-    method = _method(config, net, guide).to(context.device)
-    watch = partial(_distances, vision, net, guide) if config["method"] == "fsp" else dict
-    before = _matrices(vision, net) if config["keep_matrices"] else None
+    learners = [_method(config, net, guide).to(context.device) for net in nets]
+    before = _matrices(vision, nets[0]) if config["keep_matrices"] else None
 
-    stages = [_stage(vision, method, phase, config) for phase in method.phases]
+    endings = [""] if len(nets) == 1 else [f", net {k}" for k in range(1, len(nets) + 1)]  # of the names of their stages
+    stages = []
+    for net, method, ending in zip(nets, learners, endings, strict=True):
+        stages += [_stage(vision, method, phase, config, ending, watch=_watch(vision, net, guide, config)) for phase in method.phases]
     if config["keep_matrices"]:
-        stages[0].at_end = lambda: {"fsp_matrices": _matrices(vision, net)}
-    history = context.fit(method, stages, lambda: vision.evaluate(net) | watch())
-    result = {"history": history, "metrics": vision.measure(net, history)}
-    if config["method"] == "fsp":
-        (end,) = (row for row in history if row["stage"] == "fsp" and row["epoch"] == _epochs(history))
-        result["metrics"]["fsp_distance_after_stage_1"] = end["fsp_distance"]
-        if config["keep_matrices"]:
-            found = (_matrices(vision, guide), before, end.pop("fsp_matrices"), _matrices(vision, net))
-            result["metrics"]["fsp_matrices"] = dict(zip(MATRICES, found, strict=True))
+        stages[0].at_end = lambda: {"fsp_matrices": _matrices(vision, nets[0])}
+    history = context.fit(learners[0] if len(nets) == 1 else nn.ModuleList(learners), stages, dict)
+    found = []
+    for net, ending in zip(nets, endings, strict=True):
+        rows = [row for row in history if row["stage"].endswith(ending)]
+        found.append(vision.measure(net, rows))
+        if config["method"] == "fsp":
+            end = [row for row in rows if row["stage"] == "fsp" + ending][-1]
+            found[-1]["fsp_distance_after_stage_1"] = end["fsp_distance"]
+            if config["keep_matrices"]:
+                kept = (_matrices(vision, guide), before, end.pop("fsp_matrices"), _matrices(vision, net))
+                found[-1]["fsp_matrices"] = dict(zip(MATRICES, kept, strict=True))
+    result = {"history": history, "metrics": found[0] if len(nets) == 1 else _together(vision, nets, found)}
     if config["is_teacher"]:
-        result["weights"] = weights_of(net)
+        result["weights"] = weights_of(nets[0])
     return [result]
 
 
-def _epochs(history: list[dict]) -> int:
-    return max(row["epoch"] for row in history if row["stage"] == "fsp")
+def _together(vision: Vision, nets: list[nn.Module], found: list[dict]) -> dict:
+    """The means of the nets' metrics, and the error of the mean of their probabilities."""
+    probabilities = sum(vision.logits(net, vision.test_views).softmax(-1) for net in nets)
+    error = 100 * metrics.wrong(probabilities, vision.test_labels).double().mean().item()
+    means = {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+    return means | {"ensemble_test_error_percent": error, "ensemble_test_accuracy_percent": 100 - error}
 
 
 def _method(config: dict, net: nn.Module, guide: nn.Module | None) -> methods.Method:
-    if config["method"] == "fitnets":
-        return methods.fitnets(net, guide, hint=config["hint"], guided=config["hint"], temperature=config["temperature"])
+    if config["method"] in ("fitnets", "kd"):
+        method = methods.fitnets(net, guide, hint=config["hint"], guided=config["hint"], temperature=config["temperature"])
+        if config["method"] == "kd":
+            del method.phases[0]  # the control: what FitNets' second phase does alone
+        return method
     if config["method"] == "fsp":
         return methods.fsp(net, guide, pairs=PAIRS, weights=[config["fsp_weight"]] * len(PAIRS))
     return methods.plain(net)
 
 
-def _stage(vision: Vision, method: methods.Method, phase: methods.Phase, config: dict) -> Stage:
+def _stage(vision: Vision, method: methods.Method, phase: methods.Phase, config: dict, ending: str, **options) -> Stage:
     """The last phase has the schedule of ``train``, one before it that of ``pretrain``."""
     lengths = config["train"] if phase is method.phases[-1] else config["pretrain"]
     rate, steps = piecewise(lengths["lr"], lengths["until"], config["scale"])
@@ -75,7 +93,7 @@ def _stage(vision: Vision, method: methods.Method, phase: methods.Phase, config:
             return rate(step) | {"soft_weight": start + (end - start) * step / steps}
 
     optimiser = {"momentum": config["momentum"], "weight_decay": config["weight_decay"]}
-    return vision.stage(method, phase, schedule, steps=steps, optimiser=optimiser)
+    return vision.stage(method, phase, schedule, steps=steps, optimiser=optimiser, name=phase.name + ending, **options)
 
 
 def _watched(vision: Vision, net: nn.Module) -> list[Tensor]:
@@ -88,10 +106,17 @@ def _watched(vision: Vision, net: nn.Module) -> list[Tensor]:
         return [losses.fsp_matrix(taps[first], taps[last]) for first, last in PAIRS]
 
 
-def _distances(vision: Vision, net: nn.Module, guide: nn.Module) -> dict:
-    """For the history: the FSP loss (eq. 2, all lambda 1) on held-out images."""
-    pairs = zip(_watched(vision, net), _watched(vision, guide), strict=True)
-    return {"fsp_distance": sum((own - target).square().sum((1, 2)).mean() for own, target in pairs)}
+def _watch(vision: Vision, net: nn.Module, guide: nn.Module | None, config: dict) -> Callable[[], dict]:
+    """For the history: the test error and, for FSP, the loss of the first stage (eq. 2, all lambda 1) on test images."""
+
+    def watch() -> dict:
+        found = vision.evaluate(net)
+        if config["method"] == "fsp":
+            pairs = zip(_watched(vision, net), _watched(vision, guide), strict=True)
+            found["fsp_distance"] = sum((own - target).square().sum((1, 2)).mean() for own, target in pairs)
+        return found
+
+    return watch
 
 
 def _matrices(vision: Vision, net: nn.Module) -> list:
