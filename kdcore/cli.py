@@ -160,7 +160,7 @@ def run(options) -> int:
             timeout=None if options.timeout is None else 60 * options.timeout,
             watch=progress,
         )
-    for sentence in (*outcome.failed.values(), *dict.fromkeys(outcome.refused)):
+    for sentence in outcome.problems:
         print(f"kdcore: {sentence}", file=sys.stderr)
     if outcome.paused:
         print(f"kdcore: {len(outcome.paused)} trials left; the same command goes on from here", file=sys.stderr)

@@ -5,6 +5,10 @@ class KdcoreError(Exception):
     """Something the user can mend: the message says what is wrong and what to do."""
 
 
+class DataMissing(KdcoreError):
+    """A data set that is neither here nor to be fetched; trials on other data can go on."""
+
+
 class TrialFailed(KdcoreError):
     """A trial that cannot give a number. ``status`` is what its record says: nan, oom, timeout or killed."""
 

@@ -60,7 +60,7 @@ class Page:
         planned = runner.plan(self.paper.key, self.budget, None, self.seeds, self.store)
         outcome = runner.run(planned, self.store, device=self.device)
         if outcome.exit_code:
-            raise KdcoreError("; ".join([*outcome.failed.values(), *outcome.refused] or ["paused: run this cell again to go on"]))
+            raise KdcoreError("; ".join(outcome.problems or ["paused: run this cell again to go on"]))
         print(f"budget {self.budget}: {len(planned.trials)} trials recorded, {sum(len(job.ids) for job in planned.jobs)} of them just now")
 
     def table(self, id: str) -> None:

@@ -247,6 +247,21 @@ def test_a_diverging_trial_is_a_record_of_failure(tmp_path):
     assert nothing_left(tmp_path, Path(os.environ["KDCORE_CACHE"]))
 
 
+def test_missing_data_stop_nobody_else(tmp_path, monkeypatch):
+    """No MNIST and no network: its trials are left out with one sentence, those on other data run."""
+    monkeypatch.setenv("KDCORE_DATA", str(tmp_path / "nothing"))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    store = Store(tmp_path / "results")
+    missing = runner.plan(PAPER, "fast", ["small", "cumbersome", "small with KD"], [0, 1], store)
+    there = runner.plan(PAPER, "smoke", ["small"], [0], store)
+    both = runner.Plan(missing.trials + there.trials, {}, missing.jobs + there.jobs)
+    outcome = runner.run(both, store, jobs=1)
+    assert [sentence.startswith("mnist is not in") for sentence in outcome.problems] == [True]
+    assert outcome.exit_code == 1 and list(outcome.no_data) == ["mnist"] and not outcome.refused and not outcome.paused
+    assert outcome.done == [there.trials[0].id] == [path.stem for path in store.results.rglob("*.json")]
+
+
 def test_shards_are_the_whole_grid_without_overlap(tmp_path):
     store = Store(tmp_path)
     everything = {id for job in runner.plan(PAPER, "smoke", store=store).jobs for id in job.ids}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kdcore import paths
 from kdcore.data.embedded import EMBEDDED
-from kdcore.errors import KdcoreError
+from kdcore.errors import DataMissing, KdcoreError
 
 # sha256 over names, shapes and bytes of the four arrays: the data set's identity, part of every trial's id.
 FINGERPRINTS = {
@@ -214,7 +214,7 @@ def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
             arrays[f"{split}_images"] = pixels.contiguous().numpy()
             arrays[f"{split}_labels"] = np.asarray(cases.targets, np.int64)
     except (RuntimeError, OSError, ValueError, EOFError) as error:
-        raise KdcoreError(
+        raise DataMissing(
             f"{name} is not in {root} and could not be fetched ({str(error).splitlines()[0].rstrip(':')}): connect to the "
             f"network, or set KDCORE_DATA to a folder that holds {layout} or {name}.safetensors"
         ) from error

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcore import paths
-from kdcore.errors import KdcoreError
+from kdcore.errors import DataMissing, KdcoreError
 
 # sha256 of the canonical CSV: the data set's identity, part of every trial's id.
 FINGERPRINTS = {
@@ -331,7 +331,7 @@ def _download(name: str, url: str, path: Path) -> None:
             content = answer.read()
         content = gzip.decompress(content) if url.endswith(".gz") else content
     except (OSError, EOFError, http.client.HTTPException) as error:
-        raise KdcoreError(
+        raise DataMissing(
             f"{name} is not in {paths.data()} and could not be fetched from {url} ({error}): connect to the network, or put the file "
             f"there as {path}"
         ) from error
@@ -392,7 +392,7 @@ def _openml(name: str) -> tuple[list[list], list[str], list[str]]:
         # no data frame: a machine that runs trials needs no pandas
         found = fetch_openml(data_id=source.openml, as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:
-        raise KdcoreError(
+        raise DataMissing(
             f"{name} is not in {paths.data()} and could not be fetched from OpenML ({str(error).splitlines()[0].rstrip(':')}): connect to "
             f"the network, or put UCI's file there as {paths.data() / 'uci' / source.file}"
         ) from error

@@ -23,17 +23,26 @@ DEATHS = 3  # a child that dies this often on one cohort without finishing an ep
 
 @dataclass
 class Outcome:
-    """What became of a run: ids done (now or before), failures and refusals by sentence, cohorts left for later."""
+    """What became of a run: ids done (now or before), failures and refusals by sentence, cohorts left for later.
+
+    no_data: by data set that cannot be had, the sentence that says so; trials on other data went on.
+    """
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    no_data: dict[str, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     paused: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
         """0 all done; 1 something failed or was refused; 3 paused, the same command goes on."""
-        return 1 if self.failed or self.refused else 3 if self.paused else 0
+        return 1 if self.problems else 3 if self.paused else 0
+
+    @property
+    def problems(self) -> list[str]:
+        """A sentence for each thing that went wrong."""
+        return [*self.failed.values(), *self.no_data.values(), *dict.fromkeys(self.refused)]
 
 
 @dataclass(eq=False)
@@ -48,6 +57,10 @@ class Job:
     @property
     def teacher(self) -> str | None:
         return self.cohort.trials[0].teacher
+
+    @property
+    def data(self) -> str | None:
+        return self.cohort.trials[0].config.get("data")
 
     @property
     def ids(self) -> list[str]:
@@ -241,6 +254,7 @@ class Engine:
             while True:
                 if time.time() >= self.deadline or self.outcome.refused:
                     return None
+                self.queue = [job for job in self.queue if job.data not in self.outcome.no_data]
                 waiting = {id for other in (*self.queue, *self.running) for id in other.ids}
                 for job in list(self.queue):
                     if job.teacher in waiting:
@@ -272,6 +286,8 @@ class Engine:
                 self.queue.append(job)
             elif status == "paused" or (end["event"] == "died" and self.deadline == 0):
                 self.queue.append(job)
+            elif status == "no data":
+                self.outcome.no_data[job.data] = message
             elif status == "refused":
                 self.outcome.refused.append(message)
             elif end["event"] == "died" and status == "killed":

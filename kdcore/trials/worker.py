@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from kdcore import papers, paths
-from kdcore.errors import KdcoreError, Paused, TrialFailed
+from kdcore.errors import DataMissing, KdcoreError, Paused, TrialFailed
 from kdcore.training import Context, Measured
 from kdcore.trials.environment import device_name, environment, peak_memory_mb, reset_peak_memory
 from kdcore.trials.spec import Cohort, Trial
@@ -62,7 +62,7 @@ def run(cohort: Cohort, store: Store, device: str, precision: str, deadline: flo
 
     redo: ids of trials that run although they have a record: a failure that is retried (its record is replaced), or a
     teacher whose weights are not in this cache (its record stays). A failure becomes a record too; what keeps any
-    record from being made (full disk, missing data) is "refused".
+    record from being made is "no data" for a data set that cannot be had, else "refused" (full disk, damaged record).
     """
     with ExitStack() as leases:
         try:
@@ -76,6 +76,8 @@ def run(cohort: Cohort, store: Store, device: str, precision: str, deadline: flo
             return train(cohort, store, device, precision, deadline, send, wanted)
         except Paused:
             return "paused", "saved at a checkpoint: the same command goes on from there"
+        except DataMissing as error:
+            return "no data", str(error)
         except KdcoreError as error:
             return "refused", str(error)
 
