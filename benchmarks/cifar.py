@@ -9,7 +9,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import torch
@@ -354,6 +354,7 @@ CHECKED = Task(cases=640, student="wrn_16_1", teacher="wrn_10_2")
 # BatchNorm divides by the spread of a batch, so that a rounding error grows from step to step, the faster the larger the rate:
 # at 0.01 two right orders of summation differ by 1e-4 after 20 steps, at this one by 1e-6.
 CHECKED_RATE = 0.001
+MANY_PARTS = ("darts_v2_5_4", 0.00005)  # a network of the kind of darts_step: the more of them one after another, the faster still
 
 
 def check_numerics(task: Task = CHECKED, device: str = "cpu", tamper: Callable[[nn.ModuleList], object] = lambda cohort: None) -> None:
@@ -375,8 +376,9 @@ def check_numerics(task: Task = CHECKED, device: str = "cpu", tamper: Callable[[
 
 def _check(task: Task, device: str, tamper: Callable[[nn.ModuleList], object]) -> None:
     teacher, entries = teacher_net(task).to(device), table(task, device)
-    for names in (("plain",), ("kd", "logit_mimic")):
-        cohort, stage = engine(task, names, device=device, rate=CHECKED_RATE, batch=task.cases // mlp.CHECKED_STEPS)
+    checks = (("plain",), task.student, CHECKED_RATE), (("plain",), *MANY_PARTS), (("kd", "logit_mimic"), task.student, CHECKED_RATE)
+    for names, net, rate in checks:
+        cohort, stage = engine(replace(task, student=net), names, device=device, rate=rate, batch=task.cases // mlp.CHECKED_STEPS)
         student = copy.deepcopy(cohort[0].student).to(memory_format=torch.contiguous_format)
         tamper(cohort)
         rows = stage.indices(torch.Generator().manual_seed(task.seed))
@@ -384,7 +386,7 @@ def _check(task: Task, device: str, tamper: Callable[[nn.ModuleList], object]) -
         step = Step(cohort.train(), stage, device)
         step.set(stage.schedule(0))
         ours = torch.stack([step(row.to(device)).clone() for row in rows])[:, 0]
-        mlp.compare(ours.tolist(), mlp.plain_losses(student, None if names == ("plain",) else teacher, batches, CHECKED_RATE))
+        mlp.compare(ours.tolist(), mlp.plain_losses(student, None if names == ("plain",) else teacher, batches, rate))
     if device != "cpu":
         entries.fill()
     rows = rows.to(device).flatten(0, 1)

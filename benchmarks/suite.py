@@ -239,6 +239,20 @@ def wrn_step(settings: Settings, device: str) -> Outcome:
     return Outcome(rows, [f"{double.what}: {gflops:,.0f} GFLOP/s of convolutions, {100 * share:.0f} % of matrix products (at least 65 %)"])
 
 
+def darts_step(settings: Settings, device: str) -> Outcome:
+    """Training a DARTS network of many small operations from labels, against the usual loop: launches count, not products."""
+    common = {"task": replace(settings.images, student="darts_v2_10_16"), "device": device}
+    with ExitStack() as open_sides:
+
+        def side(make=cifar.EngineLoop, processes: int = 1) -> Side:
+            return open_sides.enter_context(Side(make, common, processes, 1 if processes > 1 else CORES))
+
+        name, counts = ("GPU, ", (1, 2, 4)) if device == "cuda" else ("", (1, CORES))
+        peer = side(cifar.PeerLoop)
+        variants = [Variant(f"{name}{count} process{'es' if count > 1 else ''}", side(processes=count)) for count in counts]
+        return Outcome(_race("darts", "img/s", peer, variants, settings.seconds, settings.rounds))
+
+
 def wrn_kd(settings: Settings, device: str) -> Outcome:
     """Distillation from WRN-22-4: its logits as a table, and live, against the usual loop."""
     peer_arguments = {"task": settings.images, "distil": True, "device": device}
@@ -311,6 +325,7 @@ BENCHMARKS: dict[str, Callable[[Settings, str], Outcome]] = {
     "feed": feed,
     "mlp_step": mlp_step,
     "wrn_step": wrn_step,
+    "darts_step": darts_step,
     "kd_step": kd_step,
     "wrn_kd": wrn_kd,
     "shared_teacher": shared_teacher,
@@ -322,8 +337,8 @@ BENCHMARKS: dict[str, Callable[[Settings, str], Outcome]] = {
     "wrn_table": wrn_table,
     "munge": munge,
 }
-ON_GPU = ("feed", "mlp_step", "wrn_step", "wrn_kd", "many_trials")
-ON_CIFAR = ("feed", "wrn_step", "wrn_kd", "shared_teacher", "many_nets", "epoch", "wrn_table")
+ON_GPU = ("feed", "mlp_step", "wrn_step", "darts_step", "wrn_kd", "many_trials")
+ON_CIFAR = ("feed", "wrn_step", "darts_step", "wrn_kd", "shared_teacher", "many_nets", "epoch", "wrn_table")
 
 
 def devices(name: str) -> list[str]:

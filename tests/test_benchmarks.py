@@ -54,7 +54,8 @@ def test_gate_passes_where_both_convolutional_loops_compute_the_same():
 def test_gate_refuses_a_perturbed_convolution():
     def perturb(cohort):
         with torch.no_grad():
-            cohort[0].student.groups[2][0].conv2.weight[0, 0, 0, 0] += 0.1
+            weight = next(p for p in cohort[0].student.parameters() if p.shape[2:] == (3, 3))
+            weight[0, 0, 0, 0] += 0.1
 
     with pytest.raises(BenchmarkError, match="no speed is reported.*step 1"):
         cifar.check_numerics(SMALL_NETS, tamper=perturb)
@@ -254,7 +255,7 @@ def test_table_refuses_what_it_cannot_answer():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["mlp_stepp"], "unknown benchmark 'mlp_stepp': choose from feed, mlp_step, wrn_step, kd_step, wrn_kd,"),
+        (["mlp_stepp"], "unknown benchmark 'mlp_stepp': choose from feed, mlp_step, wrn_step, darts_step, kd_step, wrn_kd,"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--save", "--quick"], "--save keeps full runs only"),
     ],
