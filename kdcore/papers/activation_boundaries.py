@@ -24,6 +24,7 @@ WATCHED = 200  # test images on which the sides of the boundaries are watched
 TOY_DIGITS = (0, 2, 4, 6)  # they lie apart on the plane of their first two principal components
 TOY_TEACHER, TOY_STUDENT = (2, 24, 24, 4), (2, 8, 24, 4)
 TOY_TAP = "hidden2.pre"
+TOY_WEIGHT = 0.1  # of the boundary loss, a sum over neurons: in full its first steps throw some students' layers far off
 TOY_GRID = 101
 
 
@@ -178,7 +179,7 @@ def _toy(config: dict, context: Context) -> dict:
         with torch.no_grad():
             target = nets["teacher"].features(points[index])[1][TOY_TAP]
         own = nets[name].features(points[index])[1][TOY_TAP]
-        return losses.hint(own.relu(), target.relu()) if name == "mse" else losses.activation_boundary(own, target)
+        return losses.hint(own.relu(), target.relu()) if name == "mse" else TOY_WEIGHT * losses.activation_boundary(own, target)
 
     def stage(name: str, epochs: int, loss: Callable[[Tensor], Tensor], parameters: list) -> Stage:
         count, size = len(points), config["batch_size"]
