@@ -10,6 +10,7 @@ A notebook never trains by itself: it asks for trials and reads their records.
 import ast
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 from kdcore import papers, paths
@@ -95,7 +96,7 @@ class Page:
             drawn = figures.figures_of(self.paper, self.store.records(self.paper.key, budget))
             if name in drawn:
                 display(Image(figures.png(drawn[name]()), width=800, alt=f"{name}, budget {budget}"))
-                print(f"budget {budget}: {self.paper.budget(budget)['about']}")
+                print(textwrap.fill(f"budget {budget}: {self.paper.budget(budget)['about']}", 110))
                 return
             known += drawn
         raise KdcoreError(f"no figure '{name}': choose one of {', '.join(dict.fromkeys(known))}")

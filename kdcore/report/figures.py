@@ -83,9 +83,10 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
     number a line under a diamond.
 
     The pale band is the paper's number -+ margin; a hollow diamond is the table's other reference. Rows of different units
-    stand in panels of their own; rows with neither a reported number nor a result are left out, and so are quoted ones.
+    stand in panels of their own. Rows that were not run stand in the table alone; the heading counts those with a number.
     """
-    frame = frame[(frame["paper"].notna() | (frame["n"] > 0)) & (frame["verdict"] != "quoted")]
+    not_run = int((frame["paper"].notna() & (frame["n"] == 0) & (frame["verdict"] != "quoted")).sum())
+    frame = frame[frame["n"] > 0]
     groups = [(unit, frame[frame["unit"] == unit]) for unit in frame["unit"].unique()]
     labels = [_wrapped(label, 36) for label in frame["label"]]
     step = 0.34 + 0.17 * max((label.count("\n") for label in labels), default=0)
@@ -119,7 +120,8 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
         ax.margins(x=0.04)
         ax.autoscale_view(scaley=False)
     about = frame.attrs
-    _heading(figure, f"{about['title']}\n(budget {about['budget']})")
+    rest = f"; {not_run} row{'s' if not_run > 1 else ''} not run" if not_run else ""
+    _heading(figure, f"{about['title']}\n(budget {about['budget']}{rest})")
     marks = [
         mpl.lines.Line2D([], [], marker="D", ls="", ms=6, color=VERMILLION, label="paper (band: margin)"),
         mpl.lines.Line2D([], [], marker="o", ms=7, lw=2.4, color=BLUE, label="ours: mean, 95 % interval"),
