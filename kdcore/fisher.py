@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kdcore.models.darts import redraw
+from kdcore.models.network import redraw
 
 Ranking = Callable[[Mapping[str, int]], tuple[list[str], dict[str, float]]]
 

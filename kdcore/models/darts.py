@@ -4,7 +4,6 @@ A cell takes the outputs of the two cells before it, as its nodes 0 and 1, and m
 operations on earlier nodes; its output is the four side by side. The layout is that of quark0/darts [V].
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.network import Network, conv, keep
+from kdcore.models.network import Network, conv, keep, redraw
 
 NODES = 4
 OPERATIONS = (
@@ -312,12 +311,3 @@ def _reset(net: nn.Module, generator: torch.Generator) -> None:
             redraw(module, generator)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-
-
-@torch.no_grad()
-def redraw(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
-    """PyTorch's initial weights of a layer, in place, from a generator on the CPU: U(-a, a), a = 1 / sqrt(inputs of a unit)."""
-    limit = 1 / math.sqrt(layer.weight[0].numel())
-    for parameter in layer.parameters():
-        draw = torch.rand(parameter.shape, generator=generator, device="cpu")
-        parameter.copy_((2 * draw - 1) * limit)

@@ -140,3 +140,12 @@ def blocks_per_group(depth: int, extra: int) -> int:
     if rest or blocks < 1:
         raise ValueError(f"the depth is 6n + {extra} with n of 1 or more, not {depth}")
     return blocks
+
+
+@torch.no_grad()
+def redraw(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
+    """PyTorch's initial weights of a layer, in place, from a generator on the CPU: U(-a, a), a = 1 / sqrt(inputs of a unit)."""
+    limit = 1 / math.sqrt(layer.weight[0].numel())
+    for parameter in layer.parameters():
+        draw = torch.rand(parameter.shape, generator=generator, device="cpu")
+        parameter.copy_((2 * draw - 1) * limit)
