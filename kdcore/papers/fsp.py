@@ -109,10 +109,12 @@ def _watched(vision: Vision, net: nn.Module) -> list[Tensor]:
 def _watch(vision: Vision, net: nn.Module, guide: nn.Module | None, config: dict) -> Callable[[], dict]:
     """For the history: the test error and, for FSP, the loss of the first stage (eq. 2, all lambda 1) on test images."""
 
+    targets = _watched(vision, guide) if config["method"] == "fsp" else []
+
     def watch() -> dict:
         found = vision.evaluate(net)
-        if config["method"] == "fsp":
-            pairs = zip(_watched(vision, net), _watched(vision, guide), strict=True)
+        if targets:
+            pairs = zip(_watched(vision, net), targets, strict=True)
             found["fsp_distance"] = sum((own - target).square().sum((1, 2)).mean() for own, target in pairs)
         return found
 
