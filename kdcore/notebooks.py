@@ -65,12 +65,12 @@ class Page:
         print(f"budget {self.budget}: {len(planned.trials)} trials recorded, {sum(len(job.ids) for job in planned.jobs)} of them just now")
 
     def table(self, id: str) -> None:
-        """Show one of the paper's tables, once for each budget that has records and runs its arms."""
+        """Show one of the paper's tables, once for each budget that has records and runs its arms; where none does, the paper's numbers."""
         from kdcore.report import tables
 
-        for budget in self.budgets:
-            if any(table["id"] == id for table in tables.tables_of(self.paper, budget)):
-                self._show(tables.table(self.paper, id, self.store.records(self.paper.key, budget), budget))
+        running = [budget for budget in self.budgets if any(table["id"] == id for table in tables.tables_of(self.paper, budget))]
+        for budget in running or [self.budget]:
+            self._show(tables.table(self.paper, id, self.store.records(self.paper.key, budget), budget))
 
     def claims(self) -> None:
         """Show every claim with its verdict, once for each budget that has records."""

@@ -107,6 +107,18 @@ def test_bad_parameters(changes, complaint, tmp_path):
         notebooks.open("hinton_mnist", **values)
 
 
+def test_a_table_that_no_shown_budget_runs_is_there_with_the_papers_numbers(tmp_path):
+    page = notebooks.open("fsp", budget="laptop", seeds=1, device="cpu", engine="local", results_dir=str(tmp_path))
+    shown = []
+    page._show = shown.append
+    page.table("cifar100")  # laptop has CIFAR-10 alone
+    (frame,) = shown
+    assert list(frame["paper"]) == [64.06, 58.65, 61.28, 63.33]
+    assert set(frame["verdict"]) == {"not run"}
+    with pytest.raises(KdcoreError, match="cifar1000"):
+        page.table("cifar1000")
+
+
 def test_a_killed_kernel_never_yields_a_notebook_that_looks_finished(tmp_path, monkeypatch):
     folder = tmp_path / "checkout"
     (folder / "notebooks").mkdir(parents=True)
