@@ -225,6 +225,7 @@ def facts(paper, part: str) -> pd.DataFrame:
     """A list of the sheet as it stands there: part "protocol" (what the paper says, what we do) or "deviations"."""
     headings = {"protocol": {"paper": "paper says", "ours": "we use"}}.get(part, {})
     frame = pd.DataFrame(paper.sheet[part]).fillna("").rename(columns=headings)
+    frame = frame.map(lambda value: fixed(value, 0) if isinstance(value, int) else value)
     frame.attrs = {"kind": "facts"}
     return frame
 
@@ -393,10 +394,10 @@ def number(value: float, significant: int = 4, signed: bool = False) -> str:
 
 
 def fixed(value: float, decimals: int, signed: bool = False) -> str:
-    """``value`` with so many ``decimals``, a real minus sign, and a plus where ``signed``; "" for nan."""
+    """``value`` with so many ``decimals``, a real minus sign, commas from 10,000 on, and a plus where ``signed``; "" for nan."""
     if math.isnan(value):
         return ""
-    text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    text = f"{value:{'+' if signed else ''}{',' if abs(value) >= 10_000 else ''}.{decimals}f}"
     text = text if text.strip("+-0.") else text.strip("+-")  # no sign on a zero
     return text.replace("-", "\N{MINUS SIGN}")
 
