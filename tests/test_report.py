@@ -265,7 +265,16 @@ def test_without_records_everything_works(paper, store):
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(146.234, "146.2"), (0.0123456, "0.01235"), (67.0, "67"), (12345.6, "12,346"), (9999.6, "10000"), (-7.6, "−7.6"), (0, "0"), (math.nan, "")],
+    [
+        (146.234, "146.2"),
+        (0.0123456, "0.01235"),
+        (67.0, "67"),
+        (12345.6, "12,346"),
+        (9999.6, "10,000"),
+        (-7.6, "−7.6"),
+        (0, "0"),
+        (math.nan, ""),
+    ],
 )
 def test_number(value, words):
     assert tables.number(value) == words

@@ -397,7 +397,7 @@ def fixed(value: float, decimals: int, signed: bool = False) -> str:
     """``value`` with so many ``decimals``, a real minus sign, commas from 10,000 on, and a plus where ``signed``; "" for nan."""
     if math.isnan(value):
         return ""
-    text = f"{value:{'+' if signed else ''}{',' if abs(value) >= 10_000 else ''}.{decimals}f}"
+    text = f"{value:{'+' if signed else ''}{',' if abs(round(value, decimals)) >= 10_000 else ''}.{decimals}f}"
     text = text if text.strip("+-0.") else text.strip("+-")  # no sign on a zero
     return text.replace("-", "\N{MINUS SIGN}")
 
