@@ -81,7 +81,7 @@ def test_a_shallow_net_equals_its_twin_in_float64():
     maps = (torch.einsum("bcyxij,ocij->boyx", padded, first[0]) + first[1].view(-1, 1, 1)).clamp(min=0)
     pooled = maps.unfold(2, 3, 2).unfold(3, 3, 2).amax((-2, -1))
     assert pooled.shape == (3, 6, 15, 15)
-    h = pooled.flatten(1) @ linear[0].T + linear[1]
+    h = pooled.permute(0, 2, 3, 1).flatten(1) @ linear[0].T + linear[1]
     expected = (h @ hidden[0].T + hidden[1]).clamp(min=0) @ last[0].T + last[1]
     assert torch.allclose(net(x).double(), expected, atol=1e-5)
 

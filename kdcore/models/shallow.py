@@ -5,6 +5,7 @@ import re
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kdcore.models.network import Network, keep, relu
@@ -70,12 +71,12 @@ class Layered(Network):
                 continue
             if kind != "out":
                 layer, name = self.layers[number], f"layer{number + 1}"
-                h = layer(h.flatten(1) if isinstance(layer, nn.Linear) else h)
+                h = layer(_vector(h) if isinstance(layer, nn.Linear) else h)
                 h = keep(taps, name, h) if kind == "L" else relu(h, taps, name)
                 number += 1
             if kind in ("lc", "fc", "out"):
                 h = F.dropout(h, self.dropout, self.training)
-        return self.layers[-1](h.flatten(1))
+        return self.layers[-1](_vector(h))
 
     @torch.no_grad()
     def reset(self, seed: int) -> "Layered":
@@ -93,6 +94,12 @@ class Layered(Network):
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, device="cpu") * std)
             layer.bias.zero_()
         return self
+
+
+def _vector(h: Tensor) -> Tensor:
+    """Maps [B, C, H, W] as vectors, place by place: the order they have in memory, where the other one would cost a copy
+    forward and another backward."""
+    return h.permute(0, 2, 3, 1).flatten(1) if h.dim() == 4 else h
 
 
 class LocallyConnected(nn.Module):
@@ -143,22 +150,56 @@ def stochastic_pool(h: Tensor, training: bool) -> Tensor:
     if not training:
         total = F.avg_pool2d(h, POOL, STRIDE)
         return F.avg_pool2d(h.square(), POOL, STRIDE) / (total + (total == 0))
-    rows, columns = ((side - POOL) // STRIDE + 1 for side in h.shape[2:])
-    with torch.no_grad():
-        places = [
-            h[:, :, i : i + STRIDE * rows : STRIDE, j : j + STRIDE * columns : STRIDE].float() for i in range(POOL) for j in range(POOL)
-        ]
-        draw = sum(places)
-        draw = torch.rand_like(draw) * draw
-        bound, drawn = torch.zeros_like(draw), torch.zeros_like(draw, dtype=torch.int64)
-        for place in places[:-1]:
+    return _Drawn.apply(h)
+
+
+class _Drawn(torch.autograd.Function):
+    """One place of each window, drawn in proportion to its value.
+
+    Sums and masks of whole maps in their own memory order: looking each place up takes twice as long on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, h: Tensor) -> Tensor:
+        places = _places(_parts(h.float()), h.shape)
+        total = sum(places)
+        draw = torch.rand_like(total) * total
+        value, bound, drawn, later = places[0].clone(), places[0].clone(), torch.zeros_like(total), torch.empty_like(total)
+        for place in places[1:]:
+            torch.le(bound, draw, out=later)  # 1 up to the place that is drawn, then 0: the bounds never fall
+            value.lerp_(place, later)
+            drawn += later
             bound += place
-            drawn += bound <= draw
-        row = STRIDE * torch.arange(rows, device=h.device).unsqueeze(1) + drawn // POOL
-        column = STRIDE * torch.arange(columns, device=h.device) + drawn % POOL
-        index = (row * h.shape[3] + column).flatten(2)
-    # one look-up, so that its gradient is one too
-    return h.flatten(2).gather(2, index).view(*h.shape[:2], rows, columns)
+        ctx.save_for_backward(drawn)
+        ctx.like = torch.empty_like(h, device="meta")
+        return value.to(h.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (drawn,) = ctx.saved_tensors
+        result, here = torch.zeros_like(ctx.like, device=gradient.device), torch.empty_like(gradient)
+        parts = _parts(result)
+        for number, place in enumerate(_places(parts, result.shape)):
+            place.addcmul_(gradient, torch.eq(drawn, number, out=here))
+        for number, part in enumerate(parts):
+            result[:, :, number // STRIDE :: STRIDE, number % STRIDE :: STRIDE] = part
+        return result
+
+
+def _parts(h: Tensor) -> list[Tensor]:
+    """Copies of every second row and column of maps [B, C, H, W], one for each of the four that can be the first."""
+    return [h[:, :, i::STRIDE, j::STRIDE].clone() for i in range(STRIDE) for j in range(STRIDE)]
+
+
+def _places(parts: list[Tensor], shape: torch.Size) -> list[Tensor]:
+    """For each place of a window, its values in all windows of maps of a shape [B, C, H, W]: views [B, C, rows, columns]."""
+    rows, columns = ((side - POOL) // STRIDE + 1 for side in shape[2:])
+    return [
+        parts[STRIDE * (i % STRIDE) + j % STRIDE][:, :, i // STRIDE : i // STRIDE + rows, j // STRIDE : j // STRIDE + columns]
+        for i in range(POOL)
+        for j in range(POOL)
+    ]
 
 
 class PatchFeatures(nn.Module):
