@@ -156,7 +156,7 @@ def learning_curves(records_by_arm: dict[str, list[dict]], metric: str, title: s
         ends = []
         for (arm, (epochs, values)), colour in zip(part, PALETTE if len(part) <= len(PALETTE) else many, strict=False):
             mean = values.mean(0)
-            ax.plot(epochs, mean, color=colour)
+            ax.plot(epochs, mean, color=colour, marker="o" if len(epochs) == 1 else None)
             if len(values) > 1 and len(part) <= len(PALETTE):
                 ax.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.16, lw=0)
             ends.append((epochs[-1], mean[-1], arm, colour))
