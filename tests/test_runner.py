@@ -16,6 +16,7 @@ import pytest
 from kdcore import papers
 from kdcore.errors import KdcoreError
 from kdcore.trials import runner
+from kdcore.trials.progress import Progress
 from kdcore.trials.store import Store
 from kdcore.trials.worker import checkpoint_folder, weights_path
 
@@ -180,6 +181,25 @@ def test_two_runners_on_one_store_never_run_a_trial_twice(tmp_path, own_cache):
     # a line says "already" where the other runner's record was found
     assert trained - sum(output.count("recorded by another runner") for output, _ in outputs) == 6
     assert nothing_left(tmp_path, own_cache)
+
+
+def test_a_line_of_the_log_says_how_long_the_whole_trial_took(tmp_path, monkeypatch, capsys):
+    clock = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    planned = runner.plan(PAPER, "smoke", ["cumbersome"], [0], Store(tmp_path))
+    (job,) = planned.jobs
+    progress = Progress(planned)
+    for at, event in (
+        (100.0, {"event": "started"}),
+        (130.0, {"event": "epoch", "stage": "train", "done": 1, "total": 1, "loss": 0.5}),  # or none: features and an SVM
+        (142.0, {"event": "ended", "status": "done", "message": ""}),
+    ):
+        clock = at
+        progress(job, event)
+    progress(job, {"event": "ended", "status": "done", "message": "recorded by another runner"})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "1/1 cumbersome, seed 0 done in 42 s"
+    assert second.endswith("done in 0 s: recorded by another runner")
 
 
 def test_timeout_is_a_recorded_failure(tmp_path):

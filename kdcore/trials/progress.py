@@ -28,12 +28,15 @@ class Progress:
             self.live.stop()
 
     def __call__(self, job: Job, event: dict) -> None:
-        if event["event"] == "epoch":
-            row = self.rows.setdefault(job, {"started": time.monotonic(), "epochs": 0})
+        if event["event"] == "started":
+            self.rows[job] = {"started": time.monotonic(), "epochs": 0}
+        elif event["event"] == "epoch":
+            row = self.rows[job]
             row |= event
             row["epochs"] += 1
         elif event["event"] == "ended" and event["status"] != "busy":
-            seconds = time.monotonic() - self.rows.pop(job, {"started": time.monotonic()})["started"]
+            now = time.monotonic()
+            seconds = now - self.rows.pop(job, {"started": now})["started"]  # no start: another runner had recorded it
             self.ended += event["status"] not in ("paused", "killed")
             if not self.quiet:
                 words = f": {event['message']}" if event["message"] else ""
@@ -48,6 +51,8 @@ class Progress:
         for column in ("trial", "seed", "stage", "epoch", "loss", "% error", "ETA"):
             table.add_column(column, justify="left" if column in ("trial", "stage") else "right")
         for job, row in list(self.rows.items()):
+            if not row["epochs"]:
+                continue  # no loss to show yet
             left = (time.monotonic() - row["started"]) / row["epochs"] * (row["total"] - row["done"])
             table.add_row(
                 name(job, seed=False), str(job.cohort.trials[0].seed), row["stage"], f"{row['done']}/{row['total']}",

@@ -161,7 +161,7 @@ def run(
     precision: float32, bfloat16, or auto (``Paper.precision``). jobs: children at a time; one a core, or one a GPU, by
     default. time_limit: seconds after which everything pauses at a checkpoint. timeout: seconds that one cohort may take
     before its child is ended and the failure recorded.
-    watch: called with each event of each job (epoch, ended), from several threads, one at a time.
+    watch: called with each event of each job (started, epoch, ended), from several threads, one at a time.
     """
     return Engine(planned, store, device, precision, jobs, time_limit, timeout, watch).run()
 
