@@ -440,7 +440,13 @@ def test_figures_from_records():
 
 def test_scatter_and_spread_without_results():
     figure = draw.scatter({"a": [(0.1, 5.0), (0.2, 6.0)], "b": [(0.3, 7.0)]}, xlabel="x")
-    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[0.1, 0.2], [0.3]]
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[0.1, 0.2], [0.3]], "no line through two groups"
+    assert not figure.axes[0].collections
+    figure = draw.scatter({"a": [(0.0, 1.0), (1.0, 2.0)], "b": [(2.0, 6.0)], "c": [(3.0, 7.0)]}, ylabel="y")
+    line, band = figure.axes[0].lines[0], figure.axes[0].collections[0]
+    slope, intercept = 2.2, 0.7  # sums of squares by hand: 11 / 5, 4 - 2.2 * 1.5
+    assert line.get_ydata() == pytest.approx(intercept + slope * line.get_xdata()) and list(line.get_xdata()[[0, -1]]) == [0, 3]
+    assert band.get_paths() and figure.axes[0].get_ylabel() == "y"
     figure = draw.spread([{"label": "a", "paper": None, "ours": []}, {"label": "b", "paper": (1.0, 0.5), "ours": [1.0, 3.0]}])
     assert len(figure.axes[0].get_yticks()) == 2
 

@@ -496,8 +496,15 @@ def matrices(panels: dict[str, list], columns, title: str = "") -> Figure:
 
 @_styled
 def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
-    """A measure against another: a point for each pair (x, y), a colour and a marker for each group."""
+    """A measure against another: a point for each pair (x, y), a colour and a marker for each group; from three groups on the
+    least-squares line through all points, in its 95 % band: the bootstrap draws groups, whose points are not independent."""
+    import seaborn  # slow to import
+
     figure, ax = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
+    found = pd.DataFrame([(label, *point) for label, points in groups.items() for point in points], columns=["group", "x", "y"])
+    if len(groups) > 2 and found["x"].nunique() > 1:
+        shown = {"scatter": False, "color": "#777777", "line_kws": {"lw": 1.2}, "label": "line through all, 95 % band"}
+        seaborn.regplot(found, x="x", y="y", units="group", seed=0, truncate=True, ax=ax, **shown)
     for (label, points), colour, marker in zip(groups.items(), PALETTE * 4, "os^Dv<>ph" * 4, strict=False):
         ax.plot(*zip(*points, strict=True), marker, color=colour, ms=7, alpha=0.8, mew=0, label=label)
     ax.set_xlabel(xlabel)
@@ -505,7 +512,7 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
     ax.margins(0.08)
     if title:
         _heading(figure, title)
-    figure.legend(loc="outside lower center", ncols=min(3, len(groups)))
+    figure.legend(loc="outside lower center", ncols=min(3, len(ax.get_legend_handles_labels()[0])))
     return figure
 
 
