@@ -498,11 +498,11 @@ def matrices(panels: dict[str, list], columns, title: str = "") -> Figure:
 def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
     """A measure against another: a point for each pair (x, y), a colour and a marker for each group; from three groups on the
     least-squares line through all points, in its 95 % band: the bootstrap draws groups, whose points are not independent."""
-    import seaborn  # slow to import
-
     figure, ax = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
     found = pd.DataFrame([(label, *point) for label, points in groups.items() for point in points], columns=["group", "x", "y"])
     if len(groups) > 2 and found["x"].nunique() > 1:
+        import seaborn  # slow to import
+
         shown = {"scatter": False, "color": "#777777", "line_kws": {"lw": 1.2}, "label": "line through all, 95 % band"}
         seaborn.regplot(found, x="x", y="y", units="group", seed=0, truncate=True, ax=ax, **shown)
     for (label, points), colour, marker in zip(groups.items(), PALETTE * 4, "os^Dv<>ph" * 4, strict=False):
