@@ -183,7 +183,7 @@ def test_two_runners_on_one_store_never_run_a_trial_twice(tmp_path, own_cache):
     assert nothing_left(tmp_path, own_cache)
 
 
-def test_a_line_of_the_log_says_how_long_the_whole_trial_took(tmp_path, monkeypatch, capsys):
+def test_a_log_says_where_a_trial_is_once_a_minute_and_how_long_it_took(tmp_path, monkeypatch, capsys):
     clock = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     planned = runner.plan(PAPER, "smoke", ["cumbersome"], [0], Store(tmp_path))
@@ -191,15 +191,22 @@ def test_a_line_of_the_log_says_how_long_the_whole_trial_took(tmp_path, monkeypa
     progress = Progress(planned)
     for at, event in (
         (100.0, {"event": "started"}),
-        (130.0, {"event": "epoch", "stage": "train", "done": 1, "total": 1, "loss": 0.5}),  # or none: features and an SVM
-        (142.0, {"event": "ended", "status": "done", "message": ""}),
+        (130.0, {"event": "epoch", "stage": "train", "done": 1, "total": 4, "loss": 0.5}),  # or none: features and an SVM
+        (160.0, {"event": "epoch", "stage": "train", "done": 2, "total": 4, "loss": [0.3, 0.2], "test_error_percent": [9.0, 8.0]}),
+        (190.0, {"event": "epoch", "stage": "train", "done": 3, "total": 4, "loss": 0.1}),
+        (220.0, {"event": "epoch", "stage": "train", "done": 4, "total": 4, "loss": 0.1}),
+        (222.0, {"event": "ended", "status": "done", "message": ""}),
     ):
         clock = at
         progress(job, event)
     progress(job, {"event": "ended", "status": "done", "message": "recorded by another runner"})
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == "1/1 cumbersome, seed 0 done in 42 s"
-    assert second.endswith("done in 0 s: recorded by another runner")
+    *minutes, whole, other = capsys.readouterr().out.splitlines()
+    assert minutes == [  # one a minute
+        "cumbersome, seed 0: train 2/4, loss 0.25, 8.50 % error, 1.0 min left",
+        "cumbersome, seed 0: train 4/4, loss 0.1, - % error, 0.0 min left",
+    ]
+    assert whole == "1/1 cumbersome, seed 0 done in 122 s"
+    assert other.endswith("done in 0 s: recorded by another runner")
 
 
 def test_timeout_is_a_recorded_failure(tmp_path):

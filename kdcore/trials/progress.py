@@ -1,8 +1,10 @@
-"""What a run looks like while it runs: a live table on a terminal, a line an event in a log."""
+"""What a run looks like while it runs: a live table on a terminal; in a log a line a trial, and one a minute while it trains."""
 
 import time
 
 from kdcore.trials.runner import Job, Plan
+
+SECONDS_BETWEEN_LINES = 60  # of one trial in a log
 
 
 class Progress:
@@ -29,20 +31,24 @@ class Progress:
 
     def __call__(self, job: Job, event: dict) -> None:
         if event["event"] == "started":
-            self.rows[job] = {"started": time.monotonic(), "epochs": 0}
+            self.rows[job] = {"started": time.monotonic(), "epochs": 0, "said": time.monotonic()}
         elif event["event"] == "epoch":
             row = self.rows[job]
-            row |= event
-            row["epochs"] += 1
+            row["last"], row["epochs"] = event, row["epochs"] + 1
+            if not (self.quiet or self.live) and time.monotonic() >= row["said"] + SECONDS_BETWEEN_LINES:
+                row["said"] = time.monotonic()
+                stage, epoch, loss, error, left = _cells(row)
+                self._say(f"{name(job)}: {stage} {epoch}, loss {loss}, {error} % error, {left} left")
         elif event["event"] == "ended" and event["status"] != "busy":
             now = time.monotonic()
             seconds = now - self.rows.pop(job, {"started": now})["started"]  # no start: another runner had recorded it
             self.ended += event["status"] not in ("paused", "killed")
             if not self.quiet:
                 words = f": {event['message']}" if event["message"] else ""
-                self.console.print(
-                    f"{self.ended}/{self.total} {name(job)} {event['status']} in {seconds:.0f} s{words}", highlight=False, soft_wrap=True
-                )
+                self._say(f"{self.ended}/{self.total} {name(job)} {event['status']} in {seconds:.0f} s{words}")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _table(self):
         from rich.table import Table
@@ -53,11 +59,7 @@ class Progress:
         for job, row in list(self.rows.items()):
             if not row["epochs"]:
                 continue  # no loss to show yet
-            left = (time.monotonic() - row["started"]) / row["epochs"] * (row["total"] - row["done"])
-            table.add_row(
-                name(job, seed=False), str(job.cohort.trials[0].seed), row["stage"], f"{row['done']}/{row['total']}",
-                f"{_mean(row['loss']):.4g}", f"{_mean(row.get('test_error_percent', float('nan'))):.2f}", f"{left / 60:.1f} min",
-            )  # fmt: skip
+            table.add_row(name(job, seed=False), str(job.cohort.trials[0].seed), *_cells(row))
         table.caption = f"{self.ended} of {self.total} done"
         return table
 
@@ -67,6 +69,14 @@ def name(job: Job, seed: bool = True) -> str:
     trials = job.cohort.trials
     words = trials[0].arm if len(trials) == 1 else f"{trials[0].arm} and {len(trials) - 1} beside it"
     return f"{words}, seed {trials[0].seed}" if seed else words
+
+
+def _cells(row: dict) -> tuple[str, str, str, str, str]:
+    """Stage, epoch, loss, test error and time left of a running trial, in words."""
+    last = row["last"]
+    left = (time.monotonic() - row["started"]) / row["epochs"] * (last["total"] - last["done"])
+    error = f"{_mean(last['test_error_percent']):.2f}" if "test_error_percent" in last else "-"  # hints and regressions have none
+    return last["stage"], f"{last['done']}/{last['total']}", f"{_mean(last['loss']):.4g}", error, f"{left / 60:.1f} min"
 
 
 def _mean(value) -> float:
