@@ -111,10 +111,17 @@ def plan(options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console, code = Console(), 0
     for key in options.paper or papers.names():
         planned = runner.plan(key, options.budget, options.arm, options.seeds, Store(options.results))
-        seconds = {} if options.no_forecast else runner.forecast(planned.jobs, runner.devices(options.device)[0], options.precision)
+        seconds = {}
+        if not options.no_forecast:
+            device = runner.devices(options.device)[0]
+            try:
+                seconds = runner.forecast(planned.jobs, device, options.precision)
+            except KdcoreError as error:  # what is done and missing is shown all the same
+                print(f"kdcore: {error}", file=sys.stderr)
+                code = 1
         table = Table(title=f"{papers.get(key).sheet['short']}, budget {options.budget}: {papers.get(key).budget(options.budget)['about']}")
         for column in ("arm", "done", "missing", "failed", "hours"):
             table.add_column(column, justify="left" if column == "arm" else "right")
@@ -135,7 +142,7 @@ def plan(options) -> int:
             )
         disk = shutil.disk_usage(_existing(paths.cache())).free / 2**30
         print(f"Cache {paths.cache()}: {disk:.0f} GiB free.")
-    return 0
+    return code
 
 
 def _existing(path: Path) -> Path:

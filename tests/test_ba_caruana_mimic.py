@@ -295,6 +295,16 @@ def test_a_forecast_needs_no_teacher(arm):
     assert caught.value.seconds > 0
 
 
+def test_a_forecast_of_cases_in_the_order_of_their_classes(monkeypatch):
+    """The first cases of such a data set are of one class, which no machine can separate."""
+    pixels, labels = torch.randint(256, (600, 3, 32, 32), dtype=torch.uint8), torch.arange(600) // 300
+    monkeypatch.setattr(data, "load", lambda name: ImageData("cifar10", pixels, labels, pixels[:4], labels[:4], tuple("01")))
+    arm = "4000c-p and SVM"
+    with pytest.raises(Measured) as caught:
+        ba.run([SimpleNamespace(config=config_of("laptop", arm, share=1), arm=arm)], Context(probe=True), None)
+    assert caught.value.seconds > 0
+
+
 @pytest.mark.parametrize("arm", ["ECNN", "SNN-CNN-MIMIC-30k, 128c"])
 def test_resume_is_exact(tmp_path, arm):
     whole, _ = run(arm, epochs=3)

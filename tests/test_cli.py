@@ -8,6 +8,7 @@ import pytest
 
 from kdcore import cli
 from kdcore.errors import KdcoreError
+from kdcore.trials import runner
 
 
 def test_plan_shows_the_grid(tmp_path, capsys):
@@ -65,6 +66,21 @@ def test_missing_data_is_refused_and_nothing_is_recorded(tmp_path):
     assert done.returncode == 1
     assert "mnist is not in" in done.stderr and "KDCORE_DATA" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.lease"))
+
+
+def test_a_plan_without_data_shows_what_is_missing(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("KDCORE_DATA", str(tmp_path / "nothing"))
+    assert cli.main(["plan", "hinton_mnist", "--budget", "fast", "--arm", "small", "--seeds", "2", "--results", str(tmp_path)]) == 1
+    captured = capfd.readouterr()
+    assert captured.err.startswith("kdcore: 'small' cannot be timed: mnist is not in") and captured.err.count("\n") == 1
+    assert "│ small " in captured.out and "GiB free" in captured.out
+
+
+def test_a_plan_tells_of_a_child_that_died(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(runner.Worker, "ask", lambda *_: (_ for _ in ()).throw(runner.ChildDied("error", "in a\nlast", False)))
+    assert cli.main(["plan", "hinton_mnist", "--arm", "small", "--seeds", "1", "--results", str(tmp_path)]) == 1
+    captured = capfd.readouterr()
+    assert captured.err == "kdcore: 'small' cannot be timed: last\n" and "│ small " in captured.out
 
 
 def test_a_damaged_record_stops_the_run_with_its_name(tmp_path, capsys):

@@ -216,7 +216,8 @@ def _forecast(net: PatchFeatures, machine, vision: Vision, config: dict, images:
         work()
         return time.perf_counter() - start
 
-    raw, labels = vision.train_images, vision.train_labels[:cases].cpu().numpy()
+    raw, labels = vision.train_images, vision.train_labels
+    labels = labels[:: max(1, len(labels) // cases)].cpu().numpy()  # from all over: the cases may lie in the classes' order
     each = timed(lambda: net(raw[:images].float()).cpu()) / images
     patches = torch.rand(1000, net.centroids.shape[1], device=raw.device)
     compared = timed(lambda: torch.cdist(patches, net.centroids).argmin(1).cpu()) / len(patches)

@@ -134,13 +134,22 @@ def plan(
 
 
 def forecast(jobs: list[Job], device: str, precision: str = "auto") -> dict[str, float]:
-    """Seconds of each job on this machine, from a few timed steps of one job of each kind: {cohort id: seconds}."""
+    """Seconds of each job on this machine, from a few timed steps of one job of each kind: {cohort id: seconds}.
+
+    Raises KdcoreError for a job that cannot be timed, as when its data are missing.
+    """
     seconds, kinds = {}, {}
     with Worker(Store(), device, precision, float("inf")) as worker:
         for job in jobs:
             kind = (job.cohort.trials[0].paper, job.cohort.trials[0].budget, tuple(trial.arm for trial in job.cohort.trials))
             if kind not in kinds:
-                kinds[kind] = worker.ask({"cohort": job.cohort.to_json(), "probe": True}, lambda event: None)["seconds"]
+                try:
+                    event = worker.ask({"cohort": job.cohort.to_json(), "probe": True}, lambda event: None)
+                except ChildDied as died:
+                    raise KdcoreError(f"'{kind[2][0]}' cannot be timed: {str(died).splitlines()[-1]}") from died
+                if event["event"] == "ended":
+                    raise KdcoreError(f"'{kind[2][0]}' cannot be timed: {event['message']}")
+                kinds[kind] = event["seconds"]
             seconds[job.cohort.id] = kinds[kind]
     return seconds
 

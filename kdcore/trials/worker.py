@@ -47,7 +47,10 @@ def main() -> None:
         work = json.loads(line)
         cohort = Cohort.from_json(work["cohort"])
         if work.get("probe"):
-            send("measured", seconds=measure(cohort, arguments.device, arguments.precision))
+            try:
+                send("measured", seconds=measure(cohort, arguments.device, arguments.precision))
+            except KdcoreError as error:
+                send("ended", status="refused", message=str(error))
             continue
         try:
             store = Store(arguments.results)
