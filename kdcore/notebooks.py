@@ -86,7 +86,10 @@ class Page:
         self._show(tables.budget_table(self.paper, self.budget) if part == "budget" else tables.facts(self.paper, part))
 
     def figure(self, name: str) -> None:
-        """Show one of the paper's figures at the first budget that can draw it (the committed ones come first)."""
+        """Show one of the paper's figures at the first budget that can draw it (the committed ones come first).
+
+        A larger budget may leave out what a figure shows, which is then said. Raises KdcoreError at smoke, which draws all.
+        """
         from IPython.display import Image, display
 
         from kdcore.report import figures
@@ -99,7 +102,11 @@ class Page:
                 print(textwrap.fill(f"budget {budget}: {self.paper.budget(budget)['about']}", 110))
                 return
             known += drawn
-        raise KdcoreError(f"no figure '{name}': choose one of {', '.join(dict.fromkeys(known))}")
+        there = ", ".join(dict.fromkeys(known))
+        if self.budget == "smoke":
+            raise KdcoreError(f"no figure '{name}': choose one of {there}")
+        words = f"No figure '{name}': budget {' or '.join(self.budgets)} leaves out or lacks what it shows. There are: {there or 'none'}."
+        print(textwrap.fill(words, 110))
 
     def explore_temperature(self) -> None:
         """A slider for T: the softened targets of a digit that the teacher's record keeps, redrawn as it moves."""

@@ -301,12 +301,11 @@ def test_resume_is_exact_in_every_stage(tmp_path, pauses):
 
 
 def test_figures_from_records():
-    records = [{"arm": arm, "config": PAPER.config("paper", arm)} for arm in ("FitNet 4", "FitNet 4, released code")]
-    drawn = fitnets.figures(records)
+    drawn = fitnets.figures([{"arm": "FitNet 4", "budget": "laptop"}])  # which leaves the other arm out
     assert list(drawn) == ["soft_weight"]
     ends = [line.get_ydata()[-1] for line in drawn["soft_weight"]().axes[0].lines]
     assert ends == [1.0, pytest.approx(1.848, abs=1e-3)]
-    assert fitnets.figures(records[:1]) == fitnets.figures([]) == {}
+    assert fitnets.figures([{"arm": "FitNet (MNIST)", "budget": "fast"}]) == fitnets.figures([]) == {}
 
 
 # ---------------------------------------------------------------- what it asked of the shared code

@@ -119,6 +119,14 @@ def test_a_table_that_no_shown_budget_runs_is_there_with_the_papers_numbers(tmp_
         page.table("cifar1000")
 
 
+def test_a_figure_that_no_shown_budget_draws_is_told(tmp_path, capsys):
+    values = {"seeds": 1, "device": "cpu", "engine": "local", "results_dir": str(tmp_path)}
+    notebooks.open("fitnets", budget="laptop", **values).figure("paper_cifar100")
+    assert capsys.readouterr().out.split()[:4] == ["No", "figure", "'paper_cifar100':", "budget"]
+    with pytest.raises(KdcoreError, match="no figure 'paper_cifar1000'"):
+        notebooks.open("fitnets", budget="smoke", **values).figure("paper_cifar1000")
+
+
 def test_a_killed_kernel_never_yields_a_notebook_that_looks_finished(tmp_path, monkeypatch):
     folder = tmp_path / "checkout"
     (folder / "notebooks").mkdir(parents=True)

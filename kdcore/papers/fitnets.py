@@ -196,14 +196,14 @@ def _speed_up(vision: Vision, net: nn.Module, guide: nn.Module) -> float:
 
 def figures(records: list[dict]) -> dict:
     """How much the teacher counts in stage 2: the paper's schedule beside that of the released code."""
+    from kdcore import papers
     from kdcore.report import figures as draw
 
-    lines, epochs = {}, 0
-    for name, arm in (("paper", "FitNet 4"), ("released code", "FitNet 4, released code")):
-        if found := [record for record in records if record["arm"] == arm]:
-            config, epochs = found[0]["config"], 100
-            lines[name] = [ramp(config["soft_weight"], share / epochs) for share in range(epochs + 1)]
-    if len(lines) < 2:
+    if all(record["arm"] != "FitNet 4" for record in records):
         return {}
+    paper, parts, lines = papers.get("fitnets"), 100, {}
+    for name, arm in (("paper", "FitNet 4"), ("released code", "FitNet 4, released code")):  # the latter need not have run
+        weight = paper.config(records[0]["budget"], arm)["soft_weight"]
+        lines[name] = [ramp(weight, part / parts) for part in range(parts + 1)]
     title = "Weight of the soft targets while FitNet 4 trains"
-    return {"soft_weight": partial(draw.curve, range(epochs + 1), lines, xlabel="% of stage 2", ylabel="lambda", title=title)}
+    return {"soft_weight": partial(draw.curve, range(parts + 1), lines, xlabel="% of stage 2", ylabel="lambda", title=title)}
