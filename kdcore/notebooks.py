@@ -16,9 +16,11 @@ from pathlib import Path
 from kdcore import papers, paths
 from kdcore.errors import KdcoreError
 from kdcore.trials import runner
+from kdcore.trials.progress import Progress
 from kdcore.trials.store import Store
 
 ENGINES = ("local",)
+CELL_SECONDS = 600.0  # the longest a cell may take in batch, where trials are recorded before: to draw takes seconds
 
 
 def root() -> Path:
@@ -56,13 +58,18 @@ class Page:
         self.seeds = list(range(seeds)) if isinstance(seeds, int) and seeds else (seeds or None)
         self.store = Store(root() / results_dir)
 
-    def run(self) -> None:
-        """Run the trials of this budget that have no record; one line says what there is. Raises KdcoreError on failure."""
+    def run(self, *, quiet: bool = True) -> None:
+        """Run the trials of this budget that have no record; one line says what there is. Raises KdcoreError on failure.
+
+        quiet: without lines about trials that run.
+        """
         planned = runner.plan(self.paper.key, self.budget, None, self.seeds, self.store)
-        outcome = runner.run(planned, self.store, device=self.device)
+        with Progress(planned, quiet) as progress:
+            outcome = runner.run(planned, self.store, device=self.device, watch=progress)
         if outcome.exit_code:
-            raise KdcoreError("; ".join(outcome.problems or ["paused: run this cell again to go on"]))
-        print(f"budget {self.budget}: {len(planned.trials)} trials recorded, {sum(len(job.ids) for job in planned.jobs)} of them just now")
+            raise KdcoreError("; ".join(outcome.problems or ["paused: run the same again to go on"]))
+        new = sum(len(job.ids) for job in planned.jobs)
+        print(f"budget {self.budget}: {len(planned.trials)} trials recorded" + (f", {new} of them just now" if new else ""))
 
     def table(self, id: str) -> None:
         """Show one of the paper's tables, once for each budget that has records and runs its arms; where none does, the paper's numbers."""
@@ -160,8 +167,10 @@ class Page:
 
 
 def execute(key: str, options) -> int:
-    """Execute a paper's notebook with papermill; its copy with outputs appears only when every cell ran and every trial
-    of the budget has a record. Smoke goes to results/smoke/executed, the rest to results/executed. Returns an exit code.
+    """Run what is missing, then a paper's notebook with papermill; its copy with outputs appears only when every cell ran and
+    every trial of the budget has a record. Smoke goes to results/smoke/executed, the rest to results/executed. Returns an exit
+    code. Trials run before the notebook opens, so that a cell without an end is a kernel that was lost: such a notebook is
+    executed once more.
     """
     import papermill
 
@@ -177,20 +186,29 @@ def execute(key: str, options) -> int:
     if options.seeds is not None:
         values["seeds"] = options.seeds
     refuse_unknown(source, values)
-    Page(key, options.budget, options.seeds, options.device, options.engine, str(results))
+    page = Page(key, options.budget, options.seeds, options.device, options.engine, str(results))
     print(f"{key}: executing at budget {options.budget} ...", flush=True)
+    page.run(quiet=False)
     outcome: dict = {}
 
     def run_to(temporary: str) -> None:
-        papermill.execute_notebook(
-            str(source),
-            temporary,
-            parameters=values,
-            progress_bar=False,
-            cwd=str(root()),
-            kernel_name="python3",
-            extra_arguments=["--IPKernelApp.log_level=50"],  # its notices about local TCP and its own end are no concern of the reader
-        )
+        for last in (False, True):
+            try:
+                papermill.execute_notebook(
+                    str(source),
+                    temporary,
+                    parameters=values,
+                    progress_bar=False,
+                    cwd=str(root()),
+                    kernel_name="python3",
+                    execution_timeout=CELL_SECONDS,
+                    extra_arguments=["--IPKernelApp.log_level=50"],  # its notices about local TCP and its end are not for readers
+                )
+                break
+            except TimeoutError as error:  # jupyter can lose a kernel's answer, and would wait for it forever
+                if last:
+                    words = f"a cell of {source.name} took over {CELL_SECONDS:.0f} s, twice: execute it in JupyterLab to see why"
+                    raise KdcoreError(words) from error
         if problem := unfinished(Path(temporary)):
             raise KdcoreError(f"{source.name} did not finish ({problem}): run the same command again")
         _forget_paths(Path(temporary), f"notebooks/{source.name}", target.name)

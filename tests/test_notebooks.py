@@ -127,23 +127,44 @@ def test_a_figure_that_no_shown_budget_draws_is_told(tmp_path, capsys):
         notebooks.open("fitnets", budget="smoke", **values).figure("paper_cifar1000")
 
 
-def test_a_killed_kernel_never_yields_a_notebook_that_looks_finished(tmp_path, monkeypatch):
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout whose only notebook has the parameters and one cell, and whose trials need not run: (folder, execute a cell)."""
     folder = tmp_path / "checkout"
     (folder / "notebooks").mkdir(parents=True)
     (folder / "kdcore").mkdir()
     notebook = nbformat.read(ROOT / "notebooks" / "hinton_mnist.ipynb", 4)
-    parameters = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
-    notebook.cells = [
-        notebook.cells[parameters],
-        nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
-        nbformat.v4.new_code_cell("print('never reached')"),
-    ]
-    nbformat.write(notebook, folder / "notebooks" / "hinton_mnist.ipynb")
+    parameters = next(cell for cell in notebook.cells if cell.cell_type == "code")
     monkeypatch.chdir(folder)
-    options = SimpleNamespace(results="results", budget="smoke", device="cpu", engine="local", seeds=[0])
+    monkeypatch.setattr(notebooks.Page, "run", lambda page, quiet: None)
+
+    def execute(source):
+        notebook.cells = [parameters, nbformat.v4.new_code_cell(source), nbformat.v4.new_code_cell("print('reached')")]
+        nbformat.write(notebook, folder / "notebooks" / "hinton_mnist.ipynb")
+        return notebooks.execute(
+            "hinton_mnist", SimpleNamespace(results="results", budget="smoke", device="cpu", engine="local", seeds=[0])
+        )
+
+    return folder, execute
+
+
+def test_a_killed_kernel_never_yields_a_notebook_that_looks_finished(checkout):
+    folder, execute = checkout
     with pytest.raises(KdcoreError, match="the kernel of hinton_mnist.ipynb died|did not finish"):
-        notebooks.execute("hinton_mnist", options)
+        execute("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert not list(folder.rglob("executed/*")), "neither the notebook nor a temporary file"
+
+
+def test_a_lost_kernel_is_given_a_second_chance(checkout, monkeypatch):
+    """A cell that hangs the first time; then one that always does."""
+    folder, execute = checkout
+    monkeypatch.setattr(notebooks, "CELL_SECONDS", 5)
+    hang = "import pathlib, time; seen = pathlib.Path('seen'); known = seen.exists(); seen.touch(); time.sleep(0 if known else 600)"
+    with pytest.raises(KdcoreError, match="ran, but only 0 of"):  # the second time it ends, and the missing trials are told
+        execute(hang)
+    with pytest.raises(KdcoreError, match="a cell of hinton_mnist.ipynb took over 5 s, twice"):
+        execute("import time; time.sleep(600)")
+    assert not list(folder.rglob("executed/*"))
 
 
 def test_unfinished_notebooks_are_told_apart(tmp_path):
