@@ -207,7 +207,7 @@ def execute(key: str, options) -> int:
                 break
             except TimeoutError as error:  # jupyter can lose a kernel's answer, and would wait for it forever
                 if last:
-                    words = f"a cell of {source.name} took over {CELL_SECONDS:.0f} s, twice: execute it in JupyterLab to see why"
+                    words = f"{source.name} hung twice ({str(error).splitlines()[0]}): execute it in JupyterLab to see why"
                     raise KdcoreError(words) from error
         if problem := unfinished(Path(temporary)):
             raise KdcoreError(f"{source.name} did not finish ({problem}): run the same command again")
