@@ -118,7 +118,6 @@ class Page:
     def explore_temperature(self) -> None:
         """A slider for T: the softened targets of a digit that the teacher's record keeps, redrawn as it moves."""
         import ipywidgets
-        from IPython.display import Image, display
 
         from kdcore.report import figures
 
@@ -128,26 +127,22 @@ class Page:
         if not galleries:
             raise KdcoreError("no record keeps a gallery: run the teacher's arm")
         entries = {entry["label"]: entry for entry in galleries[0]}
-
-        def show(digit: int, T: float) -> None:  # noqa: N803 (the paper's letter)
-            display(Image(figures.png(figures.gallery([entries[digit]], (1.0, T))), width=800))
-
-        slider = ipywidgets.FloatSlider(value=20.0, min=1.0, max=50.0, step=0.5, continuous_update=False)
-        ipywidgets.interact(show, digit=sorted(entries), T=slider)
+        _explore(
+            lambda digit, temperature: figures.gallery([entries[digit]], (1.0, temperature)),
+            ipywidgets.Dropdown(description="digit", options=sorted(entries)),
+            ipywidgets.FloatSlider(description="T", value=20.0, min=1.0, max=50.0, step=0.5, continuous_update=False),
+        )
 
     def explore_logits(self, logits: tuple[float, ...] = (10.0, 20.0, 30.0)) -> None:
         """A slider for what is added to every logit: the logits move, and their softmax stays."""
         import ipywidgets
-        from IPython.display import Image, display
 
         from kdcore.report import figures
 
-        def show(added: float) -> None:
-            cases = {"logits": list(logits), f"logits {added:+g}": [value + added for value in logits]}
-            display(Image(figures.png(figures.logits_and_softmax(cases)), width=800))
+        def draw(added: float):
+            return figures.logits_and_softmax({"logits": list(logits), f"logits {added:+g}": [value + added for value in logits]})
 
-        slider = ipywidgets.FloatSlider(value=-20.0, min=-40.0, max=40.0, step=5.0, continuous_update=False)
-        ipywidgets.interact(show, added=slider)
+        _explore(draw, ipywidgets.FloatSlider(description="added", value=-20.0, min=-40.0, max=40.0, step=5.0, continuous_update=False))
 
     @property
     def budgets(self) -> list[str]:
@@ -164,6 +159,28 @@ class Page:
         from kdcore.report import tables
 
         display(HTML(tables.to_html(frame)))
+
+
+def _explore(draw, *controls) -> None:
+    """Show controls and the figure that ``draw`` makes of their values, made anew when one of them moves.
+
+    ipywidgets.interact would send the figure through an Output widget, for which nbclient writes to the channel on which it
+    awaits the end of the cell; at times it then misses that end.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    from kdcore.report import figures
+
+    image = ipywidgets.Image(format="png", width=800)
+
+    def redraw(_=None) -> None:
+        image.value = figures.png(draw(*(control.value for control in controls)))
+
+    for control in controls:
+        control.observe(redraw, "value")
+    redraw()
+    display(ipywidgets.VBox([*controls, image]))
 
 
 def execute(key: str, options) -> int:

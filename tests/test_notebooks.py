@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import IPython.display
 import nbformat
 import pytest
 
@@ -125,6 +126,19 @@ def test_a_figure_that_no_shown_budget_draws_is_told(tmp_path, capsys):
     assert capsys.readouterr().out.split()[:4] == ["No", "figure", "'paper_cifar100':", "budget"]
     with pytest.raises(KdcoreError, match="no figure 'paper_cifar1000'"):
         notebooks.open("fitnets", budget="smoke", **values).figure("paper_cifar1000")
+
+
+def test_a_control_redraws_its_figure(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    values = {"budget": "smoke", "seeds": 1, "device": "cpu", "engine": "local", "results_dir": str(tmp_path)}
+    notebooks.open("ba_caruana_mimic", **values).explore_logits()
+    ((slider, image),) = (box.children for box in shown)
+    before = image.value
+    slider.value = 10.0
+    assert before[:4] == image.value[:4] == b"\x89PNG" and before != image.value
+    with pytest.raises(KdcoreError, match="no record keeps a gallery"):
+        notebooks.open("hinton_mnist", **values).explore_temperature()
 
 
 @pytest.fixture
