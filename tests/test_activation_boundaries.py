@@ -469,6 +469,11 @@ def test_figures_put_the_arms_where_the_paper_has_them():
     assert list(drawn) == ["little_data", "boundary_sides"]
     for draw in drawn.values():
         assert draw().axes
+    watched = [record(f"AB + KD, {arm}", 40.0, layer1_same_side_end=60.0) for arm in ("0.1 %", "1 %", "5 %", "1 %, clean")]
+    title = "Neurons on the teacher's side of their boundary\nAB + KD, {}: 10+50 epochs".format
+    assert ab.figures(watched)["boundary_sides"]().get_suptitle() == title("5 %"), "not the first that ended: the most data"
+    longer = watched[1] | {"history": 2 * watched[1]["history"]}
+    assert ab.figures([*watched, longer])["boundary_sides"]().get_suptitle() == title("1 %"), "nor that: the longest training"
     assert ab.figures([]) == {}
 
 

@@ -254,21 +254,30 @@ def figures(records: list[dict]) -> dict:
 
     tables = {table["id"]: table["rows"] for table in papers.get("activation_boundaries").tables}
     swept = {
-        "fast_training": ("fast", lambda config: sum(map(int, config["epochs"].split("+"))), "epochs, both stages together"),
-        "little_data": ("little_data", lambda config: config["percent"], "% of the training set"),
+        "fast_training": (
+            "fast",
+            lambda config: sum(map(int, config["epochs"].split("+"))),
+            {"xlabel": "epochs, both stages together", "title": "Few epochs, paper and ours"},
+        ),
+        "little_data": (
+            "little_data",
+            lambda config: config["percent"],
+            {"xlabel": "% of the training set", "title": "Little data, paper and ours"},
+        ),
     }
     drawn = {}
-    for name, (table, place, xlabel) in swept.items():
+    for name, (table, place, words) in swept.items():
         panels = _panels(tables[table], records, place)
         if panels["ours"][0]:
-            drawn[name] = partial(draw.lines_against, panels, xlabel=xlabel, ylabel="% test error", title="Paper and ours")
-    watched = [record for record in records if "layer1_same_side_end" in record["metrics"]]
-    for arm in dict.fromkeys(record["arm"] for record in watched):
-        mine = [record for record in watched if record["arm"] == arm]
-        if arm.startswith("AB + KD") and "boundary_sides" not in drawn:
-            title = f"Neurons on the teacher's side of their boundary\n{arm}: {mine[0]['config']['epochs']} epochs"
-            by_layer = {f"layer {layer}": [_of_layer(record, layer) for record in mine] for layer in (1, 2, 3)}
-            drawn["boundary_sides"] = partial(draw.learning_curves, by_layer, "% on the teacher's side", title)
+            drawn[name] = partial(draw.lines_against, panels, ylabel="% test error", **words)
+    watched = [record for record in records if "layer1_same_side_end" in record["metrics"] and record["arm"].startswith("AB + KD")]
+    if watched:
+        # of all arms the longest training, and there the most data
+        best = max(watched, key=lambda record: (len(record["history"]), record["config"]["percent"]))
+        mine = [record for record in watched if record["arm"] == best["arm"]]
+        title = f"Neurons on the teacher's side of their boundary\n{best['arm']}: {best['config']['epochs']} epochs"
+        by_layer = {f"layer {layer}": [_of_layer(record, layer) for record in mine] for layer in (1, 2, 3)}
+        drawn["boundary_sides"] = partial(draw.learning_curves, by_layer, "% on the teacher's side", title)
     for record in records:
         if "toy" in record["metrics"]:
             drawn["toy"] = partial(_draw_toy, record)
