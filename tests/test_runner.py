@@ -241,6 +241,28 @@ def test_ctrl_c_pauses(tmp_path, own_cache, quick):
     assert not list(tmp_path.rglob("*.lease"))
 
 
+def test_a_stop_that_ends_a_child_outside_its_epochs_is_a_pause(tmp_path, own_cache):
+    """Before the first epoch and after the last no loop listens to the signal: it ends the child."""
+    ends = []
+
+    def stop_at_once(job, event):
+        if event["event"] == "started":
+            (child,) = children(os.getpid())
+            os.kill(child, signal.SIGSTOP)  # so that it cannot reach its first epoch
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # the runner sees the signal and passes it on
+            os.kill(child, signal.SIGKILL)
+        elif event["event"] == "ended":
+            ends.append((event["status"], event["message"]))
+
+    outcome = run(tmp_path, ["small"], watch=stop_at_once, jobs=1)
+    assert outcome.exit_code == 3 and not outcome.failed
+    assert ends == [("paused", "stopped: the same command goes on from the last checkpoint")]
+    assert not list(tmp_path.rglob("*.json"))
+    assert run(tmp_path, ["small"]).exit_code == 0
+    assert nothing_left(tmp_path, own_cache)
+
+
 def test_a_corrupt_checkpoint_loses_nothing_else(tmp_path, own_cache):
     store = Store(tmp_path)
     planned = runner.plan(PAPER, "smoke", ["small"], [0, 1], store)

@@ -244,6 +244,8 @@ class Engine:
                     worker.close()
                     self.workers.discard(worker)
                     worker, end = None, {"event": "died", "status": death.status, "message": str(death), "moved": death.moved}
+                    if self.deadline == 0:  # a stop was asked for while it had no epoch to end: before its first, after its last
+                        end |= {"status": "paused", "message": "stopped: the same command goes on from the last checkpoint"}
                 self._finish(job, end)
         except BaseException as error:  # a defect in this thread must not leave the others waiting for ever
             with self.changed:
@@ -293,7 +295,7 @@ class Engine:
             elif status == "busy":  # another runner has it: look again until its record is there
                 job.not_before = time.time() + 1
                 self.queue.append(job)
-            elif status == "paused" or (end["event"] == "died" and self.deadline == 0):
+            elif status == "paused":
                 self.queue.append(job)
             elif status == "no data":
                 self.outcome.no_data[job.data] = message
