@@ -270,9 +270,10 @@ def figures(records: list[dict]) -> dict:
         panels = _panels(tables[table], records, place)
         if panels["ours"][0]:
             drawn[name] = partial(draw.lines_against, panels, ylabel="% test error", **words)
-    watched = [record for record in records if "layer1_same_side_end" in record["metrics"] and record["arm"].startswith("AB + KD")]
+    arms = {row["arm"] for table in ("fast", "little_data") for row in tables[table] if row["arm"].startswith("AB + KD")}
+    watched = [record for record in records if record["arm"] in arms and "layer1_same_side_end" in record["metrics"]]
     if watched:
-        # of all arms the longest training, and there the most data
+        # of the tables' cells the longest training, and there the most data
         best = max(watched, key=lambda record: (len(record["history"]), record["config"]["percent"]))
         mine = [record for record in watched if record["arm"] == best["arm"]]
         title = f"Neurons on the teacher's side of their boundary\n{best['arm']}: {best['config']['epochs']} epochs"
