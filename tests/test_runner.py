@@ -241,6 +241,17 @@ def test_ctrl_c_pauses(tmp_path, own_cache, quick):
     assert not list(tmp_path.rglob("*.lease"))
 
 
+def test_an_error_of_a_child_while_it_is_stopped_is_told(tmp_path, own_cache, monkeypatch):
+    def fail(worker, work, tell, timeout):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)  # the main thread sees the signal
+        raise runner.ChildDied("error", "ValueError: of its own", False)
+
+    monkeypatch.setattr(runner.Worker, "ask", fail)
+    outcome = run(tmp_path, ["small"], jobs=1)
+    assert outcome.exit_code == 1 and "ValueError: of its own" in next(iter(outcome.failed.values()))
+
+
 def test_a_stop_that_ends_a_child_outside_its_epochs_is_a_pause(tmp_path, own_cache):
     """Before the first epoch and after the last no loop listens to the signal: it ends the child."""
     ends = []

@@ -244,7 +244,8 @@ class Engine:
                     worker.close()
                     self.workers.discard(worker)
                     worker, end = None, {"event": "died", "status": death.status, "message": str(death), "moved": death.moved}
-                    if self.deadline == 0:  # a stop was asked for while it had no epoch to end: before its first, after its last
+                    # a stop was asked for while it had no epoch to end, before its first or after its last; an error of its own stays one
+                    if self.deadline == 0 and death.status == "killed":
                         end |= {"status": "paused", "message": "stopped: the same command goes on from the last checkpoint"}
                 self._finish(job, end)
         except BaseException as error:  # a defect in this thread must not leave the others waiting for ever
