@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Spy, distinct_configs, noise_images, pausing
+from torch import nn
 from torch.nn import functional as F
 
 from kdcore import data, losses, metrics, papers
@@ -426,13 +427,19 @@ def test_as_coded_the_statistics_become_those_of_the_test_set():
     vision = Vision(config, Context())
     net = vision.network("resnet_8", 0)
     before = {key: value.clone() for key, value in net.state_dict().items()}
+    seen = []
+    hook = net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     found = ban._drifting(vision, net.eval())
+    hook.remove()
     assert not net.training
     changed = {key.rsplit(".")[-1] for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
     for _ in range(60):
         ban._drifting(vision, net)
-    x = vision.test_views(vision.test_views.plain(torch.arange(6)))
+    images = vision.test_views(vision.test_views.plain(torch.arange(6)))
+    order = [next(i for i in range(6) if torch.equal(images[i], x)) for x in torch.cat(seen)]
+    assert sorted(order) == list(range(6)) and len(seen) == 2
+    x, labels = images[order], vision.test_labels[order]
     maps = net.conv(x).detach()
     halves = [maps[:3].mean((0, 2, 3)), maps[3:].mean((0, 2, 3))]  # the second batch has the last word: 1 / (2 - 0.1) of the weight
     expected = (0.9 * halves[0] + halves[1]) / 1.9
@@ -440,9 +447,26 @@ def test_as_coded_the_statistics_become_those_of_the_test_set():
     net.load_state_dict(before)
     net.train()
     logits = [net(x[:3]), net(x[3:])]
-    hand = [F.cross_entropy(z.double(), y).item() for z, y in zip(logits, vision.test_labels.split(3), strict=True)]
+    hand = [F.cross_entropy(z.double(), y).item() for z, y in zip(logits, labels.split(3), strict=True)]
     assert found["test_loss"].item() == pytest.approx(np.mean(hand), rel=1e-5)
-    assert found["test_error_percent"] == pytest.approx(100 * np.mean(torch.cat(logits).argmax(-1).numpy() != vision.test_labels.numpy()))
+    assert found["test_error_percent"] == pytest.approx(100 * np.mean(torch.cat(logits).argmax(-1).numpy() != labels.numpy()))
+
+
+def test_as_coded_batches_of_the_test_set_mix_the_classes():
+    """The data lie in order of their classes; BatchNorm's statistics of a batch must not be those of one class."""
+    labels, batches = torch.arange(10).repeat_interleave(20), []
+
+    class Views:
+        plain = staticmethod(lambda part: part)
+
+        def __call__(self, part):
+            batches.append(labels[part])
+            return F.one_hot(labels[part], 10).float()
+
+    vision = SimpleNamespace(config={"batch_size": 20}, context=Context(), test_labels=labels, test_views=Views())
+    found = ban._drifting(vision, nn.Identity())
+    assert found["test_error_percent"] == 0 and torch.equal(torch.cat(batches).sort().values, labels)
+    assert len(batches) == 10 and min(len(batch.unique()) for batch in batches) > 4
 
 
 def test_as_intended_a_generation_starts_anew_and_is_taught():

@@ -232,7 +232,9 @@ def _watch(vision: Vision, net: nn.Module, guide: nn.Module | None) -> Callable[
 def _drifting(vision: Vision, net: nn.Module) -> dict[str, Tensor]:
     """Loss and error on the test set as deck 004's code takes them: in train mode, so that each batch is normalised by its
     own statistics, and the running ones drift to those of the test set. The loss is the mean of the batches' losses."""
-    numbers = torch.arange(len(vision.test_labels), device=vision.context.device)
+    # CIFAR lies in order of its classes here, not as published: a batch of neighbours would have the statistics of one class
+    order = torch.Generator().manual_seed(seed_of(vision.context.seed, "test order"))
+    numbers = torch.randperm(len(vision.test_labels), generator=order).to(vision.context.device)
     found, missed = [], 0
     net.train()
     for part in numbers.split(vision.config["batch_size"]):
