@@ -288,8 +288,9 @@ def test_the_auxiliary_loss_counts_with_its_weight():
 
 
 def test_drop_path_is_scheduled():
-    _, context = run("none -> DARTS", epochs=4)
+    _, context = run("none -> DARTS", epochs=4, evaluate_every=3)
     (stage,) = context.stages
+    assert stage.every == 3
     assert [stage.schedule(epoch)["drop_path"] for epoch in range(4)] == pytest.approx([0, 0.05, 0.1, 0.15])
     assert context.model.student.drop_path.item() == pytest.approx(0.15)
     _, context = run("none -> WRN")
@@ -367,9 +368,13 @@ def test_similarity_of_maps(monkeypatch):
         maps = [[n.features(x)[1][f"group{g}.sum"].double().square().sum(1).flatten(1) for g in (1, 2, 3)] for n in (net, other)]
     cosines = [torch.nn.functional.cosine_similarity(a, b).mean().item() for a, b in zip(*maps, strict=True)]
     assert fisher_darts.similarity(vision, net, other) == pytest.approx(sum(cosines) / 3, abs=1e-5) and min(cosines) < 0.999
+    # of images that are spread over the test set, not of the first ones, which are of one class
+    monkeypatch.setattr(fisher_darts, "spread", lambda count, wanted, device: torch.tensor([0, 2]) if wanted == 1000 else None)
+    some = [torch.nn.functional.cosine_similarity(a[[0, 2]], b[[0, 2]]).mean().item() for a, b in zip(*maps, strict=True)]
+    assert fisher_darts.similarity(vision, net, other) == pytest.approx(sum(some) / 3, abs=1e-5)
 
 
-def test_maps_of_a_record():
+def test_maps_of_a_record(monkeypatch):
     config = config_of("smoke", "none -> DARTS")
     vision = Vision(config, Context())
     net = vision.network(config["network"])
@@ -380,6 +385,8 @@ def test_maps_of_a_record():
         h = net.features(vision.test_views(vision.test_views.plain(torch.arange(3))))[1]["cell1"].square().sum(1)[2]
     values = torch.frombuffer(bytearray(base64.b64decode(found[2]["maps"][1]["values"])), dtype=torch.uint8).view(4, 4)
     assert torch.equal(values, (255 * h / h.max()).round().byte())
+    monkeypatch.setattr(fisher_darts, "spread", lambda count, wanted: torch.tensor([2, 0]) if wanted == 3 else None)
+    assert [each["image"] for each in fisher_darts._maps(vision, net)] == [found[2]["image"], found[0]["image"]]
 
 
 def test_top_wrong_by_hand():

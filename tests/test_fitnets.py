@@ -16,7 +16,7 @@ from kdcore.errors import Paused
 from kdcore.models import create
 from kdcore.papers import fitnets, vision
 from kdcore.papers.fitnets import ramp
-from kdcore.papers.vision import Vision
+from kdcore.papers.vision import EVALUATED, Vision
 from kdcore.report import tables
 from kdcore.training import Context, Stage, fit
 
@@ -221,7 +221,7 @@ def test_the_held_out_loss_is_the_hint_loss_of_the_images_themselves(monkeypatch
     with torch.no_grad():
         regressed = method.connectors[0](net.features(x)[1]["conv4"])
         expected = losses.hint(regressed, guide.features(x)[1]["conv2"]).item()
-        monkeypatch.setattr(fitnets, "EVALUATED", 2)
+        monkeypatch.setitem(EVALUATED, "cpu", 2)
         found = fitnets._hint_loss("loss", method.phases[0], seen.views, seen.train_labels, cases)
     assert found["loss"].item() == pytest.approx(expected, rel=1e-5)
 

@@ -12,7 +12,7 @@ from kdcore.data.images import ImageData
 from kdcore.errors import Paused
 from kdcore.models import create
 from kdcore.papers import fsp
-from kdcore.papers.vision import Vision, piecewise
+from kdcore.papers.vision import EVALUATED, Vision, piecewise, spread
 from kdcore.training import Context
 
 PAPER = papers.get("fsp")
@@ -342,8 +342,15 @@ def test_logits_do_not_depend_on_how_many_go_at_a_time(vision, monkeypatch):
     net = vision.network("resnet_8", 0).train()
     whole = vision.logits(net, vision.test_views)
     assert whole.shape == (7, 10) and not whole.requires_grad and not net.training
-    monkeypatch.setattr("kdcore.papers.vision.EVALUATED", 3)
+    monkeypatch.setitem(EVALUATED, "cpu", 3)
     assert torch.allclose(vision.logits(net, vision.test_views), whole, atol=1e-5)
+
+
+def test_cases_that_are_spread_are_of_all_classes_alike():
+    assert spread(10, 3).tolist() == [0, 3, 6, 9] and spread(7, 10).tolist() == list(range(7))
+    labels = torch.arange(10).repeat_interleave(1000)  # as CIFAR lies
+    assert torch.bincount(labels[spread(len(labels), 1000)]).tolist() == [100] * 10
+    assert labels[spread(len(labels), 3)].tolist() == [0, 3, 6, 9]
 
 
 def test_an_epoch_leaves_out_the_last_smaller_batch(vision):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdcore import data, losses, methods
 from kdcore.methods import Method
 from kdcore.models import MLP
-from kdcore.papers.vision import Vision, weights_of
+from kdcore.papers.vision import Vision, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
@@ -125,8 +125,7 @@ def _watch(vision: Vision, method: Method, net: nn.Module, guide: nn.Module | No
     connectors = list(method.connectors) if config["method"] == "AB + KD" else [nn.Identity()] * len(BOUNDARIES)
     if guide is None or (config["method"] != "AB + KD" and any(net.taps[tap] != guide.taps[tap] for tap in BOUNDARIES)):
         return dict
-    every = max(1, len(vision.test_labels) // WATCHED)
-    numbers = torch.arange(0, len(vision.test_labels), every, device=vision.context.device)
+    numbers = spread(len(vision.test_labels), WATCHED, vision.context.device)
 
     def watch() -> dict[str, Tensor]:
         x = views(views.plain(numbers))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from kdcore import losses, methods, metrics
 from kdcore.methods import LogitTable, Method
-from kdcore.papers.vision import EVALUATED, Vision, piecewise, weights_of
+from kdcore.papers.vision import Vision, parts, piecewise, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
@@ -205,17 +205,12 @@ def _table(vision: Vision, guide: nn.Module | None) -> Callable[[Tensor, Tensor]
 # ---------------------------------------------------------------- what is measured
 
 
-def _some(count: int, device: str) -> Tensor:
-    """Numbers of WATCHED images or a few more, evenly spread over ``count``."""
-    return torch.arange(0, count, max(1, count // WATCHED), device=device)
-
-
 def _watch(vision: Vision, net: nn.Module, guide: nn.Module | None) -> Callable[[], dict]:
     """For the history: how far the student's test predictions are from its teacher's, and the parts of BAN's gradient."""
     if guide is None:
         return dict
     device, own = vision.context.device, vision.config["same_object"]
-    tests, trains = _some(len(vision.test_labels), device), _some(len(vision.train_labels), device)
+    tests, trains = (spread(len(labels), WATCHED, device) for labels in (vision.test_labels, vision.train_labels))
     test_x, train_x = vision.test_views(vision.test_views.plain(tests)), vision.views(vision.views.plain(trains))
     with torch.no_grad():
         said, taught = (None, None) if own else (guide(test_x), guide(train_x))
@@ -247,9 +242,9 @@ def _drifting(vision: Vision, net: nn.Module) -> dict[str, Tensor]:
 
 def _loss(vision: Vision, net: nn.Module, cases: Tensor) -> Tensor:
     """Mean cross-entropy with the labels of some training images, in eval mode."""
-    parts = cases.split(EVALUATED)
     values = [
-        losses.cross_entropy(net(vision.views(vision.views.plain(part))), vision.train_labels[part], reduction="none") for part in parts
+        losses.cross_entropy(net(vision.views(vision.views.plain(part))), vision.train_labels[part], reduction="none")
+        for part in parts(cases)
     ]
     return torch.cat(values).mean()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdcore import data, fisher, losses, methods, metrics, models
 from kdcore.models.darts import GENOTYPES, Darts, MixedDarts, auxiliary_head
 from kdcore.models.densenet import DenseNet
-from kdcore.papers.vision import EVALUATED, Vision, weights_of
+from kdcore.papers.vision import Vision, parts, spread, weights_of
 from kdcore.search import Search
 from kdcore.training import Context, Stage, seed_of
 
@@ -106,7 +106,15 @@ def _stage(vision: Vision, method: methods.Method) -> Stage:
         return {key: value for key, value in rates(config, epoch).items() if key == "lr" or key in method.knobs}
 
     optimiser = {"momentum": config["momentum"], "weight_decay": config["weight_decay"]}
-    return vision.stage(method, method.phases[0], schedule, epochs=config["epochs"], optimiser=optimiser, clip=config["clip"])
+    return vision.stage(
+        method,
+        method.phases[0],
+        schedule,
+        epochs=config["epochs"],
+        every=config["evaluate_every"],
+        optimiser=optimiser,
+        clip=config["clip"],
+    )
 
 
 def _measured(vision: Vision, net: nn.Module, guide: nn.Module | None, history: list[dict]) -> dict:
@@ -179,23 +187,24 @@ def _grown(vision: Vision, weights: Mapping[str, Tensor] | None) -> tuple[list[i
 def similarity(vision: Vision, net: nn.Module, guide: nn.Module) -> float:
     """Mean cosine of the attention maps of teacher and student at the three taps, over test images: 1 where they look alike."""
     views, total = vision.test_views, 0.0
-    count = min(COMPARED, len(vision.test_labels))
+    cases = spread(len(vision.test_labels), COMPARED, vision.context.device)
     net.eval()
-    for part in torch.arange(count, device=vision.context.device).split(EVALUATED // 4):
+    for part in parts(cases):
         x = views(views.plain(part))
         own, target = net.features(x)[1], guide.features(x)[1]
         for mine, theirs in zip(attended(net), attended(guide), strict=True):
             total += (losses.attention_map(own[mine]) * losses.attention_map(target[theirs])).sum().item()
-    return total / count / len(attended(net))
+    return total / len(cases) / len(attended(net))
 
 
 @torch.no_grad()
 def _maps(vision: Vision, net: nn.Module) -> list[dict]:
-    """The attention maps of the first test images, as bytes, the largest value 255; the picture goes with them, so that the
+    """The attention maps of some test images, as bytes, the largest value 255; the picture goes with them, so that the
     figure needs no data set."""
-    pictures = data.load(vision.config["data"]).test_images[:SHOWN]
+    cases = spread(len(vision.test_labels), SHOWN)[:SHOWN]
+    pictures = data.load(vision.config["data"]).test_images[cases]
     net.eval()
-    _, taps = net.features(vision.test_views(vision.test_views.plain(torch.arange(len(pictures), device=vision.context.device))))
+    _, taps = net.features(vision.test_views(vision.test_views.plain(cases.to(vision.context.device))))
     found = [{"image": _bytes(picture), "shape": list(picture.shape), "maps": []} for picture in pictures]
     for tap in attended(net):
         attention = losses.attention_map(taps[tap]).view(len(pictures), *taps[tap].shape[2:]).cpu()
@@ -251,7 +260,7 @@ def _search(vision: Vision) -> dict:
 
 def _held_out_error(vision: Vision, net: MixedDarts, cases: Tensor) -> dict[str, Tensor]:
     """For the history: per cent of the architecture's half of the images, neither shifted nor mirrored, that the net gets wrong."""
-    missed = [metrics.wrong(net(vision.views(vision.views.plain(part))), vision.train_labels[part]) for part in cases.split(EVALUATED)]
+    missed = [metrics.wrong(net(vision.views(vision.views.plain(part))), vision.train_labels[part]) for part in parts(cases)]
     return {"held_out_error_percent": 100 * torch.cat(missed).double().mean()}
 
 

@@ -16,7 +16,7 @@ from kdcore import methods
 from kdcore.data.augment import Views
 from kdcore.methods import LogitTable, Method, Phase
 from kdcore.models.maxout import Layer, MaxoutConv, uniform
-from kdcore.papers.vision import EVALUATED, Vision, weights_of
+from kdcore.papers.vision import Vision, parts, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
@@ -87,7 +87,7 @@ def _reset(method: Method, seed: int) -> None:
 
 def _stages(vision: Vision, method: Method, guide: nn.Module | None) -> list[Stage]:
     config, seed, first = vision.config, vision.context.seed, method.phases[0]
-    tested = torch.arange(0, len(vision.test_labels), max(1, len(vision.test_labels) // WATCHED))
+    tested = spread(len(vision.test_labels), WATCHED)
     watch = partial(_hint_loss, "test_hint_loss", first, vision.test_views, vision.test_labels, tested)
     hint = partial(_stage, vision, method, first, config["hint_epochs"])
     stages = []
@@ -159,7 +159,7 @@ def _table(vision: Vision, guide: nn.Module | None) -> LogitTable | None:
 def _hint_loss(name: str, phase: Phase, views: Views, labels: Tensor, cases: Tensor) -> dict[str, Tensor]:
     """For the history: the mean hint loss of some images, neither shifted nor mirrored."""
     total = 0.0
-    for part in cases.to(labels.device).split(EVALUATED):
+    for part in parts(cases.to(labels.device)):
         total = total + len(part) * phase.loss(views(views.plain(part)), labels[part]).double()
     return {name: total / len(cases)}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import losses, methods, metrics
-from kdcore.papers.vision import Vision, piecewise, weights_of
+from kdcore.papers.vision import Vision, piecewise, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
@@ -97,9 +97,8 @@ def _stage(vision: Vision, method: methods.Method, phase: methods.Phase, config:
 
 
 def _watched(vision: Vision, net: nn.Module) -> list[Tensor]:
-    """FSP matrices [N, C1, C2] of the three sections on the first test images of every class."""
-    every = len(vision.test_labels) // min(WATCHED, len(vision.test_labels))
-    numbers = torch.arange(0, len(vision.test_labels), every, device=vision.context.device)
+    """FSP matrices [N, C1, C2] of the three sections on test images of every class."""
+    numbers = spread(len(vision.test_labels), WATCHED, vision.context.device)
     net.eval()
     with torch.no_grad():
         _, taps = net.features(vision.test_views(vision.test_views.plain(numbers)))

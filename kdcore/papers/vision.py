@@ -13,7 +13,7 @@ from kdcore.methods import Knowledge, Method, Phase, freeze
 from kdcore.models import Network
 from kdcore.training import Context, Stage, seed_of
 
-EVALUATED = 1000  # images at a time
+EVALUATED = {"cpu": 64, "cuda": 1000}  # images at a time: small enough for a CPU's cache, large enough to fill a GPU
 
 
 class Vision:
@@ -108,7 +108,7 @@ class Vision:
         net.eval()
         numbers = torch.arange(len(views.windows), device=self.context.device)
         with torch.no_grad():
-            return torch.cat([net(views(views.plain(part))) for part in numbers.split(EVALUATED)])
+            return torch.cat([net(views(views.plain(part))) for part in parts(numbers)])
 
     def evaluate(self, net: nn.Module) -> dict[str, Tensor]:
         """For the history: per cent of the test set that the net gets wrong."""
@@ -131,6 +131,17 @@ class Vision:
 def _whitening(name: str, device: str) -> ZCA:
     """Fitted to all training images of a data set, a share of them or not."""
     return ZCA().fit(global_contrast_normalise(data.load(name).train_images.to(device)))
+
+
+def parts(cases: Tensor) -> tuple[Tensor, ...]:
+    """Case numbers in batches for evaluation, as many as their device works through fastest."""
+    return cases.split(EVALUATED[cases.device.type])
+
+
+def spread(count: int, wanted: int, device: str = "cpu") -> Tensor:
+    """``wanted`` numbers below ``count`` or a few more, at even distances. CIFAR lies in order of its classes: its first images
+    are of one."""
+    return torch.arange(0, count, max(1, count // wanted), device=device)
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
