@@ -243,7 +243,9 @@ def test_scoreboard(paper):
     board = tables.scoreboard([(paper, records + synthetic(paper, "smoke", 2, ["small"]))])
     (row,) = board.to_dict("records")
     assert row["budget"] == "fast" and row["seeds"] == "2 to 3" and row["device"] == "Test CPU"
-    assert "small (2x800): 146.0 [144, 148] (paper 146)" in row["headline"].split("\n")
+    lines = row["headline"].split("\n")
+    assert lines[0] == "small (2x800): 146.0 [144, 148] (paper 146)"  # the sheet has it second: a row that was run comes first
+    assert "not run" not in lines[1] and "not run" in lines[2]
     total = len(paper.sheet["claims"])
     assert row["claims"] == f"holds 1 of {total} ({total - 1} not run)"
     assert row["verdicts"].startswith("2 reproduced, ")

@@ -537,9 +537,9 @@ def _range(counts: pd.Series) -> str:
 
 
 def _headline(frame: pd.DataFrame) -> str:
-    """The rows of a table, one a line: "small: 146.2 [139, 153] (paper 146)"."""
-    lines = []
-    for row in frame[frame["verdict"] != "quoted"].to_dict("records"):
+    """The rows of a table, one a line, those that were run first: "small: 146.2 [139, 153] (paper 146)"."""
+    lines, own = [], frame[frame["verdict"] != "quoted"]
+    for row in own.sort_values("n", key=lambda n: n == 0, kind="stable").to_dict("records"):
         ours = estimate(row["ours"], row["low"], row["high"]) or "not run"
         lines.append(f"{row['label']}: {ours}" + (f" (paper {reported(row['paper'])})" if not math.isnan(row["paper"]) else ""))
     more = len(lines) - HEADLINE_ROWS
