@@ -287,6 +287,21 @@ def test_drop_path_only_in_training_and_at_its_rate(monkeypatch):
     assert "drop_path" not in net.state_dict()
 
 
+def test_no_drop_path_is_a_drop_path_of_0():
+    net, x = create("darts_v2_3_4"), random(4, 3, 8, 8)
+
+    def outcome():
+        logits = net(x)
+        return logits, torch.cat([g.flatten() for g in torch.autograd.grad(logits.square().sum(), list(net.parameters()))])
+
+    logits, gradient = outcome()
+    net.drop_path = None
+    state = torch.get_rng_state()
+    again, its_gradient = outcome()
+    assert torch.equal(again, logits) and torch.allclose(its_gradient, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn"
+
+
 def test_auxiliary_head():
     net = Darts("v2", 3, 4, classes=7, auxiliary=True)
     x = random(2, 3, 32, 32)

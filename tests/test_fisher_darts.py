@@ -293,8 +293,11 @@ def test_drop_path_is_scheduled():
     assert stage.every == 3
     assert [stage.schedule(epoch)["drop_path"] for epoch in range(4)] == pytest.approx([0, 0.05, 0.1, 0.15])
     assert context.model.student.drop_path.item() == pytest.approx(0.15)
-    _, context = run("none -> WRN")
-    assert set(context.stages[0].schedule(0)) == {"lr"}
+    for arm, change in (("none -> DARTS", {"drop_path": 0.0}), ("none -> WRN", {})):
+        _, context = run(arm, **change)
+        assert set(context.stages[0].schedule(0)) == {"lr"}
+    _, context = run("none -> DARTS", drop_path=0.0)
+    assert context.model.student.drop_path is None, "no product with 1 for each operation"
 
 
 def test_parameters_as_published_and_as_they_are():

@@ -329,13 +329,17 @@ def vision(monkeypatch):
 def test_measured_by_hand(vision):
     assert vision.evaluate(Says())["test_error_percent"].item() == pytest.approx(200 / 7)
     history = [{"test_error_percent": 50.0}, {"test_error_percent": 10.0}, {"test_error_percent": 200 / 7}]
-    assert vision.measure(Says(), history) == {
+    found = {
         "test_errors": 2,
         "test_error_percent": pytest.approx(200 / 7),
         "test_accuracy_percent": pytest.approx(500 / 7),
         "best_test_error_percent": 10.0,
         "train_error_percent": 25.0,
     }
+    assert vision.measure(Says(), history) == found
+    # the logits of a wrong image are 0 but for a class that is not its label: among all ten there is no class that is not
+    assert vision.measure(Says(), history, top=10) == found | {"top10_error_percent": 0.0}
+    assert vision.measure(Says(), history, top=1) == found | {"top1_error_percent": pytest.approx(200 / 7)}
 
 
 def test_logits_do_not_depend_on_how_many_go_at_a_time(vision, monkeypatch):

@@ -50,7 +50,8 @@ class Darts(Network):
     compare.
 
     ``drop_path`` is a 0-dim tensor that a schedule may move: in training each operation but an identity is left out
-    of an image with this probability (Larsson et al. 2017, as DARTS uses it), and scaled up by 1 / (1 - p) else.
+    of an image with this probability (Larsson et al. 2017, as DARTS uses it), and scaled up by 1 / (1 - p) else. Set it
+    to None where nothing is ever left out: the same outputs, without a product with 1 for each operation.
 
     Taps: stem, and cellI for I from 0: its 4 * channels, neither normalised nor rectified.
     Raises ValueError for fewer than 3 cells, or as many groups as there are no cells.
@@ -85,7 +86,7 @@ class Darts(Network):
     def _run(self, x: Tensor, taps: dict[str, Tensor] | None) -> Tensor:
         h = before = keep(taps, "stem", self.stem(x))
         scales = [None] * len(self.cells)
-        if self.training:  # one draw for all operations of all cells
+        if self.training and self.drop_path is not None:  # one draw for all operations of all cells
             draws = torch.rand(len(self.cells), 2 * NODES, len(x), 1, 1, 1, device=x.device)
             scales = ((draws >= self.drop_path).float() / (1 - self.drop_path)).to(h.dtype)
         for i, cell in enumerate(self.cells):

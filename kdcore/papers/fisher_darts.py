@@ -20,7 +20,6 @@ from kdcore.search import Search
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
-TOP = 5
 COMPARED = 1000  # test images on which the attention maps of teacher and student are compared
 SHOWN = 3  # test images whose maps a record keeps
 UNIFORM = ("first cell first", "last cell first")
@@ -73,7 +72,10 @@ def _method(config: dict, net: nn.Module, guide: nn.Module | None) -> methods.Me
         taps = list(zip(attended(net), attended(guide), strict=True))
         method = methods.attention_transfer(net, guide, taps=taps, beta=config["beta"], task=task)
     if isinstance(net, Darts):
-        method.knobs["drop_path"] = net.drop_path
+        if config["drop_path"]:
+            method.knobs["drop_path"] = net.drop_path
+        else:
+            net.drop_path = None
     return method
 
 
@@ -118,9 +120,7 @@ def _stage(vision: Vision, method: methods.Method) -> Stage:
 
 
 def _measured(vision: Vision, net: nn.Module, guide: nn.Module | None, history: list[dict]) -> dict:
-    found = vision.measure(net, history) | {"parameters": models.count_parameters(net)}
-    missed = metrics.top_wrong(vision.logits(net, vision.test_views), vision.test_labels, TOP)
-    found["top5_error_percent"] = 100 * missed.double().mean().item()
+    found = vision.measure(net, history, top=5) | {"parameters": models.count_parameters(net)}
     if isinstance(net, Darts):
         found["published_parameters"] = found["parameters"] + (_head_size(net, vision.classes) if net.auxiliary is None else 0)
     if guide is not None:

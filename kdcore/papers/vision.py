@@ -114,11 +114,18 @@ class Vision:
         """For the history: per cent of the test set that the net gets wrong."""
         return {"test_error_percent": 100 * metrics.wrong(self.logits(net, self.test_views), self.test_labels).double().mean()}
 
-    def measure(self, net: nn.Module, history: list[dict]) -> dict:
-        """The classification metrics of a trained net, at the last epoch; the best epoch's error beside them."""
-        missed = int(metrics.wrong(self.logits(net, self.test_views), self.test_labels).sum())
+    def measure(self, net: nn.Module, history: list[dict], top: int | None = None) -> dict:
+        """The classification metrics of a trained net, at the last epoch; the best epoch's error beside them.
+
+        top: also the share of test images whose label is not among so many largest logits.
+        """
+        logits = self.logits(net, self.test_views)
+        missed = int(metrics.wrong(logits, self.test_labels).sum())
         share = 100 * missed / len(self.test_labels)
-        return {
+        found = {}
+        if top is not None:
+            found[f"top{top}_error_percent"] = 100 * metrics.top_wrong(logits, self.test_labels, top).double().mean().item()
+        return found | {
             "test_errors": missed,
             "test_error_percent": share,
             "test_accuracy_percent": 100 - share,
