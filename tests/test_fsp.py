@@ -337,7 +337,7 @@ def test_measured_by_hand(vision):
         "train_error_percent": 25.0,
     }
     assert vision.measure(Says(), history) == found
-    # the logits of a wrong image are 0 but for a class that is not its label: among all ten there is no class that is not
+    # ten classes are all that there are
     assert vision.measure(Says(), history, top=10) == found | {"top10_error_percent": 0.0}
     assert vision.measure(Says(), history, top=1) == found | {"top1_error_percent": pytest.approx(200 / 7)}
 
