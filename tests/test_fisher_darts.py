@@ -445,6 +445,9 @@ def test_figures_from_records():
     assert len(drawn["maps"]().axes) == 3 * 9 and len(drawn["cells"]().axes) == 4
     texts = [text.get_text() for text in drawn["cells"]().axes[0].texts]
     assert texts.count("sep_conv_3x3") == 5 and texts.count("skip_connect") == 2 and texts.count("dil_conv_3x3") == 1
+    arrows = [text for text in drawn["cells"]().axes[0].texts if hasattr(text, "arrow_patch")]
+    assert [round(text.xyann[0]) for text in arrows] == [0, 1, 0, 1, 1, 0, 0, 2], "from the columns of the nodes that they take"
+    assert [round(text.xy[0]) for text in arrows] == [2, 2, 3, 3, 4, 4, 5, 5], "to those that they make"
     assert fisher_darts.figures([]) == {}
 
 
@@ -457,8 +460,12 @@ def test_scatter_and_spread_without_results():
     slope, intercept = 2.2, 0.7  # sums of squares by hand: 11 / 5, 4 - 2.2 * 1.5
     assert line.get_ydata() == pytest.approx(intercept + slope * line.get_xdata()) and list(line.get_xdata()[[0, -1]]) == [0, 3]
     assert band.get_paths() and figure.axes[0].get_ylabel() == "y"
-    figure = draw.spread([{"label": "a", "paper": None, "ours": []}, {"label": "b", "paper": (1.0, 0.5), "ours": [1.0, 3.0]}])
-    assert len(figure.axes[0].get_yticks()) == 2
+    figure = draw.spread([{"label": "a", "paper": None, "ours": []}, {"label": "b", "paper": (1.0, 0.5), "ours": [51.0, 53.0]}])
+    paper, ours = (ax.get_xlim() for ax in figure.axes)
+    assert len(figure.axes[0].get_yticks()) == 2 and paper[1] - paper[0] == pytest.approx(ours[1] - ours[0]), "one scale"
+    assert paper[0] < 0.5 < 1.5 < paper[1] and ours[0] < 52 - 2**0.5 < 52 + 2**0.5 < ours[1], "means and standard deviations inside"
+    assert sum(ours) / 2 == pytest.approx(52)
+    draw.spread([{"label": "a", "paper": None, "ours": []}])
 
 
 def test_standard_deviations_stand_beside_reported_numbers():

@@ -518,30 +518,31 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
 
 @_styled
 def spread(rows: list[dict], *, xlabel: str = "", title: str = "") -> Figure:
-    """How much single runs differ: for each row every seed a dot, our mean -+ one standard deviation, and the paper's.
+    """How much single runs differ: the paper's mean -+ one standard deviation, and beside it ours with a dot for every seed. Both
+    panels have one scale, each its own origin: a spread is as wide here as there, wherever the errors lie.
 
     rows: [{label, paper (mean, standard deviation) or None, ours [a value for each seed]}].
     """
-    figure, ax = plt.subplots(figsize=(WIDTH, 0.55 * len(rows) + 1.5), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.5 * len(rows) + 1.5), sharey=True, layout="constrained")
+    reach: tuple[list, list] = ([], [])
     for y, row in enumerate(rows):
         if row["paper"] is not None:
             mean, std = row["paper"]
-            ax.errorbar(mean, y - 0.2, xerr=std, fmt="D", ms=6, color=VERMILLION, capsize=3)
-        if row["ours"]:
-            ax.errorbar(
-                np.mean(row["ours"]),
-                y + 0.1,
-                xerr=np.std(row["ours"], ddof=1) if len(row["ours"]) > 1 else None,
-                fmt="o",
-                ms=7,
-                color=BLUE,
-                capsize=3,
-            )
-            ax.plot(row["ours"], [y + 0.3] * len(row["ours"]), "o", ms=4, color=BLUE, alpha=0.55, mew=0)
-    ax.set_yticks(range(len(rows)), [_wrapped(row["label"], 36) for row in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.grid(axis="y", visible=False)
-    ax.set_xlabel(xlabel)
+            axes[0].errorbar(mean, y, xerr=std, fmt="D", ms=6, color=VERMILLION, capsize=3)
+            reach[0].extend((mean - std, mean + std))
+        if ours := row["ours"]:
+            std = np.std(ours, ddof=1) if len(ours) > 1 else None
+            axes[1].errorbar(np.mean(ours), y - 0.1, xerr=std, fmt="o", ms=7, color=BLUE, capsize=3)
+            axes[1].plot(ours, [y + 0.2] * len(ours), "o", ms=4, color=BLUE, alpha=0.55, mew=0)
+            reach[1].extend((*ours, np.mean(ours) - (std or 0), np.mean(ours) + (std or 0)))
+    width = 1.15 * max([1.0, *(max(values) - min(values) for values in reach if values)])
+    for ax, values in zip(axes, reach, strict=True):
+        middle = (max(values) + min(values)) / 2 if values else width / 2
+        ax.set_xlim(middle - width / 2, middle + width / 2)
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel(xlabel)
+    axes[0].set_yticks(range(len(rows)), [_wrapped(row["label"], 36) for row in rows])
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
     marks = [
         mpl.lines.Line2D([], [], marker="D", ms=6, color=VERMILLION, label="paper: mean, standard deviation"),
         mpl.lines.Line2D([], [], marker="o", ms=7, color=BLUE, label="ours: the same"),
@@ -621,53 +622,36 @@ def attention(entries: dict[str, list[dict]], title: str = "") -> Figure:
 
 @_styled
 def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
-    """Cells of an architecture search, a panel for each kind: the two inputs, four nodes with two operations each, the output.
+    """Cells of an architecture search, a panel for each kind. A column is a map that goes down: the two inputs, four nodes. An
+    arrow is an operation, from the map that it takes to the node that it makes, the sum of two. The nodes are the output.
 
     kinds: {kind: [(operation, the node that it takes), ...]}, 8 each, as a genotype has them.
     """
-    figure, axes = plt.subplots(len(kinds), 1, figsize=(WIDTH, 2.9 * len(kinds) + 0.4), squeeze=False, layout="constrained")
-    names = ["c(k-2)", "c(k-1)", "0", "1", "2", "3", "c(k)"]
-    places = [(0.0, 1.0), (0.0, -1.0), (2.2, 1.9), (4.4, 0.6), (6.6, -0.6), (8.8, -1.9), (11.0, 0.0)]
+    figure, axes = plt.subplots(len(kinds), 1, figsize=(WIDTH, 3.1 * len(kinds) + 0.4), squeeze=False, layout="constrained")
+    look = {"fc": "#eef3f8", "ec": "#555555", "zorder": 3}
+    word = {"fontsize": 9.5, "ha": "center", "va": "center", "zorder": 4}
     for ax, (kind, edges) in zip(axes[:, 0], kinds.items(), strict=True):
-        for i, (name, source) in enumerate(edges):
-            node = 2 + i // 2
-            (x0, y0), (x1, y1) = places[source], places[node]
-            bend = 0.16 if i % 2 else -0.16
-            arrow = {
-                "arrowstyle": "-|>",
-                "color": PALETTE[i % 2],
-                "lw": 1.3,
-                "shrinkA": 14,
-                "shrinkB": 14,
-                "connectionstyle": f"arc3,rad={bend}",
-            }
-            ax.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
-            # on the bow: a parabola whose third point stands off its middle, by inches and not by the axes' units
-            share, scale = (0.42, 0.58)[i % 2], 0.72
-            bow = ((x0 + x1) / 2 + bend * (y1 - y0) * scale, (y0 + y1) / 2 - bend * (x1 - x0) / scale)
-            middle = [
-                (1 - share) ** 2 * start + 2 * share * (1 - share) * control + share**2 * end
-                for start, control, end in zip((x0, y0), bow, (x1, y1), strict=True)
-            ]
-            ax.text(
-                *middle,
-                name,
-                fontsize=7.5,
-                ha="center",
-                va="center",
-                color=[0.6 * part for part in mpl.colors.to_rgb(PALETTE[i % 2])],
-                bbox={"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85},
-            )
-        for node in range(2, 6):
-            ax.annotate(
-                "", places[6], places[node], arrowprops={"arrowstyle": "-|>", "color": "#bbbbbb", "lw": 0.9, "shrinkA": 14, "shrinkB": 18}
-            )
-        for name, place in zip(names, places, strict=True):
-            ax.text(
-                *place, name, ha="center", va="center", fontsize=9.5, bbox={"boxstyle": "round,pad=0.35", "fc": "#eef3f8", "ec": "#555555"}
-            )
-        ax.set_xlim(-0.9, 11.9)
-        ax.set_ylim(-2.7, 2.9)
+        bottom = len(edges) + 0.2
+        for column, name in enumerate(("c(k-2)", "c(k-1)", "0", "1", "2", "3")):
+            if column < 2:
+                top, last = -1.0, max((row for row, (_, source) in enumerate(edges) if source == column), default=-1.0)
+                ax.text(column, top, name, **word, bbox={"boxstyle": "round,pad=0.35"} | look)
+            else:
+                top, last = 2 * column - 3.5, bottom  # between its two operations
+                ax.add_patch(mpl.patches.Rectangle((column - 0.07, top - 0.8), 0.14, 1.6, **look))
+                ax.text(column, top, name, **word)
+            ax.plot([column, column], [top, last], color="#bbbbbb", lw=1.2, zorder=1)
+        for row, (name, source) in enumerate(edges):
+            node, colour = 2 + row // 2, PALETTE[row % 2]
+            arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
+            ax.annotate("", (node - 0.07, row), (source, row), arrowprops=arrow, zorder=2)
+            ax.plot(source, row, "o", ms=4, color=colour, zorder=2)
+            dark = [0.6 * part for part in mpl.colors.to_rgb(colour)]
+            ax.text(node - 0.52, row, name, color=dark, **word | {"fontsize": 7.5}, bbox={"fc": "white", "ec": "none", "pad": 0.6})
+        ax.plot([2, 5], [bottom, bottom], color="#bbbbbb", lw=1.2, zorder=1)
+        ax.text(3.5, bottom, "c(k): the four nodes side by side", **word, bbox={"boxstyle": "round,pad=0.35"} | look)
+        ax.set_xlim(-0.5, 5.5)
+        ax.set_ylim(bottom + 0.6, -1.6)
         ax.set_axis_off()
         ax.set_title(f"{kind} cells", fontweight="normal")
     if title:
