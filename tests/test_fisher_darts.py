@@ -476,6 +476,21 @@ def test_standard_deviations_stand_beside_reported_numbers():
     assert "std" not in tables.table(papers.get("fsp"), "cifar10", [], "paper"), "other papers' tables are as before"
 
 
+def test_claims_of_the_paper_in_its_own_numbers():
+    frame = tables.claims(PAPER, [], "paper").set_index("id")
+    # 6.4033 -+ .08 against 8.47 -+ 1.11, three runs each: t = 2.0667 / .6425 = 3.217 with 2.02 degrees of freedom
+    helps = frame.loc["fisher_helps"]
+    assert helps["reported"] == pytest.approx(-2.0667) and helps["reported_p"] == pytest.approx(0.083, abs=5e-4)
+    assert helps["reported_low"] < 0 < helps["reported_high"], "three runs do not carry it"
+    # the mean of 8.46 and 8.5433 is 8.5017
+    assert frame.loc["same_family", "reported"] == pytest.approx(7.79 - 8.50165)
+    assert math.isnan(frame.loc["fisher_beats_wide", "reported"]), "no number in the paper"
+    text, html = tables.to_markdown(tables.claims(PAPER, [], "paper")), tables.to_html(tables.claims(PAPER, [], "paper"))
+    assert "own left - right" in text and "0.083" in text and "0.083" in html
+    others = tables.claims(papers.get("fsp"), [], "paper")
+    assert "reported" not in others and "own left" not in tables.to_markdown(others) + tables.to_html(others)
+
+
 def test_cutout_by_hand():
     torch.manual_seed(0)
     x = torch.ones(200, 3, 8, 8)

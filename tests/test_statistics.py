@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from kdcore.report.statistics import cell_verdict, claim_test, claim_verdict, holm, mean_interval
+from kdcore.report.statistics import cell_verdict, claim_test, claim_verdict, holm, mean_interval, reported_test
 
 # Student's t from a printed table: t(df, 0.975) and t(df, 0.95)
 T_975 = {2: 4.302653, 4: 2.776445}
@@ -189,3 +190,42 @@ def test_holm_properties(p, random):
     order = list(range(len(p)))
     random.shuffle(order)
     assert holm([p[i] for i in order]) == pytest.approx([adjusted[i] for i in order])
+
+
+# -- the paper's own numbers ------------------------------------------------------------------------------------------
+
+
+def test_reported_difference_by_hand():
+    # squared errors 9 / 3 = 3 and 1: standard error 2; degrees of freedom (3 + 1)^2 / ((9 + 1) / 2) = 3.2
+    found = reported_test([(10, 3)], [(14, math.sqrt(3))], 3, "<")
+    t = stats.t.ppf(0.975, 3.2)
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((-4, -4 - 2 * t, -4 + 2 * t))
+    assert found["p"] == pytest.approx(stats.ttest_ind_from_stats(10, 3, 3, 14, math.sqrt(3), 3, equal_var=False).pvalue)
+    # alike spreads: Student's t with 2 (n - 1) = 4 degrees of freedom, standard error sqrt(6 / 3)
+    found = reported_test([(1, math.sqrt(3))], [(2, math.sqrt(3))], 3, "<")
+    assert (found["low"], found["high"]) == pytest.approx((-1 - T_975[4] * math.sqrt(2), -1 + T_975[4] * math.sqrt(2)), abs=1e-5)
+
+
+def test_reported_mean_of_groups():
+    # the mean of two groups has a quarter of the sum of their squared errors: (6 + 6) / 3 / 4 = 1, and 4 degrees of freedom
+    found = reported_test([(1, math.sqrt(6)), (3, math.sqrt(6))], [(2, 0)], 3, "<")
+    assert (found["mean"], found["low"], found["high"], found["p"]) == pytest.approx((0, -T_975[4], T_975[4], 1), abs=1e-5)
+
+
+def test_reported_equivalence():
+    sides = [(10, math.sqrt(3))], [(10.5, math.sqrt(3))]
+    found = reported_test(*sides, 3, "same", 4)
+    error = math.sqrt(2)
+    assert (found["low"], found["high"]) == pytest.approx((-0.5 - T_95[4] * error, -0.5 + T_95[4] * error), abs=1e-5)
+    assert found["p"] == pytest.approx(stats.t.sf(3.5 / error, 4)), "the larger of the two one-sided p: the margin on this side"
+    assert reported_test(*sides[::-1], 3, "same", 4)["p"] == pytest.approx(found["p"])
+    just = 0.5 + T_95[4] * error
+    assert reported_test(*sides, 3, "same", just)["p"] == pytest.approx(0.05, abs=1e-6)
+
+
+def test_reported_needs_two_runs_and_a_known_relation():
+    with pytest.raises(ValueError, match="two runs or more, not 1"):
+        reported_test([(1, 1)], [(2, 1)], 1, "<")
+    for relation, margin in ((">", None), ("same", None)):
+        with pytest.raises(ValueError, match="relation must be"):
+            reported_test([(1, 1)], [(2, 1)], 3, relation, margin)

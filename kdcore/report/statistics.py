@@ -58,8 +58,7 @@ def claim_test(left, right, relation: str, margin: float | None = None) -> dict:
     and the interval are nan. Differences without spread: p is 0 or 1, as the one value says.
     Raises ValueError for another relation, sides of different length, or "same" without a margin.
     """
-    if relation not in ("<", "same") or (relation == "same" and not margin):
-        raise ValueError(f"relation must be '<', or 'same' with a margin above 0, not {relation!r} with {margin!r}")
+    _check_relation(relation, margin)
     differences = _differences(left, right)
     n = len(differences)
     mean, low, high = mean_interval(differences, 0.95 if relation == "<" else 0.90)
@@ -74,6 +73,25 @@ def claim_test(left, right, relation: str, margin: float | None = None) -> dict:
         below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
         p = max(above, below)
     return {"n": n, "mean": mean, "low": low, "high": high, "p": float(p)}
+
+
+def reported_test(left, right, runs: int, relation: str, margin: float | None = None) -> dict:
+    """What the paper's own numbers say of its claim: {mean, low, high, p} of left - right, from means and standard deviations.
+
+    left, right: [(mean, standard deviation), ...], a side being the mean of its groups, each of ``runs`` independent runs.
+    Welch's t-test (Welch 1947, Biometrika 34:28) with his degrees of freedom; relation and margin, p and interval as in
+    ``claim_test``. Raises ValueError for fewer than two runs, or what ``claim_test`` refuses.
+    """
+    _check_relation(relation, margin)
+    if runs < 2:
+        raise ValueError(f"a standard deviation comes of two runs or more, not {runs}")
+    mean = np.mean([m for m, _ in left]) - np.mean([m for m, _ in right])
+    parts = np.array([s**2 / runs / len(side) ** 2 for side in (left, right) for _, s in side])
+    error = np.sqrt(parts.sum())
+    t = stats.t(parts.sum() ** 2 / (parts**2).sum() * (runs - 1))
+    half = t.ppf(0.975 if relation == "<" else 0.95) * error
+    p = 2 * t.sf(abs(mean) / error) if relation == "<" else max(t.sf((margin + mean) / error), t.sf((margin - mean) / error))
+    return {"mean": float(mean), "low": float(mean - half), "high": float(mean + half), "p": float(p)}
 
 
 def claim_verdict(left, right, relation: str, adjusted: float, margin: float | None = None) -> str:
@@ -108,6 +126,11 @@ def holm(pvalues) -> list[float]:
     order = tested[np.argsort(p[tested], kind="stable")]
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return adjusted.tolist()
+
+
+def _check_relation(relation: str, margin: float | None) -> None:
+    if relation not in ("<", "same") or (relation == "same" and not margin):
+        raise ValueError(f"relation must be '<', or 'same' with a margin above 0, not {relation!r} with {margin!r}")
 
 
 def _differences(left, right) -> np.ndarray:

@@ -142,7 +142,9 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     A side is, seed by seed, the mean of a metric over its arms (seeds that lack one of them do not count), or a
     constant. Columns: id, text, source, relation, margin; left, right (means over the shared seeds), difference with
     low, high (left - right; 95 % interval, for "same" 90 %), n (seeds), p (adjusted by Holm over the paper's claims
-    that could be tested), p_alone, verdict, left_side, right_side (what was compared, in words).
+    that could be tested), p_alone, verdict, left_side, right_side (what was compared, in words). Where the sheet says of how
+    many ``runs`` its reported means and standard deviations are: reported, reported_low, reported_high, reported_p, the same of
+    the paper's own numbers (``statistics.reported_test``, not adjusted), nan where it has none for a side.
     """
     done = results(paper, records, budget)
     comparable = paper.budget(budget).get("comparable", True)
@@ -172,6 +174,7 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
                 "left_side": _side(claim["left"]),
                 "right_side": _side(claim["right"]),
                 "sides": (left, right),
+                **_reported_claim(paper, claim),
             }
         )
     for row, p in zip(rows, statistics.holm(row["p_alone"] for row in rows), strict=True):
@@ -181,7 +184,7 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
         row["verdict"] = verdict if comparable or verdict == "not run" else "not comparable"
     columns = [
         "id", "text", "left", "right", "relation", "margin", "difference", "low", "high", "n", "p", "p_alone", "verdict", "left_side",
-        "right_side", "source",
+        "right_side", "source", *(("reported", "reported_low", "reported_high", "reported_p") if "runs" in paper.sheet else ()),
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs = _attrs(paper, budget, done) | {"kind": "claims", "id": "claims", "title": "Claims", "number": None, "source": ""}
@@ -307,19 +310,25 @@ def to_markdown(frame: pd.DataFrame) -> str:
     about = frame.attrs
     lines = [f"# {about['short']}: {about['title']}", "", f"{place(about)}Budget **{about['budget']}**: {about['about']}.", ""]
     if about["kind"] == "claims":
-        header = ["claim", "left", "right", "left - right", "n", "p (Holm)", "verdict"]
+        own = "reported" in frame
+        header = [
+            "claim",
+            "left",
+            "right",
+            "left - right",
+            "n",
+            "p (Holm)",
+            "verdict",
+            *(["the paper's own left - right", "p"] if own else []),
+        ]
         rows = [
             [
-                r["text"],
-                number(r["left"]),
-                number(r["right"]),
-                estimate(r["difference"], r["low"], r["high"], signed=True),
-                r["n"],
-                p_value(r["p"]),
-                r["verdict"],
+                r["text"], number(r["left"]), number(r["right"]), estimate(r["difference"], r["low"], r["high"], signed=True), r["n"],
+                p_value(r["p"]), r["verdict"],
+                *([estimate(r["reported"], r["reported_low"], r["reported_high"], signed=True), p_value(r["reported_p"])] if own else []),
             ]
             for r in frame.to_dict("records")
-        ]
+        ]  # fmt: skip
     else:
         others = [about["reference"]] if about["reference"] else []
         header = ["row", "paper", *others, "ours [95 % interval]", "n", "difference", "margin", "verdict", "unit"]
@@ -488,6 +497,23 @@ def _by_seed(records: list[dict], side: dict) -> dict[int, float] | None:
         if record["arm"] in side["arms"]:
             values.setdefault(record["seed"], []).append(measured(record, side["metric"]))
     return {seed: sum(found) / len(found) for seed, found in values.items() if len(found) == len(side["arms"])}
+
+
+def _reported_claim(paper, claim: dict) -> dict[str, float]:
+    """What the paper's own means and standard deviations say of a claim; nothing where the sheet has no ``runs``."""
+    if "runs" not in paper.sheet:
+        return {}
+    known = {
+        (row["arm"], row["metric"]): (row["paper"], row["std"])
+        for each in paper.tables
+        for row in each["rows"]
+        if row.get("std") is not None
+    }
+    sides = [[known.get((arm, claim[side]["metric"])) for arm in claim[side].get("arms", ())] for side in ("left", "right")]
+    found = dict.fromkeys(("mean", "low", "high", "p"), math.nan)
+    if all(side and None not in side for side in sides):
+        found = statistics.reported_test(*sides, paper.sheet["runs"], claim["relation"], claim.get("margin"))
+    return {"reported": found["mean"], **{f"reported_{key}": found[key] for key in ("low", "high", "p")}}
 
 
 def _side(side: dict) -> str:
