@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
     grid(sub, one=False)
     pace(sub)
     sub.add_argument("--arm", action="append", help="only this arm (may be repeated)")
-    sub.add_argument("--no-forecast", action="store_true", help="do not time a few steps of each missing arm")
+    sub.add_argument(
+        "--no-forecast", action="store_true", help="do not time a few steps of each missing arm that has no record of this device"
+    )
 
     sub = command("run", run, "Run the missing trials of a paper; goes on where an earlier run stopped.")
     grid(sub, one=True)
@@ -118,7 +120,7 @@ def plan(options) -> int:
         if not options.no_forecast:
             device = runner.devices(options.device)[0]
             try:
-                seconds = runner.forecast(planned.jobs, device, options.precision)
+                seconds = runner.forecast(planned, device, options.precision)
             except KdcoreError as error:  # what is done and missing is shown all the same
                 print(f"kdcore: {error}", file=sys.stderr)
                 code = 1

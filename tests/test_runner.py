@@ -349,10 +349,26 @@ def test_bad_words_are_one_sentence(tmp_path):
 
 def test_forecast_times_each_kind_once(tmp_path):
     planned = runner.plan(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], Store(tmp_path))
-    seconds = runner.forecast(planned.jobs, "cpu")
+    seconds = runner.forecast(planned, "cpu")
     assert set(seconds) == {job.cohort.id for job in planned.jobs}
     assert all(0 < value < 600 for value in seconds.values())
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_forecast_from_records_of_this_device(tmp_path):
+    store = Store(tmp_path)
+    assert run(tmp_path, ["small"]).exit_code == 0
+    (record,) = store.records(PAPER, "smoke")
+
+    def forecast(**cost):
+        store.put(record | {"cost": record["cost"] | cost})
+        planned = runner.plan(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], store)
+        by_arm = runner.forecast(planned, "cpu")
+        return {job.cohort.trials[0].arm: by_arm[job.cohort.id] for job in planned.jobs}
+
+    seconds = forecast(seconds=1234.5)
+    assert seconds["small"] == 1234.5 and seconds["30 units, T=4"] < 600, "timed where there is no record"
+    assert forecast(seconds=1234.5, device="another processor")["small"] < 600
 
 
 @pytest.fixture

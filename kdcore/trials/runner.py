@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -133,25 +134,38 @@ def plan(
     return Plan(trials, records, jobs)
 
 
-def forecast(jobs: list[Job], device: str, precision: str = "auto") -> dict[str, float]:
-    """Seconds of each job on this machine, from a few timed steps of one job of each kind: {cohort id: seconds}.
+def forecast(planned: Plan, device: str, precision: str = "auto") -> dict[str, float]:
+    """Seconds of each missing job on this machine: {cohort id: seconds}. What the records of its arms took on this device, or,
+    where one has none, a few timed steps of one job of each kind.
 
     Raises KdcoreError for a job that cannot be timed, as when its data are missing.
     """
-    seconds, kinds = {}, {}
-    with Worker(Store(), device, precision, float("inf")) as worker:
-        for job in jobs:
-            kind = (job.cohort.trials[0].paper, job.cohort.trials[0].budget, tuple(trial.arm for trial in job.cohort.trials))
-            if kind not in kinds:
-                try:
-                    event = worker.ask({"cohort": job.cohort.to_json(), "probe": True}, lambda event: None)
-                except ChildDied as died:
-                    raise KdcoreError(f"'{kind[2][0]}' cannot be timed: {str(died).splitlines()[-1]}") from died
-                if event["event"] == "ended":
-                    raise KdcoreError(f"'{kind[2][0]}' cannot be timed: {event['message']}")
-                kinds[kind] = event["seconds"]
-            seconds[job.cohort.id] = kinds[kind]
-    return seconds
+    from kdcore.trials.environment import device_name
+
+    known: dict[str, list[float]] = {}
+    for record in planned.records.values():
+        here = (device_name(device), papers.get(record["paper"]).precision(device, precision))
+        if record["status"] == "done" and (record["cost"]["device"], record["environment"]["precision"]) == here:
+            known.setdefault(record["arm"], []).append(record["cost"]["seconds"])
+    kinds: dict[tuple[str, ...], float] = {}
+    with contextlib.ExitStack() as stack:
+        worker = None
+        for job in planned.jobs:
+            arms = tuple(trial.arm for trial in job.cohort.trials)
+            if arms in kinds:
+                continue
+            if all(arm in known for arm in arms):
+                kinds[arms] = sum(statistics.mean(known[arm]) for arm in arms)
+                continue
+            worker = worker or stack.enter_context(Worker(Store(), device, precision, float("inf")))
+            try:
+                event = worker.ask({"cohort": job.cohort.to_json(), "probe": True}, lambda event: None)
+            except ChildDied as died:
+                raise KdcoreError(f"'{arms[0]}' cannot be timed: {str(died).splitlines()[-1]}") from died
+            if event["event"] == "ended":
+                raise KdcoreError(f"'{arms[0]}' cannot be timed: {event['message']}")
+            kinds[arms] = event["seconds"]
+    return {job.cohort.id: kinds[tuple(trial.arm for trial in job.cohort.trials)] for job in planned.jobs}
 
 
 def run(
