@@ -460,6 +460,7 @@ def test_scatter_and_spread_without_results():
     slope, intercept = 2.2, 0.7  # sums of squares by hand: 11 / 5, 4 - 2.2 * 1.5
     assert line.get_ydata() == pytest.approx(intercept + slope * line.get_xdata()) and list(line.get_xdata()[[0, -1]]) == [0, 3]
     assert band.get_paths() and figure.axes[0].get_ylabel() == "y"
+    assert figure.axes[0].get_ylim() == pytest.approx((1 - 0.9, 7 + 0.9)), "the points set the axis, not the band"
     figure = draw.spread([{"label": "a", "paper": None, "ours": []}, {"label": "b", "paper": (1.0, 0.5), "ours": [51.0, 53.0]}])
     paper, ours = (ax.get_xlim() for ax in figure.axes)
     assert len(figure.axes[0].get_yticks()) == 2 and paper[1] - paper[0] == pytest.approx(ours[1] - ours[0]), "one scale"

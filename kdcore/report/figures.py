@@ -497,7 +497,8 @@ def matrices(panels: dict[str, list], columns, title: str = "") -> Figure:
 @_styled
 def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
     """A measure against another: a point for each pair (x, y), a colour and a marker for each group; from three groups on the
-    least-squares line through all points, in its 95 % band: the bootstrap draws groups, whose points are not independent."""
+    least-squares line through all points, in its 95 % band: the bootstrap draws groups, whose points are not independent.
+    The points set the axes: a band over few groups is wide, and may leave the figure."""
     figure, ax = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
     found = pd.DataFrame([(label, *point) for label, points in groups.items() for point in points], columns=["group", "x", "y"])
     if len(groups) > 2 and found["x"].nunique() > 1:
@@ -510,6 +511,9 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.margins(0.08)
+    if len(found):
+        room = 0.15 * ((found["y"].max() - found["y"].min()) or 1.0)
+        ax.set_ylim(found["y"].min() - room, found["y"].max() + room)
     if title:
         _heading(figure, title)
     figure.legend(loc="outside lower center", ncols=min(3, len(ax.get_legend_handles_labels()[0])))
