@@ -489,7 +489,7 @@ def test_claims_of_the_paper_in_its_own_numbers():
     text, html = tables.to_markdown(tables.claims(PAPER, [], "paper")), tables.to_html(tables.claims(PAPER, [], "paper"))
     assert "own left - right" in text and "0.083" in text and "0.083" in html
     others = tables.claims(papers.get("fsp"), [], "paper")
-    assert "reported" not in others and "own left" not in tables.to_markdown(others) + tables.to_html(others)
+    assert "reported" not in others and "paper's own" not in tables.to_markdown(others) + tables.to_html(others)
 
 
 def test_cutout_by_hand():
