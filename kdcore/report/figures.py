@@ -510,7 +510,7 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
         ax.plot(*zip(*points, strict=True), marker, color=colour, ms=7, alpha=0.8, mew=0, label=label)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    ax.margins(0.08)
+    ax.margins(x=0.08)
     if len(found):
         room = 0.15 * ((found["y"].max() - found["y"].min()) or 1.0)
         ax.set_ylim(found["y"].min() - room, found["y"].max() + room)
