@@ -59,7 +59,8 @@ def test_a_broken_sheet_is_told(monkeypatch):
 
 
 def test_unknown_parameters_in_a_sheet_are_told(monkeypatch):
-    paper = papers.get("hinton_mnist")
+    paper = papers.Paper("hinton_mnist")
+    monkeypatch.setattr(papers, "get", lambda key: paper)
     monkeypatch.setitem(paper.budgets["smoke"]["arms"], "small", {"epoch": 1})
     assert any("unknown parameters for 'small' at smoke: epoch" in problem for problem in checks.sheet_problems("hinton_mnist"))
 

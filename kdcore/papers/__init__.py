@@ -44,6 +44,8 @@ class Paper:
         self.sheet = yaml.safe_load((HERE / f"{key}.yaml").read_text(encoding="utf-8"))
         self.arms = _expanded(self.sheet["arms"])
         self.budgets = self.sheet["budgets"]
+        self._configs: dict[tuple[str, str], dict] = {}
+        self._trials: dict[tuple[str, str, int], Trial] = {}
 
     @cached_property
     def tables(self) -> list[dict]:
@@ -105,6 +107,15 @@ class Paper:
 
     def config(self, budget: str, arm: str) -> dict:
         """The resolved configuration: the paper's protocol, then the arm's settings, then the budget's overrides."""
+        return copy.deepcopy(self._config(budget, arm))
+
+    def _config(self, budget: str, arm: str) -> dict:
+        """``config``, resolved once for all trials: not to be changed."""
+        if (budget, arm) not in self._configs:
+            self._configs[budget, arm] = self._resolve(budget, arm)
+        return self._configs[budget, arm]
+
+    def _resolve(self, budget: str, arm: str) -> dict:
         if arm not in self.arms:
             raise KdcoreError(f"{self.key} has no arm '{arm}': choose one of {'; '.join(self.arms)}")
         config = copy.deepcopy(self.sheet["config"] | self.arms[arm])
@@ -124,9 +135,12 @@ class Paper:
         return found
 
     def trial(self, budget: str, arm: str, seed: int) -> Trial:
-        config = self.config(budget, arm)
+        """One trial of the grid, made once: to compare thousands of records with it costs a look-up each."""
+        if (budget, arm, seed) in self._trials:
+            return self._trials[budget, arm, seed]
+        config = self._config(budget, arm)
         teacher = config["teacher"]
-        return Trial(
+        trial = self._trials[budget, arm, seed] = Trial(
             paper=self.key,
             arm=arm,
             budget=budget,
@@ -136,6 +150,7 @@ class Paper:
             teacher=None if teacher is None else self.trial(budget, teacher, seed).id,
             version=self.module.VERSION,
         )
+        return trial
 
     def teacher_of(self, trial: Trial) -> Trial | None:
         name = trial.config["teacher"]
