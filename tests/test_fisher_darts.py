@@ -99,7 +99,7 @@ def test_the_sheet_holds_the_papers_numbers(id, deck):
 
 def test_the_thesis_rows():
     found = {(t["id"], r["arm"], r["metric"][:4]): r["paper"] for t in PAPER.tables for r in t["rows"]}
-    assert found["open", "untrained Fisher -> DARTS", "test"] == 7.105 and found["open", "untrained Fisher -> DARTS", "top5"] == 0.14
+    assert found["open", "calibrated Fisher -> DARTS", "test"] == 7.105 and found["open", "calibrated Fisher -> DARTS", "top5"] == 0.14
     own = {arm: [found["own", f"{arm} teacher", kind] for kind in ("test", "top5")] for arm in ("DARTS", "uniform", "Fisher")}
     assert own == {"DARTS": [6.85, 0.16], "uniform": [7.32, 0.23], "Fisher": [6.91, 0.20]}
     assert found["darts", "evaluation network", "test"] == 2.76
@@ -269,6 +269,26 @@ def test_an_untrained_teacher_keeps_its_shape_alone():
     assert trained.groups == untrained.groups and set(trained.groups) == {1, 2}, "grown, not the depthwise net of its name"
     assert torch.equal(trained.linear.weight, taught["linear.weight"]) and not torch.equal(untrained.linear.weight, taught["linear.weight"])
     assert not trained.training and not any(p.requires_grad for p in [*trained.parameters(), *untrained.parameters()])
+
+
+def test_a_calibrated_teacher_differs_from_the_untrained_one_by_its_statistics_alone():
+    (_, flat, *_), (_, calibrated, *_) = (loss_of(f"{kind} Fisher -> DARTS") for kind in ("untrained", "calibrated"))
+    assert not calibrated.training and not any(p.requires_grad for p in calibrated.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(flat.parameters(), calibrated.parameters(), strict=True))
+    norms = [[m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)] for net in (flat, calibrated)]
+    assert all(norm.running_var.eq(1).all() for norm in norms[0])
+    assert all(norm.running_var.ne(1).all() and norm.momentum == 0.1 for norm in norms[1])
+
+
+def test_calibration_is_the_mean_of_the_batches_statistics():
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+    batches = [scale * torch.randn(6, 3, 5, 5) + shift for scale, shift in ((1, 0), (2, 1), (0.5, -2))]
+    fisher_darts.calibrate(torch.nn.Sequential(conv, norm), batches)
+    maps = [conv.double()(x.double()).detach().transpose(0, 1).flatten(1) for x in batches]
+    torch.testing.assert_close(norm.running_mean.double(), sum(h.mean(1) for h in maps) / 3, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(norm.running_var.double(), sum(h.var(1) for h in maps) / 3, rtol=1e-5, atol=1e-6)
+    assert norm.momentum == 0.1
 
 
 def test_the_auxiliary_loss_counts_with_its_weight():

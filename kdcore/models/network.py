@@ -115,7 +115,21 @@ class Network(nn.Module):
 
 def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
     """A convolution that keeps the map's size (but for its stride), without the bias that BatchNorm would undo."""
-    return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+    kind = SubsampledConv2d if size == 1 and stride > 1 else nn.Conv2d
+    return kind(inputs, outputs, size, stride, size // 2, bias=False)
+
+
+class SubsampledConv2d(nn.Conv2d):
+    """A strided 1x1 convolution, computed as one of stride 1 on every ``stride``-th row and column: the same function.
+
+    oneDNN's own (3.10 and 3.12, channels_last) writes past its workspace in the gradient of the weights where there are few
+    input channels, below 8 with AVX2 and below 16 with AVX-512: wrong gradients, or the end of the process (uxlfoundation/oneDNN,
+    issue 6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
 def keep(taps: dict[str, Tensor] | None, name: str, h: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ An arm is a method: "plain" (labels alone), "attention" (attention transfer from
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
@@ -22,6 +22,7 @@ from kdcore.training import Context, Stage, seed_of
 VERSION = 1
 COMPARED = 1000  # test images on which the attention maps of teacher and student are compared
 SHOWN = 3  # test images whose maps a record keeps
+CALIBRATED = 30  # batches from which an untrained teacher may take its BatchNorm statistics
 UNIFORM = ("first cell first", "last cell first")
 
 
@@ -80,14 +81,40 @@ def _method(config: dict, net: nn.Module, guide: nn.Module | None) -> methods.Me
 
 
 def _guide(vision: Vision, weights: Mapping[str, Tensor] | None) -> nn.Module:
-    """The frozen teacher, of the groups that it grew; where it is to know nothing, with weights that nobody trained."""
-    weights, options = dict(weights or {}), {}
+    """The frozen teacher, of the groups that it grew; with the weights that it learned or, where it is to know nothing, random ones.
+
+    config: ``untrained``, false, true (BatchNorm's statistics are 0 and 1, its initial ones) or "calibrated" (those of data).
+    """
+    weights, options, config = dict(weights or {}), {}, vision.config
     if "groups" in weights:
         options["groups"] = weights.pop("groups").tolist()
-    guide = vision.teacher(vision.config["teacher_network"], weights or None, **options)
-    if vision.config["untrained"]:
-        guide.reset(seed_of(vision.context.seed, "untrained"))
-    return guide
+    if not config["untrained"]:
+        return vision.teacher(config["teacher_network"], weights or None, **options)
+    net = models.create(config["teacher_network"], vision.classes, **options).reset(seed_of(vision.context.seed, "untrained"))
+    net.to(vision.context.device, memory_format=torch.channels_last)
+    if config["untrained"] == "calibrated":
+        draws = torch.Generator().manual_seed(seed_of(vision.context.seed, "calibration"))
+        calibrate(net, (vision.views(index) for index in vision.indices(draws)[:CALIBRATED].to(vision.context.device)))
+    return methods.freeze(net)
+
+
+@torch.no_grad()
+def calibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give the BatchNorms of a network the mean of the statistics of these batches [B, 3, H, W]; its weights stay.
+
+    The author's untrained teacher has statistics of data, since each step of its growth passes a batch through it in train mode. Its
+    attention maps are then flatter than with the initial 0 and 1.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    net.train()
+    for x in batches:
+        net(x)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
 
 
 def rates(config: Mapping, epoch: int) -> dict[str, float]:
