@@ -1,5 +1,6 @@
 # make replicate   every notebook at budget smoke (BUDGET=fast PAPER=hinton_mnist SEEDS=3 ENGINE=local DEVICE=cpu for more)
 # make test        ruff, pytest, nbval on the notebooks, a papermill end to end
+# make portable    every arm at smoke, as a processor without AVX-512 runs it
 # make report      tables, figures, page and README scoreboard from the committed records
 # make check       are all records valid, README and tables up to date?
 # make bench       the speed table          make lab   JupyterLab on the notebooks
@@ -18,7 +19,16 @@ replicate: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest --nbval-lax tests notebooks
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadscope --nbval-lax tests notebooks
+
+# What no test on this machine's own processor shows: every arm, and every convolution, with the code that oneDNN and PyTorch choose
+# where there is AVX2 and no AVX-512.
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+portable: .venv/ready
+	$(AVX2) $(BIN)/pytest tests/test_convolutions.py
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && for paper in notebooks/*.ipynb; do \
+	  $(AVX2) KDCORE_CACHE=$$folder/cache $(BIN)/kdcore run $$(basename $$paper .ipynb) --budget smoke --quiet --results $$folder/results || exit; \
+	done
 
 report: .venv/ready
 	$(BIN)/kdcore report
@@ -39,4 +49,4 @@ lab: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
-.PHONY: replicate test report check bench lab
+.PHONY: replicate test portable report check bench lab
