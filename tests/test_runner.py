@@ -21,7 +21,7 @@ from kdcore.trials.store import Store
 from kdcore.trials.worker import checkpoint_folder, weights_path
 
 PAPER = "hinton_mnist"
-VOLATILE = ("cost", "environment")
+VOLATILE = ("cost", "environment", "digest")
 
 
 def contents(results: Path) -> dict[str, dict]:

@@ -1,5 +1,6 @@
 """Records: keys, ids, atomic writes, damage, leases."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -27,7 +28,6 @@ def a_record(trial: Trial, **metrics) -> dict:
 
 
 def test_the_id_is_sha256_of_canonical_json_and_depends_on_each_field():
-    import hashlib
     from dataclasses import asdict, replace
 
     trial = Trial("p", "a", "smoke", 0, {"b": 1, "a": [2, 0.5]}, "f", None, 1)
@@ -44,7 +44,7 @@ def test_record_keys_are_the_contract(tmp_path):
     store.put(a_record(trial))
     written = json.loads((tmp_path / "records" / "hinton_mnist" / f"{trial.id}.json").read_text())
     contract = "id paper arm budget seed status config metrics history cost environment data teacher version"
-    assert " ".join(written) == contract, "in this order, so that records read alike"
+    assert written.pop("digest") and " ".join(written) == contract, "in this order, so that records read alike"
     assert {"seconds", "peak_memory_mb", "device"} <= set(written["cost"])
     assert {"python", "torch", "commit", "gpu", "processor"} <= set(written["environment"])
     assert store.get(trial) == written
@@ -58,33 +58,128 @@ def test_smoke_records_lie_apart(tmp_path):
     assert len(store.records("hinton_mnist")) == 1
 
 
+def sealed(text: str) -> bytes:
+    """A record's file with the digest that its contents have, whatever they are."""
+    body = text[: text.rindex('"digest"')].encode()
+    return body + b'"digest": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
+def test_the_last_line_is_the_digest_of_all_before_it(tmp_path):
+    store, trial = Store(tmp_path), a_trial()
+    store.put(a_record(trial))
+    text = store.path(trial).read_text()
+    assert text.endswith('"\n}\n') and sealed(text) == text.encode()
+
+
 @pytest.mark.parametrize(
-    "damage, complaint",
+    "damage",
     [
-        (lambda text: text[: len(text) // 2], "is damaged"),
-        (lambda text: text.replace('"status": "done"', '"status": "fine"'), "status 'fine'"),
-        (lambda text: text.replace('"seed": 0', '"seed": 1'), "its contents have the id"),
-        (lambda text: text.replace('"epochs": ', '"epochs": 1'), "its contents have the id"),
-        (lambda text: text.replace('"test_errors": 150', '"test_errors": Infinity'), "not finite"),
-        (lambda text: text.replace('"peak_memory_mb"', '"memory"'), "cost lacks"),
-        (lambda text: "[]", "keys must be exactly"),
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: text.replace("150", "151"),
+        lambda text: text.replace('"history": []', '"history": [{}]'),
+        lambda text: text + "\n",
+        lambda text: text[: text.rindex(',\n"digest"')] + "\n}\n",  # as records were before they had one
+        lambda text: text.replace("\n", "\r\n"),
     ],
 )
-def test_a_damaged_record_is_named(tmp_path, damage, complaint):
+def test_a_damaged_record_is_named(tmp_path, damage):
     store, trial = Store(tmp_path), a_trial()
     store.put(a_record(trial))
     path = store.path(trial)
-    path.write_text(damage(path.read_text()))
-    with pytest.raises(KdcoreError, match=complaint) as caught:
+    path.write_bytes(damage(path.read_text()).encode())
+    with pytest.raises(KdcoreError, match="is damaged .*: restore it from git, or delete it and run its trial again") as caught:
         store.get(trial)
-    assert str(path) in str(caught.value) and "restore it from git, or delete it" in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong, complaint",
+    [
+        (('"status": "done"', '"status": "fine"'), "status: input should be 'done', 'nan', .* not 'fine'"),
+        (('"seed": 0', '"seed": 1'), "its contents have the id"),
+        (('"seed": 0', '"seed": -1'), "seed: input should be greater than or equal to 0"),
+        (('"seed": 0', '"seed": 0.5'), "seed: input should be a valid integer"),
+        (('"epochs": ', '"epochs": 1'), "its contents have the id"),
+        (('"peak_memory_mb"', '"memory"'), "cost.peak_memory_mb: field required"),
+        (('"seconds": 1.0', '"seconds": "1.0"'), "cost.seconds: input should be a valid number, not '1.0'"),
+        (('"seconds": 1.0', '"seconds": -1.0'), "cost.seconds: input should be greater than or equal to 0"),
+        (('"precision": "float32"', '"precision": "float16"'), "environment.precision"),
+        (('"history": []', '"history": {}'), "history: input should be a valid list"),
+        (('"history": []', '"history": [1]'), "history.0: input should be a valid dictionary"),
+        (('"test_errors": 150', '"test_errors": "150"'), "a trial that is done has a number among its metrics"),
+        (('"status": "done"', '"status": "nan"'), "a failure says why"),
+        (('"paper": "hinton_mnist"', '"paper": "../hinton_mnist"'), "paper: string should match pattern"),
+        (('"data": {', '"data": [], "data": {'), "the key 'data' stands twice"),
+        (('"version"', '"verse"'), "its keys must be exactly"),
+        (("150", "Infinity"), "metrics.test_errors is not a finite number"),
+        (("150", '[1, {"a": NaN}]'), "metrics.test_errors.1.a is not a finite number"),
+        (("150", "1e999"), "metrics.test_errors is not a finite number"),
+        (("150", "1" * 30), "metrics.test_errors is an integer of more than 64 bits"),
+        (("150", "1" * 5000), "4300 digits"),
+        (("150", "[" * 100 + "]" * 100), "nested too deep"),
+        (("150", "[" * 100_000 + "]" * 100_000), "recursion"),
+        (("150", r'"\ud800"'), "metrics.test_errors is not Unicode"),
+        (("test_errors", r"test_\ud800"), "surrogates not allowed"),
+        (("150", "15 0"), "delimiter"),
+        (("150", "\x00"), "Expecting value"),
+    ],
+)
+def test_a_record_that_no_reader_could_use_is_refused_with_the_place(tmp_path, wrong, complaint):
+    """Its digest is right: somebody made it so."""
+    store, trial = Store(tmp_path), a_trial()
+    store.put(a_record(trial))
+    path = store.path(trial)
+    text = path.read_text()
+    assert wrong[0] in text
+    path.write_bytes(sealed(text.replace(*wrong, 1)))
+    with pytest.raises(KdcoreError, match=f"{trial.id}.json is not valid .*{complaint}"):
+        store.get(trial)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    store, trial = Store(tmp_path), a_trial()
+    store.put(a_record(trial))
+    path = store.path(trial)
+    body = path.read_bytes()[: -stores.SEAL].replace(b"150", b'"\xff"')
+    path.write_bytes(body + stores._seal(body))
+    with pytest.raises(KdcoreError, match="can't decode byte 0xff"):
+        store.get(trial)
+
+
+def test_a_record_under_another_name_is_refused(tmp_path):
+    store, trial = Store(tmp_path), a_trial()
+    store.put(a_record(trial))
+    os.rename(store.path(trial), store.path(a_trial(1)))
+    with pytest.raises(KdcoreError, match=f"says that it is {trial.id}"):
+        store.get(a_trial(1))
 
 
 def test_not_a_number_is_never_written(tmp_path):
     store = Store(tmp_path)
-    with pytest.raises(KdcoreError, match="not finite"):
+    with pytest.raises(KdcoreError, match="metrics.test_errors is not a finite number"):
         store.put(a_record(a_trial(), test_errors=float("nan")))
+    with pytest.raises(KdcoreError, match="its keys must be exactly"):
+        store.put({"id": "0" * 12})
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_without_pydantic_digest_keys_numbers_and_id_are_checked_all_the_same(tmp_path, monkeypatch):
+    store, trial = Store(tmp_path), a_trial()
+    store.put(a_record(trial))
+    text = store.path(trial).read_text()
+    monkeypatch.setattr(stores, "_schema", lambda: None)
+    assert store.get(trial) == a_record(trial)
+    for wrong in (
+        ("150", "NaN"),
+        ('"seed": 0', '"seed": 1'),
+        ('"data": {', '"date": {'),
+        ('"fingerprint"', '"print"'),
+        ('"seed": 0', '"seed": []'),
+    ):
+        store.path(trial).write_bytes(sealed(text.replace(*wrong, 1)))
+        with pytest.raises(KdcoreError, match="is not valid"):
+            store.get(trial)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
@@ -158,7 +253,7 @@ def test_reading_many_records(tmp_path):
     for seed in (2, 0, 1):
         store.put(a_record(a_trial(seed)))
     assert [r["seed"] for r in store.records("hinton_mnist", "fast")] == [0, 1, 2]
-    assert stores.dumps(store.records("hinton_mnist")[0]).count("\n") == len(stores.KEYS) + 2
+    assert stores.dumps(store.records("hinton_mnist")[0]).count("\n") == len(stores.KEYS) + 3
 
 
 def test_a_record_names_its_precision():

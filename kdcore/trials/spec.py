@@ -36,9 +36,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Trials that train side by side in one child: the same paper, budget, seed and teacher."""
+    """Trials that train side by side in one child: the same paper, budget, seed and teacher. Raises ValueError for a trial twice."""
 
     trials: tuple[Trial, ...]
+
+    def __post_init__(self):
+        if len({trial.id for trial in self.trials}) < len(self.trials):
+            raise ValueError(f"a trial stands twice in one cohort: {self.trials[0]}")
 
     @cached_property
     def id(self) -> str:

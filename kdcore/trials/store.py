@@ -1,9 +1,11 @@
 """Records on disk: one atomic JSON file a trial, and a lease that keeps two runners off one trial."""
 
 import fcntl
+import functools
+import hashlib
 import json
-import math
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +17,7 @@ KEYS = (
     "id", "paper", "arm", "budget", "seed", "status", "config", "metrics", "history", "cost", "environment", "data",
     "teacher", "version",
 )  # fmt: skip
-STATUSES = ("done", "nan", "oom", "timeout", "killed", "error")
+CURE = "restore it from git, or delete it and run its trial again"
 
 
 class Busy(Exception):
@@ -41,10 +43,11 @@ class Store:
         return read(path) if path.exists() else None
 
     def put(self, record: dict) -> None:
-        """Write a record atomically. Raises KdcoreError where it cannot be written or lacks a key."""
-        validate(record, "the new record")
+        """Write a record atomically. Raises KdcoreError where it cannot be written or is not valid."""
+        text = dumps(record)
+        record = loads(text.encode(), "the new record")
         folder = self.root(record["budget"]) / "records" / record["paper"]
-        paths.write_text(folder / f"{record['id']}.json", dumps(record))
+        paths.write_text(folder / f"{record['id']}.json", text)
 
     def records(self, paper: str, budget: str | None = None) -> list[dict]:
         """All records of a paper (of one budget), failures included, in the order of arm and seed."""
@@ -91,43 +94,102 @@ def _same_file(handle: int, path: Path) -> bool:
 
 
 def dumps(record: dict) -> str:
-    """The JSON of a record: one top-level key a line, so that a diff of two records can be read."""
-    lines = [f"{json.dumps(key)}: {json.dumps(record[key], sort_keys=True, allow_nan=False)}" for key in KEYS]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    """The file of a record: one top-level key a line, so that a diff of two can be read; last, the digest of all before it."""
+    lines = [f"{json.dumps(key)}: {json.dumps(record[key], sort_keys=True)},\n" for key in sorted(record, key=_place)]
+    body = "{\n" + "".join(lines)
+    return body + _seal(body.encode()).decode()
+
+
+def _place(key: str) -> int:
+    return KEYS.index(key) if key in KEYS else len(KEYS)
+
+
+def _seal(body: bytes) -> bytes:
+    return b'"digest": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
+SEAL = len(_seal(b""))
 
 
 def read(path: Path) -> dict:
-    """Read and validate one record. Raises KdcoreError that names the file."""
+    """Read and check one record. Raises KdcoreError that names the file."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise KdcoreError(f"the record {path} is damaged ({error}): restore it from git, or delete it and run its trial again") from error
-    validate(record, str(path))
+        content = path.read_bytes()
+    except OSError as error:
+        raise KdcoreError(f"the record {path} cannot be read ({error.strerror}): {CURE}") from error
+    record = loads(content, f"the record {path}")
     if record["id"] != path.stem:
-        raise KdcoreError(f"the record {path} says that it is {record['id']}: restore it from git, or delete it and run its trial again")
+        raise KdcoreError(f"the record {path} says that it is {record['id']}: {CURE}")
     return record
 
 
-def validate(record: dict, where: str) -> None:
-    """Check a record's keys, status, id and numbers. Raises KdcoreError."""
+def loads(content: bytes, where: str) -> dict:
+    """The record that a file's bytes hold: digest, keys and numbers are checked, and that its id is that of its contents; the types too
+    where pydantic is installed (a machine that only trains may lack it). Raises KdcoreError that begins with ``where``."""
 
-    def bad(what: str):
-        raise KdcoreError(f"{where} is not a valid record ({what}): restore it from git, or delete it and run its trial again")
+    def refuse(what) -> KdcoreError:
+        return KdcoreError(f"{where} is not valid ({what}): {CURE}")
 
-    if not isinstance(record, dict) or set(record) != set(KEYS):
-        bad(f"its keys must be exactly {', '.join(KEYS)}")
-    if record["status"] not in STATUSES:
-        bad(f"status '{record['status']}'")
-    fields = {key: record[key] for key in ("paper", "arm", "budget", "seed", "config", "teacher", "version")}
+    if content[-SEAL:] != _seal(content[:-SEAL]):
+        raise KdcoreError(f"{where} is damaged (its contents have another digest than its last line says): {CURE}")
     try:
+        record = json.loads(content.decode(), object_pairs_hook=_once)
+        del record["digest"]
+        _check_values(record)
+    except (ValueError, RecursionError) as error:
+        raise refuse(error) from error
+    if set(record) != set(KEYS):
+        raise refuse(f"its keys must be exactly {', '.join(KEYS)}")
+    if (complaint := _schema()) and (what := complaint(record)):
+        raise refuse(what)
+    try:
+        fields = {key: record[key] for key in ("paper", "arm", "budget", "seed", "config", "teacher", "version")}
         expected = Trial(**fields, data=record["data"]["fingerprint"]).id
-    except (KeyError, TypeError):
-        bad("its data has no fingerprint")
+    except (KeyError, TypeError) as error:
+        raise refuse("its data has no fingerprint") from error
     if expected != record["id"]:
-        bad(f"its contents have the id {expected}, not {record['id']}")
-    if not set(record["cost"]) >= {"seconds", "peak_memory_mb", "device"}:
-        bad("cost lacks seconds, peak_memory_mb or device")
-    if record["status"] == "done":
-        numbers = [value for value in record["metrics"].values() if isinstance(value, int | float)]
-        if not numbers or not all(math.isfinite(number) for number in numbers):
-            bad("its metrics are missing or not finite")
+        raise refuse(f"its contents have the id {expected}, not {record['id']}")
+    return record
+
+
+def _once(pairs: list[tuple]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' stands twice")
+    "".join(found).encode()  # a UnicodeEncodeError is a ValueError
+    return found
+
+
+@functools.cache
+def _schema():
+    try:
+        from kdcore.trials.schema import complaint
+    except ModuleNotFoundError:
+        return None
+    return complaint
+
+
+def _check_values(value: dict | list, depth: int = 0) -> None:
+    """Raise ValueError, with the place, for numbers that are not finite, integers of more than 64 bits, text that is not Unicode, and
+    lists in lists in lists: no reader could use them."""
+    if depth > 20:  # records have 7
+        raise ValueError("... is nested too deep")
+    for key, item in value.items() if type(value) is dict else enumerate(value):
+        kind, wrong = type(item), None
+        if kind is float:
+            wrong = not -FINITE <= item <= FINITE and "not a finite number"
+        elif kind is int:
+            wrong = not -(2**63) <= item < 2**63 and "an integer of more than 64 bits"
+        elif kind is str:
+            wrong = not item.isascii() and item.encode(errors="replace").decode() != item and "not Unicode"
+        elif kind is dict or kind is list:
+            try:
+                _check_values(item, depth + 1)
+            except ValueError as error:
+                raise ValueError(f"{key}.{error}") from None
+        if wrong:
+            raise ValueError(f"{key} is {wrong}")
+
+
+FINITE = sys.float_info.max
