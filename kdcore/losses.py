@@ -2,63 +2,149 @@
 
 Shapes: ``B`` cases, ``C`` classes; ``...`` stands for any leading axes, such as the members of a stack of nets.
 Maps are [B, C, H, W] with ``C`` channels. Arithmetic is float32 or better, also under autocast. ``reduction="mean"``
-averages over cases, ``"none"`` keeps them. No gradient flows into the teacher (`kd` leaves that to its caller).
+averages over cases, ``"none"`` keeps them. No gradient flows into the teacher.
 Weights between the terms of a method (lambda, beta) are the caller's, unless an argument is said to hold them.
 ``variant="paper"`` is the formula in print, ``"code"`` what the authors' program computes, where the two differ.
 In the sources, [V: where] was read there, [M] is cited from memory, [M?] from memory and in doubt.
+
+All raise ValueError for what would make a loss wrong without a word: tensors that are empty, not floating point or on
+different devices; shapes that do not fit (of logits a teacher may lack leading axes, nothing else is broadcast); fewer
+than two classes, where a softmax is constant; labels that are no class numbers; temperatures and weights out of range; an
+unknown variant or reduction. Values on an accelerator are not looked at, since that would stop it at every step.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+COLDEST, HOTTEST = 1e-6, 1e6  # beyond them float32 cannot hold z / T, or the differences of the softened probabilities
+TWICE = "its second derivative does not exist: replace it (a hard sigmoid by a sigmoid, say), or use another method"
 
 
 def _widen(tensor: Tensor) -> Tensor:
+    """Half precision is widened: a softmax at high temperature lives on differences that 8 bits cannot hold."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _logits(*tensors: Tensor) -> list[Tensor]:
-    """Half precision is widened: a softmax at high temperature lives on differences that 8 bits cannot hold."""
-    if len({tensor.shape[-1] for tensor in tensors}) > 1:
-        raise ValueError(f"logits of different class counts: {[tuple(tensor.shape) for tensor in tensors]}")
-    return [_widen(tensor) for tensor in tensors]
+def _mismatch(name: str, tensor: Tensor, student: Tensor, why: str = "") -> ValueError:
+    return ValueError(f"{name} of shape {tuple(tensor.shape)} does not fit student of shape {tuple(student.shape)}{why}")
 
 
-def _mismatch(name: str, tensor: Tensor, student: Tensor) -> ValueError:
-    return ValueError(f"{name} of shape {tuple(tensor.shape)} does not fit student of shape {tuple(student.shape)}")
+def _checked(name: str, tensor: Tensor, axes: int, form: str) -> Tensor:
+    """The tensor itself, if it holds floating-point numbers and has at least so many ``axes``; form: what they are."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} must hold floating-point numbers, not {tensor.dtype}")
+    if tensor.dim() < axes:
+        raise ValueError(f"{name} must be {form}, not of shape {tuple(tensor.shape)}")
+    if not tensor.numel():
+        raise ValueError(f"{name} of shape {tuple(tensor.shape)} is empty")
+    return tensor
+
+
+def _together(name: str, tensor: Tensor, student: Tensor) -> None:
+    if tensor.device != student.device:
+        raise ValueError(f"{name} is on {tensor.device} and student on {student.device}: bring both to one device")
+
+
+def _logits(name: str, tensor: Tensor) -> Tensor:
+    if _checked(name, tensor, 2, "logits [..., B, C]").shape[-1] < 2:
+        raise ValueError(
+            f"{name} of shape {tuple(tensor.shape)} has one class, whose softmax is always 1: give a yes-or-no question two logits, "
+            "such as (0, z)"
+        )
+    return tensor
 
 
 def _logit_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Widened, the teacher detached. A teacher may lack leading axes of the student: one teacher for a stack."""
+    _logits("student", student), _logits("teacher", teacher)
+    _together("teacher", teacher, student)
     if student.shape[max(student.dim() - teacher.dim(), 0) :] != teacher.shape:
-        raise _mismatch("teacher", teacher, student)
+        other = student.shape[-1] != teacher.shape[-1]
+        raise _mismatch("teacher", teacher, student, ": different class counts" if other else ": it may lack leading axes, no more")
     return _widen(student), _widen(teacher.detach())
 
 
 def _feature_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Widened, the teacher detached."""
+    for name, tensor in (("student", student), ("teacher", teacher)):
+        _checked(name, tensor, 2, "features [B, ...]")
+    _together("teacher", teacher, student)
     if student.shape != teacher.shape:
         raise _mismatch("teacher", teacher, student)
     return _widen(student), _widen(teacher.detach())
 
 
 def _map(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dim() != 4:
+    if _checked(name, tensor, 1, "a map of shape [B, C, H, W]").dim() != 4:
         raise ValueError(f"{name} must be a map of shape [B, C, H, W], not {tuple(tensor.shape)}")
     return _widen(tensor)
+
+
+def _no_autocast(tensor: Tensor) -> AbstractContextManager:
+    kind = tensor.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # meta has none
+
+
+def pick(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each case's entry of its label: [..., B] of logits [..., B, C] and labels int64 [..., B], which may lack leading axes.
+
+    Raises ValueError for labels of another type or shape, and, on a CPU, for numbers that are no class. (On an accelerator
+    these end the process with PyTorch's own assertion.)
+    """
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels must be class numbers, a tensor of int64, not {kind}: use labels.long(), or argmax(-1) of one-hot rows")
+    _together("labels", labels, logits)
+    cases = logits.shape[:-1]
+    if not labels.dim() or cases[max(len(cases) - labels.dim(), 0) :] != labels.shape:
+        raise _mismatch("labels", labels, logits, ": one class number for each case")
+    try:
+        return logits.gather(-1, labels.expand(cases).unsqueeze(-1)).squeeze(-1)
+    except RuntimeError:  # found by the look-up itself, at no cost
+        if labels.device.type != "cpu":
+            raise
+        raise ValueError(f"labels must lie from 0 to {logits.shape[-1] - 1} for {logits.shape[-1]} classes") from None
+
+
+def known(tensor: Tensor) -> bool:
+    """Can its values be read without stopping a device or breaking the recording of a graph?"""
+    return tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+
+
+def check_number(name: str, value: float | Tensor, low: float = 0.0, high: float = float("inf"), what: str = "of 0 or more") -> None:
+    """Raises ValueError for what is no finite number from ``low`` to ``high``; the values of a tensor are seen where that is free."""
+    if isinstance(value, Tensor):
+        wrong = value.is_complex() or value.dtype == torch.bool or not value.numel()
+        wrong = wrong or (known(value) and not bool((value.isfinite() & (value >= low) & (value <= high)).all()))
+    else:
+        wrong = isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high or value == float("inf")
+    if wrong:
+        shown = value.tolist() if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name} must be a finite number {what}, not {shown}")
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raises ValueError for a temperature that is not above 0 (from 1e-6 to 1e6)."""
+    check_number("temperature", temperature, COLDEST, HOTTEST, "above 0, from 1e-6 to 1e6")
+
+
+def check_variant(variant: str) -> None:
+    """Raises ValueError for what is neither 'paper' nor 'code'."""
+    if variant not in ("paper", "code"):
+        raise ValueError(f"variant must be 'paper' or 'code', not {variant!r}")
 
 
 def _unit(rows: Tensor) -> Tensor:
     """Rows [B, D] at length 1. A row of zeros stays zero with a finite gradient, where a division by a tiny constant explodes."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / (norm + (norm == 0))
-
-
-def _check_variant(variant: str) -> None:
-    if variant not in ("paper", "code"):
-        raise ValueError(f"variant must be 'paper' or 'code', not {variant!r}")
 
 
 def _reduce(per_case: Tensor, reduction: str) -> Tensor:
@@ -72,12 +158,11 @@ def cross_entropy(student: Tensor, labels: Tensor, *, reduction: str = "mean") -
 
         L = -log softmax(z)_y
 
-    student: logits z [..., B, C]; labels: int64 [..., B], broadcast over the leading axes of the logits.
+    student: logits z [..., B, C]; labels: class numbers, int64 [..., B], or without leading axes of the logits. In nats.
+    Raises ValueError for labels of another type or shape, and, on a CPU, for numbers that are no class.
     """
-    (student,) = _logits(student)
-    log_p = F.log_softmax(student, -1)
-    picked = log_p.gather(-1, labels.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    return _reduce(-picked, reduction)
+    log_p = F.log_softmax(_widen(_logits("student", student)), -1)
+    return _reduce(-pick(log_p, labels), reduction)
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float | Tensor, *, reduction: str = "mean") -> Tensor:
@@ -85,16 +170,25 @@ def kd(student: Tensor, teacher: Tensor, temperature: float | Tensor, *, reducti
 
         L = T^2 * sum_i p_i(T) * (log p_i(T) - log q_i(T)),   p(T) = softmax(v / T),  q(T) = softmax(z / T)
 
-    student: logits z [..., B, C]; teacher: logits v, broadcast against them; temperature: T > 0, a number or a tensor
-    that broadcasts against the logits (one T for each member of a stack: [K, 1, 1]).
+    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; temperature: T > 0, a number
+    or a tensor that broadcasts against the logits and has one value for all classes (one T for each member of a stack:
+    [K, 1, 1]). In nats, times T^2.
 
     The factor T^2 keeps the gradient, T * (q - p) / N, of the same size whatever T is; as T grows it tends to
     (z - v) / (N C) for logits with zero mean over the C classes (eq. 4, where the paper writes N for C). This is the
     cross-entropy of the paper less the teacher's entropy, which has no gradient: it is 0 where student = teacher.
-    Raises ValueError where the class counts differ.
+    Raises ValueError where the shapes differ or T is not above 0.
     """
-    student, teacher = _logits(student, teacher)
+    student, teacher = _logit_pair(student, teacher)
+    check_temperature(temperature)
     if isinstance(temperature, Tensor):
+        sizes = (1,) * (student.dim() - temperature.dim()) + tuple(temperature.shape)
+        if (
+            len(sizes) > student.dim()
+            or sizes[-1] != 1
+            or any(own not in (1, size) for own, size in zip(sizes, student.shape, strict=True))
+        ):
+            raise _mismatch("temperature", temperature, student, ": one value for all classes, [K, 1, 1] for a stack of K")
         temperature = temperature.to(student)
     log_q = F.log_softmax(student / temperature, -1)
     log_p = F.log_softmax(teacher / temperature, -1)
@@ -109,10 +203,11 @@ def fitnets_kd(student: Tensor, teacher: Tensor, temperature: float, *, variant:
         code:   L = - sum_i p_i(T) * log q_i(1)    [V: KDCost.py: the student's division by T is undone before it is used]
 
     student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; temperature: T > 0, 3 in
-    the paper. The minimum is the teacher's entropy at T, not 0. The paper's variant has the gradient of `kd` / T^2.
-    Raises ValueError where the shapes differ or the variant is unknown.
+    the paper. In nats. The minimum is the teacher's entropy at T, not 0. The paper's variant has the gradient of `kd` / T^2.
+    Raises ValueError where the shapes differ, T is not above 0 or the variant is unknown.
     """
-    _check_variant(variant)
+    check_variant(variant)
+    check_temperature(temperature)
     student, teacher = _logit_pair(student, teacher)
     return ban(student / temperature if variant == "paper" else student, teacher / temperature, reduction=reduction)
 
@@ -136,11 +231,11 @@ def hint(student: Tensor, teacher: Tensor, *, variant: str = "paper", reduction:
         paper:  L = 1/2 * ||u - r||^2              summed over all units of a case
         code:   L = 1/2 * ||u - r||^2 / (C W)      [V: HintCost.py: sum over the rows of a map, then mean over all else]
 
-    student: what the regressor makes of the guided layer, r [B, ...]; teacher: the hint layer u, same shape ([B, C, H, W]
-    for the code, whose nets store maps as C, H, W, B and sum over their axis 1).
-    Raises ValueError where the shapes differ or the variant is unknown.
+    student: what the regressor makes of the guided layer, r [B, ...]: a map, a vector or tokens; teacher: the hint layer u,
+    same shape ([B, C, H, W] for the code, whose nets store maps as C, H, W, B and sum over their axis 1).
+    Raises ValueError where the shapes differ, the variant is unknown or the code's is asked for without maps.
     """
-    _check_variant(variant)
+    check_variant(variant)
     student, teacher = _feature_pair(student, teacher)
     per_case = 0.5 * (student - teacher).square().flatten(1).sum(1)
     if variant == "code":
@@ -156,21 +251,24 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
 
     first, second: maps F1 [B, C1, H, W] and F2 [B, C2, H, W] of one net. Where their sizes differ the larger is
     max-pooled to h x w of the smaller, which must divide it. Returns [B, C1, C2].
-    Raises ValueError for maps of different batches or sizes that do not divide.
+    Raises ValueError for what is no map, for different batches and for sizes that do not divide.
     """
-    shapes = f"first of shape {tuple(first.shape)} does not fit second of shape {tuple(second.shape)}"
     first, second = _map("first", first), _map("second", second)
-    if first.shape[0] != second.shape[0]:
-        raise ValueError(shapes)
+    _together("second", second, first)
     size = height, width = min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])
+    nested = size in (first.shape[2:], second.shape[2:]) and not any(h % height or w % width for *_, h, w in (first.shape, second.shape))
+    if first.shape[0] != second.shape[0] or not nested:
+        raise ValueError(
+            f"first of shape {tuple(first.shape)} does not fit second of shape {tuple(second.shape)}: "
+            "one batch, and the sides of the smaller map divide those of the larger"
+        )
+    common = torch.promote_types(first.dtype, second.dtype)
     maps = []
-    for features in (first, second):
+    for features in (first.to(common), second.to(common)):
         rows, columns = features.shape[2:]
-        if rows % height or columns % width:
-            raise ValueError(shapes)
         pooled = features if (rows, columns) == size else F.max_pool2d(features, (rows // height, columns // width))
         maps.append(pooled.flatten(2))
-    with torch.autocast(first.device.type, enabled=False):  # it would take the product in half precision
+    with _no_autocast(first):  # it would take the product in half precision
         return maps[0] @ maps[1].transpose(1, 2) / (height * width)
 
 
@@ -186,17 +284,22 @@ def fsp(
         L = sum_i lambda_i * ||G_i(teacher) - G_i(student)||_F^2, averaged over cases
 
     student, teacher: for each i the pair of maps that `fsp_matrix` takes, of equal channel counts in both nets (sizes
-    may differ); weights: lambda_i, 1 each for None (the paper has them equal and does not give their value).
+    may differ); weights: lambda_i of 0 or more, 1 each for None: the equation as it stands (the paper has them equal and
+    does not give their value). For training take less, 0.01 in `kdcore.methods.fsp`: the loss is of fourth order in the
+    activations and a sum over C1 * C2 entries, so that with 1 a usual learning rate diverges.
     Squares are summed: a mean over the matrix, as in later libraries, is C1 * C2 times smaller.
-    Raises ValueError for different numbers of pairs or weights, and for matrices of different shapes.
+    Raises ValueError for no pairs, different numbers of pairs or weights, matrices of different shapes, negative weights.
     """
     weights = [1.0] * len(student) if weights is None else weights
     if not len(student) == len(teacher) == len(weights) > 0:
         raise ValueError(
-            f"student has {len(student)} pairs, teacher {len(teacher)}, weights {len(weights)}: they must be as many, at least one"
+            f"student has {len(student)} pairs, teacher {len(teacher)}, weights {len(weights)}: give as many of each, and at least one"
         )
     distances = []
     for weight, student_maps, teacher_maps in zip(weights, student, teacher, strict=True):
+        check_number("a weight of fsp", weight)
+        if not len(student_maps) == len(teacher_maps) == 2:
+            raise ValueError(f"FSP stands between two maps: give pairs, not {len(student_maps)} and {len(teacher_maps)} maps")
         flow, target = _feature_pair(fsp_matrix(*student_maps), fsp_matrix(*teacher_maps))
         distances.append(weight * (flow - target).square().sum((1, 2)))
     return _reduce(torch.stack(distances).sum(0), reduction)
@@ -207,30 +310,63 @@ def attention_map(features: Tensor) -> Tensor:
 
         Q_yx = sum_c A_{c,y,x}^2,   returned as Q / ||Q||_2
 
-    features: map A [B, C, H, W]. Returns [B, H * W]; zeros for a map of zeros. The authors' code takes the mean over
-    channels, which the division by the length makes the same.
+    features: map A [B, C, H, W], returns [B, H * W]; or the tokens of a transformer [B, N, C], returns [B, N]. Zeros for
+    features of zeros. The authors' code takes the mean over channels, which the division by the length makes the same.
+    Raises ValueError for other shapes, and for a single position, whose share of the attention is always 1.
     """
-    return _unit(_map("features", features).square().mean(1).flatten(1))
+    return _attention(_energy("features", features))
 
 
-def attention_transfer(student: Tensor, teacher: Tensor, *, variant: str = "code", reduction: str = "mean") -> Tensor:
+def _energy(name: str, features: Tensor) -> Tensor:
+    """The mean square over channels, of each position: [B, H, W] or [B, N]."""
+    _checked(name, features, 1, "a map of shape [B, C, H, W] or tokens [B, N, C]")
+    if features.dim() not in (3, 4):
+        raise ValueError(f"{name} must be a map of shape [B, C, H, W] or tokens [B, N, C], not {tuple(features.shape)}")
+    return _widen(features).square().mean(1 if features.dim() == 4 else 2)
+
+
+def _attention(energy: Tensor) -> Tensor:
+    if energy[0].numel() < 2:
+        raise ValueError("an attention map of one position is constant: take a layer with larger maps")
+    return _unit(energy.flatten(1))
+
+
+def attention_transfer(
+    student: Tensor, teacher: Tensor, *, variant: str = "code", resize: str | None = None, reduction: str = "mean"
+) -> Tensor:
     """Distance of the attention maps of two layers (Zagoruyko & Komodakis 2017), with Q from `attention_map`.
 
         paper:  L = 1/2 * ||Q_s - Q_t||_2            eq. 2, p = 2 [V: issue 34 of the authors' repository]
         code:   L = ||Q_s - Q_t||_2^2 / (H W)        [V: utils.py: mean of the squares over cases and positions]
 
-    student: map [B, C, H, W]; teacher: map [B, C', H, W], any number of channels. Both are to be multiplied by beta and
-    summed over layers. beta = 1000 belongs to the code's variant, in which an 8 x 8 map weighs 16 times as much as one of
-    32 x 32.
-    Raises ValueError where the batches or sizes differ or the variant is unknown.
+    student: map [B, C, H, W]; teacher: map [B, C', H, W], any number of channels; or tokens [B, N, C] and [B, N, C']. Both
+    variants are to be multiplied by beta and summed over layers. beta = 1000 belongs to the code's, in which an 8 x 8 map
+    weighs 16 times as much as one of 32 x 32. resize: "pool" for maps of different size: the sums of squares of the larger
+    one are averaged over adaptive windows (as in ``F.adaptive_avg_pool2d``) to the smaller size, then brought to length 1.
+    Raises ValueError where batches or kinds differ, sizes without resize="pool", a map has one position, or an option is
+    unknown.
     """
-    _check_variant(variant)
-    own, target = attention_map(student), attention_map(teacher.detach())
-    if student.shape[:1] + student.shape[2:] != teacher.shape[:1] + teacher.shape[2:]:
-        raise _mismatch("teacher", teacher, student)
+    check_variant(variant)
+    check_resize(resize)
+    own, target = _energy("student", student), _energy("teacher", teacher).detach()
+    _together("teacher", teacher, student)
+    if own.shape != target.shape:
+        if own.dim() != target.dim() or len(own) != len(target) or own.dim() == 2:
+            raise _mismatch("teacher", teacher, student)
+        if resize is None:
+            raise _mismatch("teacher", teacher, student, ': resize="pool" brings the attention of the larger map to the smaller size')
+        size = [min(sides) for sides in zip(own.shape[1:], target.shape[1:], strict=True)]
+        own, target = (each if list(each.shape[1:]) == size else F.adaptive_avg_pool2d(each, size) for each in (own, target))
+    own, target = _attention(own), _attention(target)
     if variant == "paper":
         return _reduce(0.5 * torch.linalg.vector_norm(own - target, dim=1), reduction)
     return _reduce((own - target).square().mean(1), reduction)
+
+
+def check_resize(resize: str | None) -> None:
+    """Raises ValueError for what is neither None nor 'pool'."""
+    if resize not in (None, "pool"):
+        raise ValueError(f"resize must be None or 'pool', not {resize!r}")
 
 
 def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0, reduction: str = "mean") -> Tensor:
@@ -242,8 +378,9 @@ def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0
     shape, after batch norm and before the ReLU; margin: mu. It is 0 where every s_i has the teacher's sign and a size of
     mu or more, so at student = teacher only if no |t_i| < mu. The authors' code [V] is this sum over all neurons divided
     by the batch, with weights 1, 1/2, 1/4 from the last layer to the first, and all times 3/1000.
-    Raises ValueError where the shapes differ.
+    Raises ValueError where the shapes differ or the margin is negative.
     """
+    check_number("margin", margin)
     student, teacher = _feature_pair(student, teacher)
     per_neuron = torch.where(teacher > 0, margin - student, margin + student).relu().square()
     return _reduce(per_neuron.flatten(1).sum(1), reduction)
@@ -268,23 +405,51 @@ def jacobian(student: Tensor, teacher: Tensor, inputs: Tensor, *, reduction: str
 
     student, teacher: one scalar output a case [B], such as the logit of the label (the paper's own choice for attention
     maps is the position of the largest attention [M]); inputs: [B, ...], which required a gradient when both nets saw it.
-    The result can be differentiated through the student; the teacher's graph is kept, for other students to use.
-    Through batch norm in training mode the cases of a batch mix: J is then the gradient of the batch's sum.
-    Raises ValueError where an output is not [B] or was computed without a graph.
+    The result, from 0 to 4, can be differentiated through the student; the teacher's graph is kept, for other students to
+    use. Through batch norm in training mode the cases of a batch mix: J is then the gradient of the batch's sum.
+    Raises ValueError where an output is not [B] or was computed without a graph, where inputs have a single value a case
+    (its direction is constant), and where the student cannot be differentiated twice.
     """
+    if _checked("inputs", inputs, 2, "images [B, ...]")[0].numel() < 2:
+        raise ValueError(f"inputs of shape {tuple(inputs.shape)} have one value a case: a direction needs two")
     gradients = []
     for name, output in (("student", student), ("teacher", teacher)):
+        _checked(name, output, 1, "one scalar a case [B]")
+        _together(name, output, inputs)
         if output.shape != inputs.shape[:1]:
             raise ValueError(f"{name} of shape {tuple(output.shape)} is not one scalar a case of inputs of shape {tuple(inputs.shape)}")
         gradient = None
         if inputs.requires_grad and output.requires_grad:
             ones, differentiable = torch.ones_like(output), name == "student"
-            with torch.autocast(output.device.type, enabled=False):
+            with _no_autocast(output):
                 (gradient,) = torch.autograd.grad(output, inputs, ones, create_graph=differentiable, retain_graph=True, allow_unused=True)
         if gradient is None:
             raise ValueError(f"{name} has no graph back to inputs: call inputs.requires_grad_() before the net sees them, outside no_grad")
+        if name == "student" and torch.is_grad_enabled():
+            _check_twice(output, gradient)
         gradients.append(_unit(_widen(gradient).flatten(1)))
     return _reduce((gradients[0] - gradients[1]).square().sum(1), reduction)
+
+
+def _check_twice(output: Tensor, gradient: Tensor) -> None:
+    """Raises ValueError where the input gradient cannot be differentiated: part of the graph has no second derivative.
+
+    A walk over the graph: a few hundred nodes, less than a thousandth of the backward pass that made it.
+    """
+    if not gradient.requires_grad:
+        raise ValueError("the student's input gradient depends on none of its parameters: Jacobian matching cannot train it")
+    waiting, seen = [output.grad_fn, gradient.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [source for source, _ in node.next_functions]
+        function = getattr(node, "_forward_cls", None)  # of a function written in Python
+        once = function is not None and hasattr(function.backward, "__wrapped__")  # by once_differentiable
+        if once or node.name().endswith(("NotImplemented", "DelayedError", "::Error")):
+            what = f"'{function.__name__}'" if once else "an activation or layer"
+            raise ValueError(f"the student has {what} that Jacobian matching cannot train through: {TWICE}")
 
 
 def ban(student: Tensor, teacher: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -305,14 +470,13 @@ def cwtm(student: Tensor, teacher: Tensor, labels: Tensor, *, reduction: str = "
 
         L = sum_n w_n * (- log q_n,y),   w_n = max_i p_n,i / sum_m max_i p_m,i,   p = softmax(v),  q = softmax(z)
 
-    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; labels: int64 [..., B].
+    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; labels: class numbers, int64
+    [..., B], or without leading axes.
     The sums run over the cases of the minibatch, whether the teacher is right or not. ``reduction="none"`` gives
     B * w_n * (- log q_n,y), whose mean over the cases is L. As in `cross_entropy`, the minimum is 0, at certainty.
-    Raises ValueError where the shapes differ.
+    Raises ValueError where the shapes differ and for labels that are no class numbers, as `cross_entropy` does.
     """
     student, teacher = _logit_pair(student, teacher)
-    if student.shape[max(student.dim() - 1 - labels.dim(), 0) : -1] != labels.shape:
-        raise _mismatch("labels", labels, student)
     confidence = teacher.softmax(-1).amax(-1)
     weights = confidence / confidence.mean(-1, keepdim=True)
     return _reduce(weights * cross_entropy(student, labels, reduction="none"), reduction)
@@ -321,11 +485,20 @@ def cwtm(student: Tensor, teacher: Tensor, labels: Tensor, *, reduction: str = "
 def permuted_predictions(teacher: Tensor, draws: Tensor) -> Tensor:
     """Logits [..., B, C] whose largest entry of each case stays in place and whose others are shuffled among themselves.
 
-    draws: independent uniform numbers from 0 to 1, of the teacher's shape: each case's others take the order of its own,
-    so that every one of their (C - 1)! permutations is equally likely. To permute the logits is to permute their softmax.
+    teacher: logits [..., B, C]; draws: independent random numbers of the teacher's shape, float32 or float64 (half precision
+    has ties), such as ``torch.rand_like(teacher, dtype=torch.float32)``: each case's others take the order of its own, so
+    that every one of their (C - 1)! permutations is equally likely. To permute the logits is to permute their softmax.
+    Raises ValueError for fewer than two classes and for draws of another shape or type.
     """
+    _logits("teacher", teacher)
+    _together("draws", _checked("draws", draws, 2, "random numbers [..., B, C]"), teacher)
+    if draws.shape != teacher.shape or draws.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"draws of shape {tuple(draws.shape)} and {draws.dtype} do not fit teacher of shape {tuple(teacher.shape)}: "
+            "use torch.rand_like(teacher, dtype=torch.float32)"
+        )
     top = teacher.argmax(-1, keepdim=True)
-    sources = draws.scatter(-1, top, 2.0).argsort(-1)  # the others in random order, then the top
+    sources = draws.scatter(-1, top, torch.inf).argsort(-1)  # the others in random order, then the top
     places = torch.zeros_like(draws).scatter(-1, top, 1.0).argsort(dim=-1, stable=True)  # the others in order, then the top
     return teacher.scatter(-1, places, teacher.gather(-1, sources))
 
@@ -336,9 +509,9 @@ def dkpp(student: Tensor, teacher: Tensor, draws: Tensor, *, reduction: str = "m
         L = - sum_i p_pi(i) * log q_i,   p = softmax(v),  q = softmax(z),  pi(argmax p) = argmax p
 
     student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; draws: what orders the
-    permutations of `permuted_predictions`, ``torch.rand_like(teacher)``. The paper does not say whether it kept them: with
-    new draws each call has permutations of its own, with draws that belong to the cases each case keeps its own. The
-    minimum is the teacher's entropy, not 0.
+    permutations of `permuted_predictions`. The paper does not say whether it kept them: with new draws each call has
+    permutations of its own, with draws that belong to the cases each case keeps its own. In nats. The minimum is the
+    teacher's entropy, not 0. With two classes there is nothing to permute: it is `ban`.
     Raises ValueError where the shapes differ.
     """
     student, teacher = _logit_pair(student, teacher)

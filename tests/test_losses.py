@@ -728,3 +728,286 @@ def test_dkpp_is_least_at_the_permuted_teacher():
     permuted = losses.permuted_predictions(teacher, draws_like(teacher, 3))
     loss = losses.dkpp(permuted, teacher, draws_like(teacher, 3))
     assert loss.item() == pytest.approx(entropy64(teacher.numpy()), rel=1e-9)
+
+
+# ---------------------------------------------------------------- what is refused, by kind, over all losses
+
+TWO = {  # every loss of a student and a teacher
+    "kd": lambda s, t, **k: losses.kd(s, t, 4.0, **k),
+    **LOGIT_LOSSES,
+    **MAP_LOSSES,
+}
+LOGIT = ["kd", *LOGIT_LOSSES]
+WITH_LABELS = {
+    "cross_entropy": lambda s, y: losses.cross_entropy(s, y),
+    "cwtm": lambda s, y: losses.cwtm(s, torch.zeros_like(s), y),
+}
+
+
+def two(name, *batch):
+    shape = (*(batch or (4,)), 3) if name in LOGIT else (4, 4, 6, 8)
+    return [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+
+
+def refused(words, call, *arguments, **options):
+    with pytest.raises(ValueError, match=words) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300, "one sentence"
+
+
+@pytest.mark.parametrize("name", LOGIT)
+@pytest.mark.parametrize("shapes", [
+    ((4, 3), (4, 1, 3)),  # would be 4 x 4 pairs
+    ((4, 3), (1, 3)),
+    ((1, 3), (4, 3)),
+    ((4, 3), (2, 4, 3)),  # a stack of teachers for one student
+    ((2, 4, 3), (1, 4, 3)),
+    ((2, 4, 3), (2, 1, 3)),
+    ((4, 3), (3,)),
+    ((3,), (3,)),
+    ((4, 3), (5, 3)),
+    ((4, 3), (4, 2)),
+])  # fmt: skip
+def test_only_missing_leading_axes_of_the_teacher_are_broadcast(name, shapes):
+    refused("does not fit student of shape|must be logits", (lambda s, t: TWO[name](s, t)), *map(torch.randn, shapes))
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_empty_batches_are_refused(name):
+    student, teacher = two(name)
+    refused("is empty", TWO[name], student[:0], teacher[:0])
+    if name not in LOGIT:
+        refused("is empty", TWO[name], student[:, :0], teacher[:, :0])
+        refused("is empty", TWO[name], student[:, :, :0], teacher[:, :, :0])
+    else:
+        refused("is empty|one class", TWO[name], student[:, :0], teacher[:, :0])
+
+
+@pytest.mark.parametrize("name", [*LOGIT, *WITH_LABELS])
+def test_one_logit_is_no_softmax(name):
+    z = torch.randn(4, 1)
+    call = TWO[name] if name in TWO else lambda s, t: WITH_LABELS[name](s, torch.zeros(4, dtype=torch.int64))
+    refused("one class.*two logits", call, z, z + 1)
+
+
+@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("change", [
+    lambda tensor: tensor.long(), lambda tensor: tensor > 0, lambda tensor: tensor.to(torch.complex64), lambda tensor: tensor.tolist(),
+])  # fmt: skip
+def test_what_is_no_floating_point_tensor_is_refused(name, change):
+    student, teacher = two(name)
+    calls = {"fsp": losses.fsp_matrix, "dkpp": lambda s, t: losses.dkpp(s, t, torch.rand(4, 3))}
+    for wrong in ((change(student), teacher), (student, change(teacher))):
+        refused("must hold floating-point numbers|must be a tensor", calls.get(name, TWO[name]), *wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in TWO if not name.startswith("fsp")])
+def test_tensors_on_two_devices_are_refused(name):
+    student, teacher = two(name)
+    draws = torch.rand(4, 3)
+    call = (lambda s, t: losses.dkpp(s, t, draws)) if name == "dkpp" else TWO[name]
+    refused("bring both to one device", call, student, teacher.to("meta"))
+
+
+def test_other_tensors_on_two_devices_are_refused():
+    z, labels, maps = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.randn(2, 3, 4, 4)
+    refused("labels is on cpu and student on meta", losses.cross_entropy, z.to("meta"), labels)
+    refused("draws is on meta", losses.permuted_predictions, z, z.to("meta"))
+    refused("second is on meta", losses.fsp_matrix, maps, maps.to("meta"))
+
+
+@pytest.mark.parametrize("name", WITH_LABELS)
+@pytest.mark.parametrize("labels, words", [
+    (torch.tensor([1]), "does not fit"),
+    (torch.tensor(1), "does not fit"),
+    (torch.tensor([[1], [0], [2], [1]]), "does not fit"),
+    (torch.tensor([1, 0, 2, 1, 0]), "does not fit"),
+    (torch.zeros(0, dtype=torch.int64), "does not fit"),
+    (torch.tensor([1.0, 0.0, 2.0, 1.0]), "class numbers.*float32"),
+    (torch.eye(3)[[1, 0, 2, 1]], "class numbers"),
+    (torch.eye(3, dtype=torch.int64)[[1, 0, 2, 1]], "does not fit"),
+    (torch.tensor([True, False, True, True]), "class numbers.*bool"),
+    (torch.tensor([1, 0, 2, 1], dtype=torch.int32), "class numbers.*int32"),
+    ([1, 0, 2, 1], "class numbers.*list"),
+    (torch.tensor([1, 0, 3, 1]), "from 0 to 2"),
+    (torch.tensor([1, 0, -1, 1]), "from 0 to 2"),
+    (torch.tensor([1, 0, -100, 1]), "from 0 to 2"),
+])  # fmt: skip
+def test_labels_that_are_no_class_numbers_are_refused(name, labels, words):
+    refused(words, WITH_LABELS[name], torch.randn(4, 3), labels)
+
+
+def test_labels_of_a_stack():
+    student, labels = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 0, 2, 1])
+    alone = torch.stack([losses.cross_entropy(member, labels) for member in student]).mean()
+    for own in (labels, labels.expand(2, 4)):
+        assert losses.cross_entropy(student, own).item() == pytest.approx(alone.item(), rel=1e-6)
+    refused("does not fit", losses.cross_entropy, student, labels.unsqueeze(0))
+
+
+NUMBERS = [0.0, -1.0, math.nan, math.inf, -math.inf, 1e-30, 1e30, True, "4", None]
+
+
+@pytest.mark.parametrize("value", [*NUMBERS, *(torch.tensor(v) for v in (0.0, -1.0, math.nan, math.inf)), torch.tensor([[[1.0]], [[0.0]]])])
+def test_temperatures_out_of_range_are_refused(value):
+    student, teacher = two("kd", 2, 4)
+    refused("temperature must be a finite number above 0", losses.kd, student, teacher, value)
+    if not isinstance(value, torch.Tensor):
+        for variant in ("paper", "code"):
+            refused("temperature must be", losses.fitnets_kd, student, teacher, value, variant=variant)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1, 3), (3, 1, 1), (1, 2, 1, 1), (4,)])
+def test_a_temperature_that_fits_no_axis_is_refused(shape):
+    student, teacher = two("kd", 2, 4)
+    refused("temperature of shape", losses.kd, student, teacher, torch.ones(shape))
+    assert losses.kd(student, teacher, torch.full((2, 1, 1), 3.0)) == losses.kd(student, teacher, 3.0)
+
+
+@pytest.mark.parametrize("value", [-0.5, math.nan, math.inf, "1", None, True, torch.tensor(-1.0)])
+def test_weights_and_margins_out_of_range_are_refused(value):
+    maps = two("activation_boundary")
+    refused("margin must be a finite number of 0 or more", losses.activation_boundary, *maps, margin=value)
+    refused("a weight of fsp must be", losses.fsp, pairs(maps[0]), pairs(maps[1]), [value])
+
+
+def test_a_number_on_a_device_is_not_read(monkeypatch):
+    """Reading it would stop an accelerator at every step: nothing on a hot path does."""
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: pytest.fail("a value was read"))
+    student, teacher, labels = torch.randn(4, 3, device="meta"), torch.randn(4, 3, device="meta"), torch.zeros(4, dtype=torch.int64)
+    losses.kd(student, teacher, torch.ones((), device="meta"))
+    losses.cwtm(student, teacher, labels.to("meta"))
+    maps = torch.randn(2, 3, 4, 4, device="meta")
+    losses.fsp([(maps, maps)], [(maps, maps)], [torch.ones((), device="meta")])
+    losses.attention_transfer(maps, maps)
+
+
+def test_losses_run_on_fake_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        for name, loss in TWO.items():
+            shape = (4, 3) if name in LOGIT else (4, 4, 6, 8)
+            if name not in ("cwtm", "dkpp", "dkpp code"):  # the table's own labels and draws are real
+                assert loss(torch.randn(shape, device="cuda"), torch.randn(shape, device="cuda")).shape == ()
+        z, labels = torch.randn(4, 3, device="cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
+        assert losses.cwtm(z, z, labels).shape == losses.dkpp(z, z, torch.rand_like(z)).shape == ()
+        assert losses.kd(z, z, torch.ones((), device="cuda")).device.type == "cuda"
+
+
+@pytest.mark.parametrize("form", ["features", "student", "teacher"])
+def test_attention_of_a_single_position_is_refused(form):
+    one, more = torch.randn(2, 3, 1, 1), torch.randn(2, 3, 4, 4)
+    if form == "features":
+        refused("one position", losses.attention_map, one)
+        refused("one position", losses.attention_map, torch.randn(2, 1, 8))
+    else:
+        own, target = (one, more) if form == "student" else (more, one)
+        refused("one position", losses.attention_transfer, own, target, resize="pool")
+        refused("one position", losses.attention_transfer, one, one)
+        refused("resize", losses.attention_transfer, own, target)
+
+
+def test_a_jacobian_of_one_value_is_refused():
+    x = torch.randn(4, 1, requires_grad=True)
+    refused("one value a case", losses.jacobian, (2 * x).squeeze(1), (3 * x).squeeze(1), x)
+    refused("is empty", losses.jacobian, x[:0, 0], x[:0, 0], x[:0])
+
+
+def test_fsp_pairs_are_pairs():
+    maps = torch.randn(2, 3, 4, 4)
+    refused("give pairs, not 1 and 2 maps", losses.fsp, [(maps,)], [(maps, maps)])
+    refused("does not fit second", losses.fsp_matrix, torch.randn(2, 3, 8, 4), torch.randn(2, 3, 4, 8))
+    double = losses.fsp_matrix(maps.double(), maps)
+    assert double.dtype == torch.float64 and torch.allclose(double.float(), losses.fsp_matrix(maps, maps), rtol=1e-5)
+
+
+@pytest.mark.parametrize("draws, words", [
+    (torch.rand(4, 2), "do not fit teacher"), (torch.rand(3), "must be random numbers"), (torch.rand(4, 3).half(), "float16"),
+    (torch.randint(5, (4, 3)), "floating-point"), (torch.rand(1, 4, 3), "do not fit"),
+])  # fmt: skip
+def test_draws_that_do_not_fit_are_refused(draws, words):
+    refused(words, losses.dkpp, torch.randn(4, 3), torch.randn(4, 3), draws)
+
+
+# ---------------------------------------------------------------- attention of maps of different size, and of tokens
+
+
+def test_attention_maps_of_different_size_are_pooled_by_hand():
+    # 2 x 4 positions, sums of squares (1, 3, 5, 7) in both rows: windows of 2 x 2 have the means 2 and 6
+    large = torch.tensor([1.0, 3.0, 5.0, 7.0]).sqrt().expand(1, 1, 2, 4)
+    small = torch.tensor([[[[0.0, 1.0]]]])
+    own = np.array([2, 6]) / math.sqrt(40)
+    expected = own[0] ** 2 + (own[1] - 1) ** 2
+    for student, teacher in ((large, small), (small, large)):
+        found = losses.attention_transfer(student, teacher, resize="pool").item()
+        assert found == pytest.approx(expected / 2, rel=1e-5)
+        paper = losses.attention_transfer(student, teacher, resize="pool", variant="paper").item()
+        assert paper == pytest.approx(math.sqrt(expected) / 2, rel=1e-5)
+    # a larger height and a smaller width: both are pooled
+    tall = torch.tensor([[1.0, 3.0], [5.0, 7.0]]).sqrt().view(1, 1, 2, 2)
+    wide = torch.tensor([[3.0, 3.0, 9.0, 9.0]]).sqrt().view(1, 1, 1, 4)  # both become 1 x 2: (3, 5) against (3, 9)
+    a, b = np.array([3, 5]) / math.sqrt(34), np.array([3, 9]) / math.sqrt(90)
+    assert losses.attention_transfer(tall, wide, resize="pool").item() == pytest.approx(((a - b) ** 2).sum() / 2, rel=1e-5)
+    student, teacher = tensors("attention_transfer")
+    assert torch.equal(losses.attention_transfer(student, teacher, resize="pool"), losses.attention_transfer(student, teacher))
+    refused("resize must be None or 'pool', not 'mean'", losses.attention_transfer, large, small, resize="mean")
+    refused('resize="pool"', losses.attention_transfer, large, small)
+
+
+def test_attention_over_tokens_by_hand():
+    # two tokens: sums of squares 1 + 4 and 9 + 0 against 3 and 4
+    student, teacher = torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]), torch.tensor([[[3.0**0.5], [2.0]]])
+    own = np.array([5, 9]) / math.sqrt(106)
+    expected = ((own - np.array([0.6, 0.8])) ** 2).sum()
+    assert losses.attention_map(student).tolist() == [pytest.approx(own.tolist())]
+    assert losses.attention_transfer(student, teacher).item() == pytest.approx(expected / 2, rel=1e-4)
+    # a map is the tokens of its positions
+    a, b = tensors("attention_transfer")
+    flat = [tensor.flatten(2).transpose(1, 2) for tensor in (a, b)]
+    assert losses.attention_transfer(*flat).item() == pytest.approx(losses.attention_transfer(a, b).item(), rel=1e-6)
+    refused("does not fit", losses.attention_transfer, flat[0], b)
+    refused("does not fit", losses.attention_transfer, flat[0], flat[1][:, 1:], resize="pool")
+
+
+# ---------------------------------------------------------------- second derivatives
+
+
+@pytest.mark.parametrize("activation, good", [
+    (torch.nn.Hardsigmoid, False), (torch.nn.Sigmoid, True), (torch.nn.ReLU, True), (torch.nn.Hardswish, True), (torch.nn.Hardtanh, True),
+    (torch.nn.GELU, True), (torch.nn.SiLU, True), (torch.nn.ELU, True), (torch.nn.Softplus, True),
+])  # fmt: skip
+def test_a_student_without_second_derivatives_is_refused(activation, good):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), activation(), torch.nn.Linear(8, 1))
+    x = torch.randn(4, 6, requires_grad=True)
+    teacher = x.square().sum(1)
+    if good:
+        losses.jacobian(net(x).squeeze(1), teacher, x).backward()
+        assert net[0].weight.grad.abs().sum() > 0
+    else:
+        refused("Jacobian matching cannot train through", losses.jacobian, net(x).squeeze(1), teacher, x)
+        losses.jacobian(teacher, net(x).squeeze(1), x)  # as a teacher it may stay: nothing is differentiated twice
+
+
+def test_a_function_that_is_differentiable_once_is_refused():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, gradient):
+            return 2 * gradient * ctx.saved_tensors[0]
+
+    weight = torch.randn(6, requires_grad=True)
+    x = torch.randn(4, 6, requires_grad=True)
+    refused("'Square' that Jacobian", losses.jacobian, Square.apply(x * weight).sum(1), x.square().sum(1), x)
+    refused("'Square' that Jacobian", losses.jacobian, Square.apply(Square.apply(x * weight)).sum(1), x.square().sum(1), x)
+
+
+def test_an_input_gradient_that_nothing_moves_is_refused():
+    x, frozen = torch.randn(4, 6, requires_grad=True), torch.randn(6)
+    refused("depends on none of its parameters", losses.jacobian, x @ frozen, x.square().sum(1), x)

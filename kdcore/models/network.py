@@ -9,11 +9,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Tap(NamedTuple):
-    """A named intermediate tensor: its channels, and the side of its square map for a 32x32 input (1 for a vector)."""
+class Tap(NamedTuple("Tap", [("channels", int), ("size", int | tuple[int, int])])):
+    """A named intermediate tensor: its channels, and the side of its square map for a 32x32 input (1 for a vector).
 
-    channels: int
-    size: int
+    size is (height, width) of a map that is not square, and the number of tokens of a transformer's layer. shape: of one
+    case, (C, H, W) of a map, (C,) of a vector, (N, C) of tokens; for None what channels and size say, a size of 1 being a
+    vector's. Two taps are equal where channels and size are; compare ``shape`` to tell a vector from a map of one position.
+    """
+
+    shape: tuple[int, ...]
+
+    def __new__(cls, channels: int, size: int | tuple[int, int] = 1, shape: Sequence[int] | None = None):
+        tap = super().__new__(cls, channels, size)
+        if shape is None:
+            height, width = (size, size) if isinstance(size, int) else size
+            shape = (channels,) if size == 1 else (channels, height, width)
+        tap.shape = tuple(shape)
+        return tap
+
+    @classmethod
+    def of(cls, shape: Sequence[int]) -> "Tap":
+        """Of the shape of one case: (C, H, W), (C,) or (N, C)."""
+        if len(shape) == 2:
+            return cls(shape[1], shape[0], shape)
+        return cls(shape[0], 1 if len(shape) == 1 else shape[1] if shape[1] == shape[2] else tuple(shape[1:]), shape)
 
 
 class Reached(Exception):
@@ -70,8 +89,9 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def _declare(self, name: str, channels: int, size: int, last: nn.Module, *, relu: bool = True) -> None:
+        shape = (channels,) if isinstance(last, nn.Linear) else (channels, size, size)
         for tap in (f"{name}.pre", name) if relu else (name,):
-            self.taps[tap], self._last[tap] = Tap(channels, size), last
+            self.taps[tap], self._last[tap] = Tap(channels, size, shape), last
 
     def parameters_before(self, tap: str) -> list[nn.Parameter]:
         """The parameters that the tensor of ``tap`` depends on: all that training on it alone can move.
