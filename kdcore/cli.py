@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdcore import __version__, papers, paths
 from kdcore.errors import KdcoreError
-from kdcore.trials import runner
+from kdcore.trials import order, runner
 from kdcore.trials.store import Store
 
 
@@ -36,9 +36,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--results", default="results", metavar="DIR", help="folder of the records (default: results)")
         return sub
 
-    def grid(sub: argparse.ArgumentParser, one: bool) -> None:
-        if one:
-            sub.add_argument("paper", help=f"one of {', '.join(papers.names())}")
+    def grid(sub: argparse.ArgumentParser, named: bool) -> None:
+        if named:
+            sub.add_argument("paper", nargs="+", help=f"one or more of {', '.join(papers.names())}")
         else:
             sub.add_argument("paper", nargs="*", help="papers; all by default")
         sub.add_argument("--budget", default="smoke", help="smoke (default), laptop, fast or paper")
@@ -55,18 +55,24 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--jobs", type=positive, help="trials at a time; one a core, or one a GPU, by default")
 
     sub = command("plan", plan, "Show the grid: what is done, what is missing, and how long the rest would take here.")
-    grid(sub, one=False)
+    grid(sub, named=False)
     pace(sub)
     sub.add_argument("--arm", action="append", help="only this arm (may be repeated)")
     sub.add_argument(
         "--no-forecast", action="store_true", help="do not time a few steps of each missing arm that has no record of this device"
     )
 
-    sub = command("run", run, "Run the missing trials of a paper; goes on where an earlier run stopped.")
-    grid(sub, one=True)
+    sub = command("run", run, "Run the missing trials of papers; goes on where an earlier run stopped.")
+    grid(sub, named=True)
     pace(sub)
     sub.add_argument("--arm", action="append", help="only this arm (may be repeated)")
     sub.add_argument("--seed", type=int, action="append", help="only this seed (may be repeated)")
+    sub.add_argument(
+        "--order",
+        choices=order.ORDERS,
+        default="sheet",
+        help="sheet (default): paper by paper; value: what fills cells of tables at the paper's own scale first, the cheap before the dear",
+    )
     sub.add_argument("--time-limit", type=positive, metavar="MINUTES", help="pause everything at a checkpoint after so long")
     sub.add_argument("--timeout", type=positive, metavar="MINUTES", help="end a trial that takes longer, and record the failure")
     sub.add_argument("--retry-failed", action="store_true", help="run trials again whose record is a failure")
@@ -74,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--quiet", action="store_true", help="no progress display")
 
     sub = command("replicate", replicate, "Execute the notebooks with papermill; each runs what is missing of its paper.")
-    grid(sub, one=False)
+    grid(sub, named=False)
     sub.add_argument("--engine", default="local", help="local (default)")
 
     sub = command("report", report, "Make tables, figures, the page and the README's scoreboard from the records.")
@@ -155,9 +161,9 @@ def run(options) -> int:
     from kdcore.trials.progress import Progress
 
     store = Store(options.results)
-    planned = runner.plan(
-        options.paper, options.budget, options.arm, options.seed or options.seeds, store, options.retry_failed, options.shard
-    )
+    keys = list(dict.fromkeys(options.paper))
+    asked = (options.budget, options.arm, options.seed or options.seeds, store, options.retry_failed, options.shard)
+    planned = order.merged([runner.plan(key, *asked) for key in keys], options.order, runner.devices(options.device)[0])
     with Progress(planned, quiet=options.quiet) as progress:
         outcome = runner.run(
             planned,
@@ -173,8 +179,10 @@ def run(options) -> int:
         print(f"kdcore: {sentence}", file=sys.stderr)
     if outcome.paused:
         print(f"kdcore: {len(outcome.paused)} trials left; the same command goes on from here", file=sys.stderr)
-    done = [trial for trial in planned.trials if trial.id in outcome.done]
-    print(f"{len(done)} of {len(planned.trials)} trials of {options.paper} at {options.budget} are recorded")
+    for key in keys:
+        trials = [trial for trial in planned.trials if trial.paper == key]
+        done = [trial for trial in trials if trial.id in outcome.done]
+        print(f"{len(done)} of {len(trials)} trials of {key} at {options.budget} are recorded")
     return outcome.exit_code
 
 

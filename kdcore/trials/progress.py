@@ -15,6 +15,7 @@ class Progress:
         from rich.live import Live
 
         self.quiet, self.total, self.ended = quiet, len(planned.jobs), 0
+        self.several = len({trial.paper for trial in planned.trials}) > 1  # papers: a line then says of which it speaks
         self.console = Console()
         self.rows: dict[Job, dict] = {}
         live = self.console.is_terminal and not quiet
@@ -38,14 +39,17 @@ class Progress:
             if not (self.quiet or self.live) and time.monotonic() >= row["said"] + SECONDS_BETWEEN_LINES:
                 row["said"] = time.monotonic()
                 stage, epoch, loss, error, left = _cells(row)
-                self._say(f"{name(job)}: {stage} {epoch}, loss {loss}, {error} % error, {left} left")
+                self._say(f"{self._name(job)}: {stage} {epoch}, loss {loss}, {error} % error, {left} left")
         elif event["event"] == "ended" and event["status"] != "busy":
             now = time.monotonic()
             seconds = now - self.rows.pop(job, {"started": now})["started"]  # no start: another runner had recorded it
             self.ended += event["status"] not in ("paused", "killed")
             if not self.quiet:
                 words = f": {event['message']}" if event["message"] else ""
-                self._say(f"{self.ended}/{self.total} {name(job)} {event['status']} in {seconds:.0f} s{words}")
+                self._say(f"{self.ended}/{self.total} {self._name(job)} {event['status']} in {seconds:.0f} s{words}")
+
+    def _name(self, job: Job, seed: bool = True) -> str:
+        return (f"{job.cohort.trials[0].paper}: " if self.several else "") + name(job, seed)
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
@@ -59,7 +63,7 @@ class Progress:
         for job, row in list(self.rows.items()):
             if not row["epochs"]:
                 continue  # no loss to show yet
-            table.add_row(name(job, seed=False), str(job.cohort.trials[0].seed), *_cells(row))
+            table.add_row(self._name(job, seed=False), str(job.cohort.trials[0].seed), *_cells(row))
         table.caption = f"{self.ended} of {self.total} done"
         return table
 
