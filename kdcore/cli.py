@@ -1,21 +1,30 @@
 """``kdcore plan | run | replicate | report | check``."""
 
 import argparse
+import importlib
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from kdcore import __version__, papers, paths
+from kdcore import __version__, paths, validation
 from kdcore.errors import KdcoreError
-from kdcore.trials import order, runner
-from kdcore.trials.store import Store
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code: 0 done, 1 failed or refused, 2 wrong usage, 3 paused."""
-    options = parser().parse_args(arguments)
     try:
+        importlib.import_module("kdcore.trials")
+    except ImportError as error:  # Windows
+        print(f"kdcore: {error}", file=sys.stderr)
+        return 1
+    try:
+        top = parser()
+        options = top.parse_args(arguments)
+        if options.command is None:
+            top.print_help(sys.stderr)
+            top.exit(2, "\nkdcore: error: name a command, such as kdcore plan\n")
         return options.command(options)
     except KdcoreError as error:
         print(f"kdcore: {error}", file=sys.stderr)
@@ -26,38 +35,53 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="kdcore", description="The replication suite of knowledge distillation.")
+    from kdcore import papers
+    from kdcore.trials import order
+
+    top = argparse.ArgumentParser(
+        prog="kdcore",
+        description="The replication suite of knowledge distillation.",
+        epilog="`kdcore COMMAND --help` explains a command. Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 paused.",
+    )
     top.add_argument("--version", action="version", version=f"kdcore {__version__}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    top.set_defaults(command=None)
+    commands = top.add_subparsers(metavar="COMMAND")
 
     def command(name: str, function, summary: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(command=function)
-        sub.add_argument("--results", default="results", metavar="DIR", help="folder of the records (default: results)")
+        sub.add_argument("--results", metavar="DIR", help="folder of the records; results of the checkout by default")
         return sub
 
     def grid(sub: argparse.ArgumentParser, named: bool) -> None:
+        listed = ", ".join(papers.names())
         if named:
-            sub.add_argument("paper", nargs="+", help=f"one or more of {', '.join(papers.names())}")
+            sub.add_argument("paper", metavar="PAPER", nargs="+", action=Distinct, help=f"one or more of {listed}")
         else:
-            sub.add_argument("paper", nargs="*", help="papers; all by default")
+            sub.add_argument("paper", metavar="PAPER", nargs="*", action=Distinct, help=f"of {listed}; all by default")
         sub.add_argument("--budget", default="smoke", help="smoke (default), laptop, fast or paper")
-        sub.add_argument("--seeds", type=seeds, help="how many (5), or which (0,3,4); the budget's own number by default")
-        sub.add_argument("--device", default="cpu", help="cpu (default), cuda (every GPU) or cuda:N")
+        chosen = sub.add_mutually_exclusive_group()
+        chosen.add_argument("--seeds", type=seeds, help="how many (5), or which (0,3,4); the budget's own number by default")
+        if named:
+            chosen.add_argument("--seed", type=_typed(validation.parsed_seed), action="append", help="only this seed (may be repeated)")
+        sub.add_argument("--device", type=_typed(validation.device), default="cpu", help="cpu (default), cuda (every GPU) or cuda:N")
 
     def pace(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--precision",
-            choices=("auto", "float32", "bfloat16"),
+            choices=validation.PRECISIONS,
             default="auto",
             help="of the products in training; auto (default): bfloat16 where it is fast and was found equivalent for the paper",
         )
-        sub.add_argument("--jobs", type=positive, help="trials at a time; one a core, or one a GPU, by default")
+        sub.add_argument(
+            "--jobs", type=_typed(validation.parsed_jobs), metavar="N", help="trials at a time; one a core, or one a GPU, by default"
+        )
+        sub.add_argument("--arm", action=Distinct, help="only this arm (may be repeated)")
 
+    minutes = {"type": _typed(validation.parsed_minutes), "metavar": "MINUTES"}
     sub = command("plan", plan, "Show the grid: what is done, what is missing, and how long the rest would take here.")
     grid(sub, named=False)
     pace(sub)
-    sub.add_argument("--arm", action="append", help="only this arm (may be repeated)")
     sub.add_argument(
         "--no-forecast", action="store_true", help="do not time a few steps of each missing arm that has no record of this device"
     )
@@ -65,16 +89,14 @@ def parser() -> argparse.ArgumentParser:
     sub = command("run", run, "Run the missing trials of papers; goes on where an earlier run stopped.")
     grid(sub, named=True)
     pace(sub)
-    sub.add_argument("--arm", action="append", help="only this arm (may be repeated)")
-    sub.add_argument("--seed", type=int, action="append", help="only this seed (may be repeated)")
     sub.add_argument(
         "--order",
         choices=order.ORDERS,
         default="sheet",
         help="sheet (default): paper by paper; value: what fills cells of tables at the paper's own scale first, the cheap before the dear",
     )
-    sub.add_argument("--time-limit", type=positive, metavar="MINUTES", help="pause everything at a checkpoint after so long")
-    sub.add_argument("--timeout", type=positive, metavar="MINUTES", help="end a trial that takes longer, and record the failure")
+    sub.add_argument("--time-limit", **minutes, help="pause everything at a checkpoint after so long")
+    sub.add_argument("--timeout", **minutes, help="end a trial that takes longer, and record the failure")
     sub.add_argument("--retry-failed", action="store_true", help="run trials again whose record is a failure")
     sub.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="the I-th of N parts of the grid, for array jobs")
     sub.add_argument("--quiet", action="store_true", help="no progress display")
@@ -89,39 +111,43 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
-    return int(value) if value == int(value) else value
+class Distinct(argparse.Action):
+    """Collects values like "append", or those of ``nargs="*"``, and refuses one that is there already."""
+
+    def __call__(self, parser, namespace, values, option=None):
+        found = list(getattr(namespace, self.dest) or []) + (values if isinstance(values, list) else [values])
+        try:
+            setattr(namespace, self.dest, validation.distinct(found, self.dest) if found else found)
+        except KdcoreError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
-def seeds(text: str) -> list[int]:
-    """ "5" -> [0, 1, 2, 3, 4]; "0,3" or "3," -> those."""
-    try:
-        found = [int(part) for part in text.split(",") if part.strip()]
-        found = found if "," in text else list(range(found[0]))
-    except (ValueError, IndexError):
-        found = []
-    if not found or min(found) < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of seeds (5) nor a list of seeds (0,3,4)")
-    return found
+def _typed(parse: Callable) -> Callable:
+    """A function of kdcore.validation as the ``type`` of an argument: what it refuses is wrong usage."""
+
+    def typed(text: str):
+        try:
+            return parse(text)
+        except KdcoreError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return typed
 
 
-def shard(text: str) -> tuple[int, int]:
-    part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not I/N with 1 <= I <= N, like 2/8")
-    return int(part), int(parts)
+seeds, shard = _typed(validation.parsed_seeds), _typed(validation.parsed_shard)
 
 
 def plan(options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    console, code = Console(), 0
+    from kdcore import papers
+    from kdcore.trials import runner
+    from kdcore.trials.store import Store
+
+    console, code, store = Console(), 0, Store(validation.results(options.results))
     for key in options.paper or papers.names():
-        planned = runner.plan(key, options.budget, options.arm, options.seeds, Store(options.results))
+        planned = runner.plan(key, options.budget, options.arm, options.seeds, store)
         seconds = {}
         if not options.no_forecast:
             device = runner.devices(options.device)[0]
@@ -130,17 +156,19 @@ def plan(options) -> int:
             except KdcoreError as error:  # what is done and missing is shown all the same
                 print(f"kdcore: {error}", file=sys.stderr)
                 code = 1
-        table = Table(title=f"{papers.get(key).sheet['short']}, budget {options.budget}: {papers.get(key).budget(options.budget)['about']}")
+        about = papers.get(key).budget(options.budget)["about"]
+        table = Table(title=f"{papers.get(key).sheet['short']}, budget {options.budget}: {about}")
         for column in ("arm", "done", "missing", "failed", "hours"):
             table.add_column(column, justify="left" if column == "arm" else "right")
-        job_of = {id: job for job in planned.jobs for id in job.ids}
-        for arm in dict.fromkeys(trial.arm for trial in planned.trials):
-            trials = [trial for trial in planned.trials if trial.arm == arm]
-            done = [trial for trial in trials if trial in planned.done]
-            failed = [trial for trial in trials if trial.id in planned.records and trial not in done]
-            jobs = [job_of[trial.id] for trial in trials if trial.id in job_of]
-            hours = sum(seconds[job.cohort.id] / len(job.ids) for job in jobs) / 3600 if jobs and seconds else None
-            table.add_row(arm, str(len(done)), str(len(trials) - len(done)), str(len(failed)), "" if hours is None else f"{hours:.2f}")
+        done = {trial.id for trial in planned.done}
+        share = {id: seconds[job.cohort.id] / len(job.ids) for job in planned.jobs for id in job.ids} if seconds else {}
+        arms: dict[str, list[str]] = {}
+        for trial in planned.trials:
+            arms.setdefault(trial.arm, []).append(trial.id)
+        for arm, ids in arms.items():
+            ended, failed = sum(id in done for id in ids), sum(id in planned.records and id not in done for id in ids)
+            missing = [share[id] for id in ids if id in share]
+            table.add_row(arm, str(ended), str(len(ids) - ended), str(failed), f"{sum(missing) / 3600:.2f}" if missing else "")
         console.print(table)
         if seconds:
             count = min(options.jobs or os.cpu_count() or 1, max(1, len(planned.jobs)))
@@ -158,12 +186,13 @@ def _existing(path: Path) -> Path:
 
 
 def run(options) -> int:
+    from kdcore.trials import order, runner
     from kdcore.trials.progress import Progress
+    from kdcore.trials.store import Store
 
-    store = Store(options.results)
-    keys = list(dict.fromkeys(options.paper))
+    store = Store(validation.results(options.results))
     asked = (options.budget, options.arm, options.seed or options.seeds, store, options.retry_failed, options.shard)
-    planned = order.merged([runner.plan(key, *asked) for key in keys], options.order, runner.devices(options.device)[0])
+    planned = order.merged([runner.plan(key, *asked) for key in options.paper], options.order, runner.devices(options.device)[0])
     with Progress(planned, quiet=options.quiet) as progress:
         outcome = runner.run(
             planned,
@@ -179,17 +208,18 @@ def run(options) -> int:
         print(f"kdcore: {sentence}", file=sys.stderr)
     if outcome.paused:
         print(f"kdcore: {len(outcome.paused)} trials left; the same command goes on from here", file=sys.stderr)
-    for key in keys:
+    recorded = set(outcome.done)
+    for key in options.paper:
         trials = [trial for trial in planned.trials if trial.paper == key]
-        done = [trial for trial in trials if trial.id in outcome.done]
+        done = [trial for trial in trials if trial.id in recorded]
         print(f"{len(done)} of {len(trials)} trials of {key} at {options.budget} are recorded")
     return outcome.exit_code
 
 
 def replicate(options) -> int:
-    from kdcore import notebooks
+    from kdcore import notebooks, papers
 
-    code = 0
+    code, options.results = 0, str(validation.writable(validation.results(options.results)))
     for key in options.paper or papers.names():
         code = max(code, notebooks.execute(key, options))
     return code
@@ -198,7 +228,7 @@ def replicate(options) -> int:
 def report(options) -> int:
     from kdcore import report as reports
 
-    for path in reports.write(options.results, budget="smoke" if options.smoke else None):
+    for path in reports.write(_recorded(options, smoke_alone=options.smoke), budget="smoke" if options.smoke else None):
         print(path)
     return 0
 
@@ -206,11 +236,20 @@ def report(options) -> int:
 def check(options) -> int:
     from kdcore import checks
 
-    problems = checks.all_problems(Path(options.results))
+    problems = checks.all_problems(_recorded(options, smoke_alone=False))
     for problem in problems:
         print(f"kdcore: {problem}", file=sys.stderr)
     print("everything is valid and up to date" if not problems else f"{len(problems)} problems")
     return 1 if problems else 0
+
+
+def _recorded(options, smoke_alone: bool) -> Path:
+    """The folder of the records. Raises KdcoreError where it has none: nothing would be found wrong with nothing."""
+    folder = validation.existing(validation.results(options.results))
+    roots = [folder / "smoke"] if smoke_alone else [folder, folder / "smoke"]
+    if not any(True for root in roots for _ in (root / "records").glob("*/*.json")):
+        raise KdcoreError(f"there is no record in {roots[0] / 'records'}: correct the folder's name, or make records with kdcore run")
+    return folder
 
 
 if __name__ == "__main__":

@@ -13,23 +13,18 @@ import sys
 import textwrap
 from pathlib import Path
 
-from kdcore import papers, paths
+from kdcore import papers, paths, validation
 from kdcore.errors import KdcoreError
 from kdcore.trials import runner
 from kdcore.trials.progress import Progress
 from kdcore.trials.store import Store
 
-ENGINES = ("local",)
 CELL_SECONDS = 600.0  # the longest a cell may take in batch, where trials are recorded before: to draw takes seconds
 
 
 def root() -> Path:
-    """The checkout: the nearest folder above here, or above the working directory, that holds notebooks/ and kdcore/."""
-    for start in (Path.cwd(), Path(__file__).resolve().parent):
-        for folder in (start, *start.parents):
-            if (folder / "notebooks").is_dir() and (folder / "kdcore").is_dir():
-                return folder
-    raise KdcoreError("the notebooks are not here: run this inside a checkout of the repository")
+    """The checkout. Raises KdcoreError where there is none, or where the working directory is in another one."""
+    return validation.checkout()
 
 
 def open(paper: str, *, budget: str, seeds, device: str, engine: str, results_dir: str) -> "Page":
@@ -47,16 +42,11 @@ class Page:
 
     def __init__(self, key: str, budget: str, seeds, device: str, engine: str, results_dir: str):
         self.paper, self.budget, self.device = papers.get(key), budget, device
-        if engine not in ENGINES:
-            raise KdcoreError(
-                f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}; on a cluster, `kdcore run --shard I/N` fills the records"
-            )
+        validation.engine(engine)
         self.paper.budget(budget)
         runner.devices(device)
-        if seeds is not None and not isinstance(seeds, int | list):
-            raise KdcoreError(f"seeds must be a number or a list of numbers, not {seeds!r}")
-        self.seeds = list(range(seeds)) if isinstance(seeds, int) and seeds else (seeds or None)
-        self.store = Store(root() / results_dir)
+        self.seeds = validation.seeds(seeds)
+        self.store = Store(validation.folder(root() / validation.folder(results_dir)))
 
     def run(self, *, quiet: bool = True) -> None:
         """Run the trials of this budget that have no record; one line says what there is. Raises KdcoreError on failure.

@@ -3,12 +3,17 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from kdcore import cli
+from kdcore import cli, papers, validation
 from kdcore.errors import KdcoreError
 from kdcore.trials import runner
+from kdcore.trials.store import Store
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_plan_shows_the_grid(tmp_path, capsys):
@@ -17,10 +22,24 @@ def test_plan_shows_the_grid(tmp_path, capsys):
     assert "small with KD, only 7s and 8s" in shown and "GiB free" in shown
 
 
-def test_one_cell_can_be_run_again(tmp_path, capsys):
-    words = ["run", "hinton_mnist", "--arm", "small", "--seed", "3", "--results", str(tmp_path), "--quiet"]
-    assert cli.main(words) == 0
-    assert "1 of 1 trials of hinton_mnist at smoke are recorded" in capsys.readouterr().out
+BARE = """
+from importlib.machinery import PathFinder
+find, absent = PathFinder.find_spec, ("IPython", "papermill", "matplotlib", "pandas", "nbformat", "jinja2", "pydantic", "rich")
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in absent else find(name, *rest)
+"""
+
+
+def test_one_cell_can_be_run_again_on_a_bare_machine(tmp_path):
+    """With torch, numpy, scikit-learn, safetensors and PyYAML alone, in the command line and in its children."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    words = ["run", "hinton_mnist", "--arm", "small", "--seed", "3", "--results", str(tmp_path / "results")]
+    done = subprocess.run(
+        [sys.executable, "-m", "kdcore.cli", *words], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == 0 and not done.stderr
+    started, ended = done.stdout.splitlines()
+    assert started.startswith("1/1 small, seed 3 done in ") and ended == "1 of 1 trials of hinton_mnist at smoke are recorded"
     assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
@@ -42,11 +61,113 @@ def test_bad_words_are_one_sentence_and_exit_1(words, complaint, tmp_path, capsy
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize("words", [["--seeds", "x"], ["--seeds", "-1"], ["--jobs", "0"], ["--shard", "3/2"], ["--time-limit", "-5"]])
-def test_wrong_usage_exits_2(words):
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            ["--seeds", text]
+            for text in ("x", "-1", "", ",", "0,,1", "1_0", "٣", "1.5", "inf", "0", "1000000000000", "9" * 30, "0,4294967296")
+        ),
+        *(["--seed", text] for text in ("-1", "x", "1.0", "True", "", "4294967296")),
+        ["--seeds", "2", "--seed", "0"],
+        *(["--jobs", text] for text in ("0", "1.5", "inf", "nan", "-2", "99999", "1e1", "")),
+        *(
+            [limit, text]
+            for limit in ("--timeout", "--time-limit")
+            for text in ("-5", "0", "inf", "nan", "1e9", "1e999", "٣", "1_0", "", "ten")
+        ),
+        *(["--shard", text] for text in ("3/2", "0/2", "٢/٣", "1/0", "1", "/", "1/2/3", "-1/2", "1/9999999999", "")),
+        *(["--device", text] for text in ("cuda:-1", "cuda:٣", "cuda:", "CUDA", "cuda: 0", "gpu", "cuda:00", "cuda:99999", "")),
+        ["--precision", "float64"],
+        ["--arm", "small", "--arm", "small"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2(words, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["run", "hinton_mnist", *words])
     assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("kdcore run: error: argument --")
+
+
+@pytest.mark.parametrize("command", ["plan", "replicate"])
+def test_a_paper_named_twice_is_wrong_usage(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "hinton_mnist", "fsp", "hinton_mnist"])
+    assert caught.value.code == 2 and "paper 'hinton_mnist' is named twice" in capsys.readouterr().err
+
+
+def test_the_largest_values_are_taken():
+    words = [
+        "--seed",
+        "4294967295",
+        "--jobs",
+        "1024",
+        "--timeout",
+        "527040",
+        "--time-limit",
+        "1e-3",
+        "--shard",
+        "8/8",
+        "--device",
+        "cuda:15",
+    ]
+    options = cli.parser().parse_args(["run", "hinton_mnist", *words])
+    assert (options.seed, options.jobs, options.timeout, options.time_limit) == ([4294967295], 1024, 527040, 0.001)
+    assert (options.shard, options.device) == ((8, 8), "cuda:15")
+    assert len(cli.parser().parse_args(["plan", "--seeds", "10000"]).seeds) == 10000
+
+
+def test_a_seed_given_twice_counts_once(tmp_path, capsys):
+    assert cli.seeds("0,3,0") == [0, 3]
+    store = Store(tmp_path)
+    planned = runner.plan("hinton_mnist", "smoke", ["small"], [1, 1], store)
+    assert [trial.seed for trial in planned.trials] == [1] and len(planned.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        *(({"seeds": bad}, "seeds must be") for bad in (True, 1.0, "0", {0}, b"1")),
+        *(({"seeds": [bad]}, "a seed must be a whole number") for bad in (True, 1.5, "0", [0], None, -1, 10**5000, np.float64(1))),
+        *(({"seeds": bad}, "the number of seeds must be") for bad in (-1, 10_001, 10**5000)),
+        ({"seeds": []}, "the list of seeds is empty"),
+        ({"seeds": range(10**30)}, "more than 10,000 seeds"),
+        *(({"arms": bad}, "arms must be a list of names") for bad in ("small", [], [None], [["small"]], 1)),
+        ({"arms": ["small", "small"]}, "arm 'small' is named twice"),
+        ({"arms": ["smal"]}, r"has no arm 'smal': choose .* \(did you mean 'small'\?\)"),
+        *(({"shard": bad}, "shard") for bad in (2, (1,), (0, 2), (3, 2), (1.0, 2), ("1", "2"), (True, 2), None)),
+        *(({"budget": bad}, "has no budget") for bad in (None, ["smoke"], "", "smok")),
+        *(({"paper": bad}, "unknown paper") for bad in (None, ["fsp"], "", 3)),
+    ],
+)
+def test_a_plan_refuses_what_no_grid_can_be_made_of(arguments, complaint, tmp_path):
+    values = {"paper": "hinton_mnist", "budget": "smoke", "store": Store(tmp_path)} | arguments
+    with pytest.raises(KdcoreError, match=complaint) as caught:
+        runner.plan(**values)
+    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+def test_numpy_integers_are_integers(tmp_path):
+    planned = runner.plan("hinton_mnist", "smoke", ["small"], [np.int64(2)], Store(tmp_path))
+    assert planned.trials[0].id == papers.get("hinton_mnist").trial("smoke", "small", 2).id
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"jobs": 1.5}, {"jobs": 0}, {"timeout": float("inf")}, {"timeout": 1e11}, {"time_limit": float("nan")}, {"precision": "half"}],
+)
+def test_a_run_refuses_limits_before_anything_trains(limits, tmp_path):
+    planned = runner.plan("hinton_mnist", "smoke", ["small"], [0], Store(tmp_path / "results"))
+    with pytest.raises(KdcoreError):
+        runner.run(planned, Store(tmp_path / "results"), **limits)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("typo, meant", [("hinton", "hinton_mnist"), ("fitnet", "fitnets"), ("born_again_tree", "born_again_trees")])
+def test_a_misspelt_paper_gets_a_suggestion(typo, meant, tmp_path, capsys):
+    assert cli.main(["plan", typo, "--results", str(tmp_path)]) == 1
+    assert f"(did you mean '{meant}'?)" in capsys.readouterr().err
 
 
 def test_seeds_and_shards():
@@ -90,6 +211,98 @@ def test_a_damaged_record_stops_the_run_with_its_name(tmp_path, capsys):
     record.write_text(record.read_text()[:100])
     assert cli.main(words) == 1
     assert str(record) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "report"])
+def test_nothing_is_not_valid(command, tmp_path, capsys):
+    """A folder that is missing, empty, or a file: to find nothing wrong with no record is no success."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, complaint in {"typo": "there is no folder", "empty": "there is no record in", "file": "is not a folder"}.items():
+        assert cli.main([command, "--results", str(tmp_path / name)]) == 1
+        assert complaint in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"]
+
+
+def test_the_results_are_the_checkouts_wherever_one_stands(monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert validation.results().resolve() == ROOT / "results"
+    monkeypatch.chdir(ROOT / "kdcore" / "papers")
+    assert validation.results().resolve() == ROOT / "results"
+    monkeypatch.chdir(ROOT)
+    assert validation.results() == Path("results")
+
+
+def made_checkout(folder, name="kdcore"):
+    (folder / "kdcore" / "papers").mkdir(parents=True)
+    (folder / "notebooks").mkdir()
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
+    return folder
+
+
+def test_another_checkout_is_refused_and_a_namesake_is_none(tmp_path, monkeypatch, capsys):
+    other = made_checkout(tmp_path / "other")
+    monkeypatch.chdir(other / "notebooks")
+    for words in (["plan", "fsp"], ["run", "fsp"], ["check"], ["report"], ["replicate", "fsp"]):
+        assert cli.main(words) == 1
+        err = capsys.readouterr().err
+        assert f"this folder is in the checkout {other}, but the kdcore that runs is the one of {ROOT}" in err and err.count("\n") == 1
+    monkeypatch.chdir(made_checkout(tmp_path / "namesake", "kdcore-of-somebody"))  # has the two folders, and is another project
+    assert validation.checkout() == ROOT
+
+
+def test_without_any_checkout_the_folder_must_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(validation, "__file__", str(tmp_path / "site-packages" / "kdcore" / "validation.py"))
+    with pytest.raises(KdcoreError, match="there is no checkout of the repository here: .* --results DIR"):
+        validation.results()
+    assert validation.results("here") == Path("here")
+    made_checkout(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine" / "notebooks")
+    assert validation.checkout() == tmp_path / "mine", "kdcore is installed, and one stands in a checkout"
+
+
+@pytest.mark.parametrize("bad", ["", 3, None, "a\0b", "x" * 5000, b"results", "~nobody-of-this-name/x", ["results"]])
+def test_no_folder(bad):
+    with pytest.raises(KdcoreError):
+        validation.folder(bad)
+
+
+@pytest.mark.parametrize("words", [["plan", "--no-forecast"], ["run", "--quiet"], ["replicate"]])
+def test_a_file_in_the_place_of_the_results_is_refused(words, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.main([words[0], "hinton_mnist", *words[1:], "--results", str(tmp_path / "file" / "below")]) == 1
+    err = capsys.readouterr().err
+    assert "file is not a folder" in err and err.count("\n") == 1
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_trains(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path / "file"))
+    assert cli.main(["run", "hinton_mnist", "--arm", "small", "--seed", "0", "--quiet", "--results", str(tmp_path / "results")]) == 1
+    assert "cannot write" in capsys.readouterr().err and not list(tmp_path.rglob("*.lease"))
+
+
+def test_windows_gets_one_sentence():
+    code = "import sys; sys.platform = 'win32'; from kdcore import cli; sys.exit(cli.main(['plan', 'fsp']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("kdcore: kdcore does not run trials on Windows") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", "plan", "run", "replicate", "report", "check"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0 and shown.startswith(f"usage: kdcore {command}".rstrip())
+    assert "None" not in shown and "==SUPPRESS==" not in shown
+
+
+def test_no_command_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and "replicate" in err and err.splitlines()[-1].startswith("kdcore: error: ")
 
 
 def test_read_only_results(tmp_path, capsys):

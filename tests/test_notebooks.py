@@ -11,7 +11,7 @@ import IPython.display
 import nbformat
 import pytest
 
-from kdcore import cli, notebooks, papers
+from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,15 @@ def test_unknown_parameters_are_refused_before_anything_trains(tmp_path):
         ({"budget": "huge"}, "has no budget 'huge'"),
         ({"engine": "slurm"}, "unknown engine 'slurm'"),
         ({"device": "cuda:9"}, "device 'cuda:9' is not there"),
-        ({"seeds": "three"}, "seeds must be a number or a list"),
+        *(({"seeds": bad}, "seeds must be a number of seeds") for bad in ("three", True, 1.0, {"0": 1}, (n for n in [0]))),
+        *(({"seeds": [bad]}, "a seed must be a whole number") for bad in (-1, "a", 1.5, [0], None, True)),
+        ({"seeds": -1}, "the number of seeds must be"),
+        ({"seeds": []}, "the list of seeds is empty"),
+        *(({"results_dir": bad}, "the folder") for bad in ("", 3, None, ["results"], "a\0b")),
+        ({"results_dir": "README.md"}, "README.md is not a folder"),
+        *(({"budget": bad}, "has no budget") for bad in (None, 3, "", ["smoke"])),
+        *(({"engine": bad}, "unknown engine") for bad in (None, 3, "", ["local"])),
+        *(({"device": bad}, "device .* is none: choose cpu") for bad in (None, 3, "", "cuda:-1", "cuda:٣", ["cpu"])),
     ],
 )
 def test_bad_parameters(changes, complaint, tmp_path):
@@ -150,6 +158,7 @@ def checkout(tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / "notebooks" / "hinton_mnist.ipynb", 4)
     parameters = next(cell for cell in notebook.cells if cell.cell_type == "code")
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(validation, "checkout", lambda: folder)
     monkeypatch.setattr(notebooks.Page, "run", lambda page, quiet: None)
 
     def execute(source):
@@ -203,7 +212,7 @@ def test_workers_need_no_jupyter():
         "import sys, importlib.abc\n"
         "class Block(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] in ('IPython', 'papermill', 'matplotlib', 'pandas', 'seaborn', 'nbformat', 'jinja2'):\n"
+        "        if name.split('.')[0] in ('IPython', 'papermill', 'matplotlib', 'pandas', 'nbformat', 'jinja2', 'pydantic', 'rich'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
         "import kdcore.trials.worker, kdcore.papers.hinton_mnist, kdcore.cli\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from kdcore import data
+from kdcore import data, validation
 from kdcore.errors import KdcoreError
 from kdcore.training import fast_precision
 from kdcore.trials.spec import Cohort, Trial
@@ -28,11 +28,13 @@ def names() -> list[str]:
     return sorted(path.stem for path in HERE.glob("*.yaml"))
 
 
-@lru_cache
 def get(key: str) -> "Paper":
     """The paper of a key. Raises KdcoreError for an unknown one."""
-    if key not in names():
-        raise KdcoreError(f"unknown paper '{key}': choose one of {', '.join(names())}")
+    return _paper(validation.one_of(key, "paper", names()))
+
+
+@lru_cache
+def _paper(key: str) -> "Paper":
     return Paper(key)
 
 
@@ -92,9 +94,7 @@ class Paper:
         return fast_precision(device) if self.sheet["bfloat16"] else "float32"
 
     def budget(self, name: str) -> dict:
-        if name not in self.budgets:
-            raise KdcoreError(f"{self.key} has no budget '{name}': choose one of {', '.join(self.budgets)}")
-        return self.budgets[name]
+        return self.budgets[validation.one_of(name, "budget", self.budgets, start=f"{self.key} has no {{what}} {{value}}")]
 
     def budget_arms(self, budget: str) -> list[str]:
         """The arms that a budget runs, in the order of the sheet."""
@@ -116,8 +116,7 @@ class Paper:
         return self._configs[budget, arm]
 
     def _resolve(self, budget: str, arm: str) -> dict:
-        if arm not in self.arms:
-            raise KdcoreError(f"{self.key} has no arm '{arm}': choose one of {'; '.join(self.arms)}")
+        validation.one_of(arm, "arm", self.arms, start=f"{self.key} has no {{what}} {{value}}")
         config = copy.deepcopy(self.sheet["config"] | self.arms[arm])
         for key, value in self._overrides(budget, arm).items():
             if key != "seeds":

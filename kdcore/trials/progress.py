@@ -11,15 +11,18 @@ class Progress:
     """A ``watch`` for runner.run: trial, seed, stage, epoch, loss, error and ETA of every running job."""
 
     def __init__(self, planned: Plan, quiet: bool = False):
-        from rich.console import Console
-        from rich.live import Live
-
         self.quiet, self.total, self.ended = quiet, len(planned.jobs), 0
         self.several = len({trial.paper for trial in planned.trials}) > 1  # papers: a line then says of which it speaks
-        self.console = Console()
         self.rows: dict[Job, dict] = {}
-        live = self.console.is_terminal and not quiet
-        self.live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4) if live else None
+        self.console = self.live = None
+        try:
+            from rich.console import Console
+            from rich.live import Live
+        except ImportError:  # a bare GPU machine: lines, as in a log
+            return
+        self.console = Console()
+        if self.console.is_terminal and not quiet:
+            self.live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4)
 
     def __enter__(self) -> "Progress":
         if self.live:
@@ -52,7 +55,10 @@ class Progress:
         return (f"{job.cohort.trials[0].paper}: " if self.several else "") + name(job, seed)
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+        if self.console is None:
+            print(line, flush=True)
+        else:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _table(self):
         from rich.table import Table

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from kdcore import papers
+from kdcore import papers, paths, validation
 from kdcore.errors import KdcoreError
 from kdcore.trials.spec import Cohort, Trial
 from kdcore.trials.store import Store
@@ -76,7 +77,7 @@ class Plan:
     records: dict[str, dict]
     jobs: list[Job]
 
-    @property
+    @cached_property
     def done(self) -> list[Trial]:
         return [t for t in self.trials if self.records.get(t.id, {}).get("status") == "done"]
 
@@ -92,15 +93,16 @@ def plan(
 ) -> Plan:
     """The trials of a paper at a budget and what of them is missing in the store.
 
-    arms, seeds: None for all that the budget has. retry_failed: failures count as missing. shard (i, n): the i-th of n
-    equal parts of the missing jobs; teachers that a part needs belong to it, and a lease keeps two parts off one.
-    Raises KdcoreError for an unknown paper, budget or arm.
+    arms, seeds: None for all that the budget has; seeds as ``validation.seeds`` takes them. store: the checkout's own by default.
+    retry_failed: failures count as missing. shard (i, n): the i-th of n equal parts of the missing jobs; teachers that a part
+    needs belong to it, and a lease keeps two parts off one. Time and memory grow linearly with the trials.
+    Raises KdcoreError for an unknown paper, budget or arm, or an argument that ``kdcore.validation`` refuses.
     """
     from kdcore.trials.worker import weights_path
 
-    store = store or Store()
-    found = papers.get(paper)
-    trials = found.trials(budget, arms, seeds)
+    found, (i, n) = papers.get(paper), validation.shard(shard)
+    trials = found.trials(budget, validation.arms(arms), validation.seeds(seeds))
+    store = store or Store(validation.results())
     teachers, pupils = {}, list(trials)
     for pupil in pupils:  # a teacher may have a teacher
         if pupil.teacher and pupil.teacher not in teachers:
@@ -117,7 +119,6 @@ def plan(
         missing = [trial for trial in cohort.trials if not settled(trial)]
         if missing:
             jobs.append(Job(cohort, redo=[trial.id for trial in missing if trial.id in records]))
-    i, n = shard
     jobs = jobs[i - 1 :: n]
     # Teachers come first, and theirs before them: those without a record, and those with one whose weights are not in
     # this machine's cache. A teacher that failed is not run again unasked: its students then say so.
@@ -185,7 +186,13 @@ def run(
     default. time_limit: seconds after which everything pauses at a checkpoint. timeout: seconds that one cohort may take
     before its child is ended and the failure recorded.
     watch: called with each event of each job (started, epoch, ended), from several threads, one at a time.
+    Raises KdcoreError, before anything trains, for a limit, device or folder that cannot be used.
     """
+    validation.precision(precision)
+    jobs, time_limit = validation.jobs(jobs), validation.seconds(time_limit, "the time limit")
+    timeout = validation.seconds(timeout, "the timeout")
+    validation.writable(store.results)
+    validation.writable(paths.cache(), "make it writable, or set KDCORE_CACHE to a folder that is")
     return Engine(planned, store, device, precision, jobs, time_limit, timeout, watch).run()
 
 
@@ -436,13 +443,13 @@ class Worker:
 
 def devices(device: str) -> list[str]:
     """The devices to spread children over: "cuda" means every GPU. Raises KdcoreError where there is none."""
-    if device == "cpu":
+    if validation.device(device) == "cpu":
         return ["cpu"]
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and count:
         return [f"cuda:{i}" for i in range(count)]
-    if device.startswith("cuda:") and device[5:].isdigit() and int(device[5:]) < count:
+    if device != "cuda" and int(device.removeprefix("cuda:")) < count:
         return [device]
     raise KdcoreError(f"device '{device}' is not there (this machine has {count} CUDA devices): use cpu" + (" or cuda" if count else ""))
