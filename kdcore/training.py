@@ -52,6 +52,7 @@ class Stage:
         epochs are over. It must depend on the history alone, so that a resumed run ends where an uninterrupted one does.
     forget: epochs (0, 1, ...) that begin with a fresh optimiser: what it gathered so far, its momentum, is zero again.
     every: epochs from one measurement to the next; the last epoch always has one, and each epoch where ``stop`` asks.
+    first: whether the first epoch has one, too, whatever ``every`` is.
     """
 
     name: str
@@ -73,10 +74,16 @@ class Stage:
     stop: Callable[[list[dict]], bool] | None = None
     forget: Collection[int] = ()
     every: int = 1
+    first: bool = False
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"stage '{self.name}' needs either epochs or steps")
+
+    def measures(self, epoch: int, epochs: int) -> bool:
+        """Whether the epoch with this number (0, 1, ...), of so many, ends with a measurement."""
+        asked = (epoch + 1) % self.every == 0 or (self.first and epoch == 0)
+        return asked or epoch + 1 == epochs or self.stop is not None
 
 
 class Measured(Exception):
@@ -169,7 +176,7 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                     raise TrialFailed(
                         "nan", f"the loss is not finite in epoch {epoch + 1} of stage '{stage.name}': lower the learning rate"
                     )
-                if (epoch + 1) % stage.every == 0 or epoch + 1 == epochs[place] or stage.stop is not None:
+                if stage.measures(epoch, epochs[place]):
                     row |= _evaluated(model, stage.watch or evaluate)
                 history.append(row)
                 if stage.stop is not None and stage.stop(history):
@@ -247,7 +254,8 @@ def _forecast(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict
         _epoch(step, 0, indices[:3])  # the first steps pay for allocation
         count, epochs = min(steps, len(indices)), _epochs(stage, context.seed, number)
         seconds = timed(lambda: _epoch(step, 0, indices[:count]))  # noqa: B023 (called at once)
-        total += seconds / count * (stage.steps or epochs * len(indices)) + math.ceil(epochs / stage.every) * evaluation
+        measured = sum(stage.measures(epoch, epochs) for epoch in range(epochs))
+        total += seconds / count * (stage.steps or epochs * len(indices)) + measured * evaluation
     return total
 
 

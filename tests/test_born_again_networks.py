@@ -205,8 +205,8 @@ def test_every_arm_of_every_budget_runs(budget, arm):
     assert set(result["metrics"]) >= METRICS | {"best_generation_test_error_percent"}
     assert all(np.isfinite(row["loss"]) for row in result["history"])
     assert ("weights" in result) == config["is_teacher"] and ("importance" in result["metrics"]) == (config["objective"] == "CWTM")
-    assert ("divergence_from_teacher" in result["history"][0]) == (config["teacher"] is not None or config["same_object"])
-    assert ("gradient_true_class" in result["history"][0]) == (config["objective"] == "BAN")
+    assert ("divergence_from_teacher" in result["history"][-1]) == (config["teacher"] is not None or config["same_object"])
+    assert ("gradient_true_class" in result["history"][-1]) == (config["objective"] == "BAN")
     assert isinstance(context.stages[0].rule([torch.nn.Parameter(torch.ones(1))]), torch.optim.Adam) == ("ResNet" in arm)
     json.dumps([result["metrics"], result["history"]], allow_nan=False)
 
@@ -529,4 +529,7 @@ def test_figures_from_records():
     assert list(sizes.lines[1].get_ydata()) == [0.5, 0.25] and list(share.lines[0].get_ydata()) == pytest.approx([2 / 7] * 2)
     assert share.lines[0].get_color() == sizes.lines[0].get_color() != sizes.lines[1].get_color()
     assert set(ban.figures(records)) == {"dark_knowledge", "importance"}, "half of the comparison is none"
+    seldom = record(CHAIN.format("BAN"), [{}, {key: 3 * value for key, value in parts[1].items()}])  # the last epoch alone
+    (other, *_) = (line for ax in ban.figures([records[0], seldom])["dark_knowledge"]().axes[:1] for line in ax.lines[1:])
+    assert (list(other.get_xdata()), list(other.get_ydata())) == ([2], [0.5]), "the mean of 0.25 and 0.75"
     assert figures.svg(drawn["importance"]()) == figures.svg(drawn["importance"]())

@@ -501,3 +501,13 @@ def test_a_long_title_stays_inside_its_figure():
     box = figure._suptitle.get_window_extent()
     assert figure.get_suptitle().replace("\n", " ") == f"{title} (budget paper)"
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+def test_learning_curves_of_seeds_that_were_measured_at_other_epochs():
+    """The mean is over the same epochs of each: those where all were measured."""
+    often = [{"error": float(epoch)} for epoch in range(1, 7)]
+    seldom = [{}, {}, {"error": 13.0}, {}, {}, {"error": 16.0}]
+    records = [{"history": often}, {"history": seldom}, {"history": [{}]}]
+    epochs, values = figures._histories(records, "error")
+    assert (epochs.tolist(), values.tolist()) == ([3, 6], [[3.0, 6.0], [13.0, 16.0]])
+    assert figures._histories(records[2:], "error") is None

@@ -96,6 +96,8 @@ def test_an_evaluation_every_so_many_epochs():
     assert ["test_error_percent" in row for row in fit(net, stages, evaluate)] == [False, False, True, False, False, True, True]
     net, stages, evaluate = problem(epochs=7, every=3, stop=lambda history: len(history) == 2)
     assert ["test_error_percent" in row for row in fit(net, stages, evaluate)] == [True, True], "what may end a stage must be known"
+    net, stages, evaluate = problem(epochs=5, every=3, first=True)
+    assert ["test_error_percent" in row for row in fit(net, stages, evaluate)] == [True, False, True, False, True]
 
 
 def test_fused_training_equals_a_plain_float64_loop():

@@ -96,6 +96,7 @@ def _stages(vision: Vision, method: Method, watch: Callable[[], dict]) -> list[S
     config = vision.config
     before, last = map(int, config["epochs"].split("+"))
     *first, classification = method.phases
+    tests, seen = len(vision.test_labels), 0 if watch is dict else len(spread(len(vision.test_labels), WATCHED))
     optimiser = {"momentum": config["momentum"], "weight_decay": config["weight_decay"], "nesterov": True}
 
     def stage(phase: methods.Phase, epochs: int, drops: list[int], factor: float, **options) -> Stage:
@@ -105,9 +106,12 @@ def _stages(vision: Vision, method: Method, watch: Callable[[], dict]) -> list[S
         forget = drops if config["fresh_optimiser"] else ()
         return vision.stage(method, phase, schedule, epochs=epochs, optimiser=optimiser, forget=forget, **options)
 
-    stages = [stage(phase, before, _after([75], before), config["first_drop"], watch=watch) for phase in first]
+    # the sides after the first epoch are a result
+    watched = {"watch": watch, "measured": (seen, seen), "first": True}
+    stages = [stage(phase, before, _after([75], before), config["first_drop"], **watched) for phase in first]
     epochs = last if first else before + last
-    return [*stages, stage(classification, epochs, _after([30, 60, 80], epochs), config["drop"], every=config["evaluate_every"])]
+    measured = {"every": config["evaluate_every"], "measured": (tests + seen, seen), "first": seen > 0 and not first}
+    return [*stages, stage(classification, epochs, _after([30, 60, 80], epochs), config["drop"], **measured)]
 
 
 def _after(shares: list[int], epochs: int) -> list[int]:

@@ -19,7 +19,7 @@ from kdcore.errors import Paused
 from kdcore.methods import Knowledge
 from kdcore.models import count_parameters
 from kdcore.models.shallow import PatchFeatures, parse, scaled
-from kdcore.papers.vision import Vision
+from kdcore.papers.vision import Vision, cadence
 from kdcore.training import Context, Measured, Stage, seed_of
 
 VERSION = 1
@@ -90,7 +90,8 @@ def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> li
         cases, table, whole = cases.labelled(), None, Ensemble(nets) if len(nets) > 1 else nets[0]
         students = [methods.plain(net) for net in nets]
 
-    history = context.fit(nn.ModuleList(students), [_stage(config, students, cases, table)], lambda: vision.evaluate(whole))
+    stage = _stage(config, students, cases, table, len(vision.test_labels))
+    history = context.fit(nn.ModuleList(students), [stage], lambda: vision.evaluate(whole))
     measured = vision.measure(whole, history)
     measured["parameters_millions"] = sum(map(count_parameters, nets)) / 1e6
     measured["hidden_units"] = sum(net.hidden_units for net in nets)
@@ -156,8 +157,11 @@ def _known(teacher: dict | None, context: Context, cases: int, tests: int, class
     return {key: value[:members].mean(0).to(context.device) for key, value in teacher.items()}
 
 
-def _stage(config: dict, students: list[methods.Method], cases: Cases, table: Tensor | None) -> Stage:
-    """All epochs as one stage. Several nets train side by side, each in its own order, and their losses are a vector."""
+def _stage(config: dict, students: list[methods.Method], cases: Cases, table: Tensor | None, tests: int) -> Stage:
+    """All epochs as one stage. Several nets train side by side, each in its own order, and their losses are a vector.
+
+    tests: images that a measurement shows to each net.
+    """
     size = config["batch_size"]
     count = len(cases.labels) // size
     steps = config["epochs"] * count
@@ -178,7 +182,8 @@ def _stage(config: dict, students: list[methods.Method], cases: Cases, table: Te
         return {"lr": config["lr"] * (1 - (1 - config["lr_end"]) * step / steps)}
 
     optimiser = {"momentum": config["momentum"], "weight_decay": config["weight_decay"]}
-    return Stage("train", None, indices, loss, schedule, optimiser, steps=steps)
+    every = cadence(config["epochs"], (3 * steps * size, 0), (tests, 0))
+    return Stage("train", None, indices, loss, schedule, optimiser, steps=steps, every=every)
 
 
 def _features(config: dict, context: Context) -> dict:

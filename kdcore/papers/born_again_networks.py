@@ -139,6 +139,8 @@ def _stage(vision: Vision, method: Method, net: nn.Module, guide: nn.Module | No
         return values | ({"hard_weight": 1.0, "soft_weight": 0.0} if epoch < epochs else {"hard_weight": 1 - soft, "soft_weight": soft})
 
     optimiser = {key: config[key] for key in ("momentum", "nesterov") if config["rule"] == "sgd"} | {"weight_decay": config["weight_decay"]}
+    tests, trains = (len(spread(len(labels), WATCHED)) for labels in (vision.test_labels, vision.train_labels))
+    measured = len(vision.test_labels) + (tests if guide is not None else 0) + (trains if config["objective"] == "BAN" else 0)
     stage = vision.stage(
         method,
         method.phases[0],
@@ -148,6 +150,8 @@ def _stage(vision: Vision, method: Method, net: nn.Module, guide: nn.Module | No
         optimiser=optimiser,
         table=_table(vision, guide),
         cases=rest,
+        # where a generation is the epoch of the least loss, each is a candidate, whatever that costs: it is the protocol
+        measured=(0 if config["chosen_on"] else measured, 0),
     )
     drawn = stage.indices
     # a generation is a new seed: its batches are its own, too
@@ -337,11 +341,11 @@ def figures(records: list[dict]) -> dict:
 
 def _light(histories: list[list[dict]]) -> dict:
     """The parts of BAN's gradient against the epoch, means over seeds, and how much of the first two is the true class's."""
-    true, others, labels = (
-        [sum(row[key] for row in rows) / len(rows) for rows in zip(*histories, strict=True)]
-        for key in ("gradient_true_class", "gradient_other_classes", "gradient_labels")
-    )
-    epochs, share = range(1, len(true) + 1), [one / (one + other) for one, other in zip(true, others, strict=True)]
+    keys = ("gradient_true_class", "gradient_other_classes", "gradient_labels")
+    # epochs that were measured in every seed
+    measured = [(epoch, rows) for epoch, rows in enumerate(zip(*histories, strict=True), 1) if all(keys[0] in row for row in rows)]
+    true, others, labels = ([sum(row[key] for row in rows) / len(rows) for _, rows in measured] for key in keys)
+    epochs, share = [epoch for epoch, _ in measured], [one / (one + other) for one, other in zip(true, others, strict=True)]
     sizes = {"true class, teacher": (epochs, true), "other classes, teacher": (epochs, others), "true class, labels": (epochs, labels)}
     return {"size of the gradient": sizes, "share": {"true class, teacher": (epochs, share)}}
 

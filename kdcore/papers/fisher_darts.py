@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdcore import data, fisher, losses, methods, metrics, models
 from kdcore.models.darts import GENOTYPES, Darts, MixedDarts, auxiliary_head
 from kdcore.models.densenet import DenseNet
-from kdcore.papers.vision import Vision, parts, spread, weights_of
+from kdcore.papers.vision import Vision, cadence, parts, spread, weights_of
 from kdcore.search import Search
 from kdcore.training import Context, Stage, seed_of
 
@@ -264,6 +264,8 @@ def _search(vision: Vision) -> dict:
         lr = rates(config, epoch)["lr"]
         return {"lr": lr, "rate": lr}
 
+    size = min(config["batch_size"], halves.shape[1])
+    shown = config["epochs"] * (halves.shape[1] // size) * size  # of each half
     stage = Stage(
         "search",
         config["epochs"],
@@ -274,6 +276,8 @@ def _search(vision: Vision) -> dict:
         parameters=list(net.parameters()),
         knobs={"rate": search.rate},
         clip=config["clip"],
+        # a step is one of the weights and one of the architecture, each on its half
+        every=cadence(config["epochs"], (2 * 3 * shown, 0), (halves.shape[1], 0), config["evaluate_every"]),
     )
     history = vision.context.fit(search, [stage], partial(_held_out_error, vision, net, halves[1].to(device)))
     missed = metrics.wrong(vision.logits(net, vision.test_views), vision.test_labels)

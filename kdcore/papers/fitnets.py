@@ -89,7 +89,7 @@ def _stages(vision: Vision, method: Method, guide: nn.Module | None) -> list[Sta
     config, seed, first = vision.config, vision.context.seed, method.phases[0]
     tested = spread(len(vision.test_labels), WATCHED)
     watch = partial(_hint_loss, "test_hint_loss", first, vision.test_views, vision.test_labels, tested)
-    hint = partial(_stage, vision, method, first, config["hint_epochs"])
+    hint = partial(_stage, vision, method, first, config["hint_epochs"], measured=(len(tested), len(tested)))
     stages = []
     if config["method"] == "fitnets" and config["holdout"]:
         order = torch.randperm(len(vision.train_labels), generator=torch.Generator().manual_seed(seed_of(seed, "holdout")))

@@ -40,9 +40,12 @@ def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> li
     before = _matrices(vision, nets[0]) if config["keep_matrices"] else None
 
     endings = [""] if len(nets) == 1 else [f", net {k}" for k in range(1, len(nets) + 1)]  # of the names of their stages
-    stages = []
+    stages, shown = [], len(vision.test_labels)
+    if config["method"] == "fsp":
+        shown += len(spread(shown, WATCHED))
     for net, method, ending in zip(nets, learners, endings, strict=True):
-        stages += [_stage(vision, method, phase, config, ending, watch=_watch(vision, net, guide, config)) for phase in method.phases]
+        options = {"watch": _watch(vision, net, guide, config), "measured": (shown, 0)}
+        stages += [_stage(vision, method, phase, config, ending, **options) for phase in method.phases]
     if config["keep_matrices"]:
         stages[0].at_end = lambda: {"fsp_matrices": _matrices(vision, nets[0])}
     history = context.fit(learners[0] if len(nets) == 1 else nn.ModuleList(learners), stages, dict)

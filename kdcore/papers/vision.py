@@ -1,5 +1,6 @@
 """What a trial on coloured images needs, whatever the paper: data, views, networks, evaluation, metrics."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
@@ -13,6 +14,7 @@ from kdcore.methods import Knowledge, Method, Phase, freeze
 from kdcore.models import Network
 from kdcore.training import Context, Stage, seed_of
 
+SHARE = 10  # training costs at least so many times what is measured between its epochs
 EVALUATED = {"cpu": 64, "cuda": 1000}  # images at a time: small enough for a CPU's cache, large enough to fill a GPU
 
 
@@ -84,12 +86,16 @@ class Vision:
         *,
         table: Callable[[Tensor, Tensor], Tensor] | None = None,
         cases: Tensor | None = None,
+        every: int = 1,
+        measured: tuple[int, int] | None = None,
         **options,
     ) -> Stage:
         """A phase of a method as a stage of ``fit``; options: what ``Stage`` takes (epochs or steps, optimiser, ...).
 
         table: (index, x) -> logits, such as a LogitTable: stands for the teacher, where its logits alone are asked for;
-        cases: as in ``indices``.
+        cases: as in ``indices``; every: epochs from one measurement to the next, more where they would cost more than a tenth
+        of training (``cadence``); measured: how many images a measurement shows to the student and to the teacher, the test
+        set and none for None.
         """
         side = self.config.get("cutout", 0)
 
@@ -101,7 +107,22 @@ class Vision:
             return phase.loss(x, self.train_labels[index[:, 0]], knowledge)
 
         options = {"name": phase.name, "epochs": None, "parameters": phase.parameters} | options
-        return Stage(indices=lambda generator: self.indices(generator, cases), loss=loss, schedule=schedule, knobs=method.knobs, **options)
+        count = len(self.train_labels if cases is None else cases)
+        size = min(self.config["batch_size"], count)
+        epochs, steps = options["epochs"], options.get("steps")
+        if epochs is None:
+            epochs = math.ceil(steps / (count // size))
+        else:
+            steps = epochs * (count // size)
+        every = cadence(
+            epochs,
+            trained=(3 * steps * size, 0 if phase.nets[1] is None or table is not None else steps * size),
+            measured=(len(self.test_labels), 0) if measured is None else measured,
+            every=every,
+            first=options.get("first", False),
+        )
+        options |= {"knobs": method.knobs, "every": every}
+        return Stage(indices=lambda generator: self.indices(generator, cases), loss=loss, schedule=schedule, **options)
 
     def logits(self, net: nn.Module, views: Views) -> Tensor:
         """[N, classes] of the images themselves, in eval mode and float32."""
@@ -115,7 +136,8 @@ class Vision:
         return {"test_error_percent": 100 * metrics.wrong(self.logits(net, self.test_views), self.test_labels).double().mean()}
 
     def measure(self, net: nn.Module, history: list[dict], top: int | None = None) -> dict:
-        """The classification metrics of a trained net, at the last epoch; the best epoch's error beside them.
+        """The classification metrics of a trained net, at the last epoch; beside them ``best_test_error_percent``, the least error
+        at any epoch that was measured (not every one is, see ``cadence``): no result of ours is chosen by it.
 
         top: also the share of test images whose label is not among so many largest logits.
         """
@@ -138,6 +160,23 @@ class Vision:
 def _whitening(name: str, device: str) -> ZCA:
     """Fitted to all training images of a data set, a share of them or not."""
     return ZCA().fit(global_contrast_normalise(data.load(name).train_images.to(device)))
+
+
+def cadence(epochs: int, trained: tuple[int, int], measured: tuple[int, int], every: int = 1, first: bool = False) -> int:
+    """Epochs from one measurement to the next, at least ``every``, so that they cost no more than a tenth of training.
+
+    trained, measured: passes of an image through the student and through the teacher, in all epochs of training and in one
+    measurement. A step of training is three passes through the student: forward, and backward twice as much. Each of the two
+    keeps the tenth for itself, so that it is kept however much larger the teacher is. first: the first epoch is measured, too.
+
+    A count, no timing: the history has the same rows on every machine. The last epoch is always measured; where the whole
+    stage trains less than ten times what one measurement costs, it is the only one.
+    """
+    for chosen in range(every, epochs):
+        count = math.ceil(epochs / chosen) + (first and chosen > 1)
+        if all(SHARE * count * once <= each for each, once in zip(trained, measured, strict=True)):
+            return chosen
+    return max(every, epochs)
 
 
 def parts(cases: Tensor) -> tuple[Tensor, ...]:

@@ -799,16 +799,12 @@ def _drawn(figure: Figure, **options) -> bytes:
 
 
 def _histories(records: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Epochs [n] and values [seeds, n] of the records that have the metric; None where none has it."""
-    found = []
-    for record in records:
-        places = [i for i, row in enumerate(record["history"]) if metric in row]
-        if places:
-            found.append((places, [float(np.mean(record["history"][i][metric])) for i in places]))
-    if not found:
-        return None
-    shortest = min(found, key=lambda each: len(each[0]))[0]
-    return np.array(shortest) + 1, np.array([values[: len(shortest)] for _, values in found])
+    """Epochs [n] and values [seeds, n] of the records that have the metric, at the epochs where each of them has it; None
+    where none has it."""
+    found = [{i: float(np.mean(row[metric])) for i, row in enumerate(record["history"]) if metric in row} for record in records]
+    found = [values for values in found if values]
+    places = [i for i in found[0] if all(i in values for values in found)] if found else []
+    return (np.array(places) + 1, np.array([[values[i] for i in places] for values in found])) if places else None
 
 
 def _measures(records_by_arm: dict[str, list[dict]]) -> list[str]:
