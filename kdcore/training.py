@@ -6,8 +6,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,6 +119,14 @@ class Context:
     deadline: float = math.inf
     probe: bool = False
     started: float = field(default_factory=time.monotonic)
+    say: Callable[[str], None] = warnings.warn  # one line that whoever runs this should read
+    eager: str | None = None  # why steps on a GPU are no CUDA graph, once they are not
+
+    def without_graph(self, why: str) -> None:
+        """Keep why a stage's steps are no CUDA graph, and say it: once, since the stages of a run tend to share the reason."""
+        if self.eager is None:
+            self.eager = why
+            self.say(why)
 
     @property
     def seconds(self) -> float:
@@ -163,7 +172,7 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                 continue
             if done == first and stage.at_start is not None:
                 stage.at_start()
-            step = Step(model, stage, context.device, context.precision)
+            step = Step(model, stage, context.device, context.precision, context.without_graph)
             if done > first:
                 step.load(optimiser_state)
             for epoch in range(done - first, epochs[place]):
@@ -224,8 +233,8 @@ def _epoch(step: "Step", epoch: int, indices: Tensor) -> float | list[float]:
         if stage.steps is not None:
             step.set(stage.schedule(number))
         loss = step(index)
-        # stays on the device: the host reads one number an epoch
-        total = loss.double() if total is None else total.add_(loss)
+        # stays on the device: the host reads one number an epoch; a copy, since a graph writes each loss to the same place
+        total = loss.to(torch.float64, copy=True) if total is None else total.add_(loss)
     return (total / len(rows)).tolist()
 
 
@@ -250,7 +259,8 @@ def _forecast(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict
     total, usual = 0.0, timed(lambda: _evaluated(model, evaluate))
     for number, stage in enumerate(stages):
         evaluation = usual if stage.watch is None else timed(lambda: _evaluated(model, stage.watch))  # noqa: B023 (called at once)
-        step, indices = Step(model, stage, context.device, context.precision), _draw(stage, context.seed, number, 0)
+        step = Step(model, stage, context.device, context.precision, context.without_graph)
+        indices = _draw(stage, context.seed, number, 0)
         _epoch(step, 0, indices[:3])  # the first steps pay for allocation
         count, epochs = min(steps, len(indices)), _epochs(stage, context.seed, number)
         seconds = timed(lambda: _epoch(step, 0, indices[:count]))  # noqa: B023 (called at once)
@@ -259,11 +269,15 @@ def _forecast(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict
     return total
 
 
-class Step:
-    """One update of a stage: loss, gradient, optimiser. On a GPU the whole step is one CUDA graph."""
+WARM_UP = 3  # eager steps before a graph is recorded, as torch.cuda.make_graphed_callables takes
 
-    def __init__(self, model: nn.Module, stage: Stage, device: str, precision: str = "float32"):
-        self.model, self.stage, self.device = model, stage, device
+
+class Step:
+    """One update of a stage: loss, gradient, optimiser. On a GPU the whole step is one CUDA graph; where that cannot be recorded
+    the steps run one kernel at a time, and ``say`` hears why."""
+
+    def __init__(self, model: nn.Module, stage: Stage, device: str, precision: str = "float32", say: Callable[[str], None] = warnings.warn):
+        self.model, self.stage, self.device, self.say = model, stage, device, say
         self.half = precision == "bfloat16"
         self.parameters = list(model.parameters() if stage.parameters is None else stage.parameters)
         self.cuda = device.startswith("cuda")
@@ -274,9 +288,12 @@ class Step:
             {"params": [p for p, own in zip(self.parameters, factors, strict=True) if own == factor], "lr": self._rate()}
             for factor in self.factors
         ]
-        speed = {"fused": True} if stage.rule is torch.optim.SGD else {"capturable": self.cuda}
+        # Capturable: the count of steps is a tensor on the GPU. The rules' loop over single tensors would read the rate on the
+        # host and freeze it in the graph; their foreach kernels do not (torch.optim.RMSprop says so), nor does fused SGD.
+        speed = {"fused": True} if stage.rule is torch.optim.SGD else {"capturable": True, "foreach": True} if self.cuda else {}
         self.optimiser = stage.rule(groups, lr=self._rate(), **speed, **stage.optimiser)
-        self.graph, self.values = None, {}
+        self.graph, self.stream, self.values = None, None, {}
+        self.eager = not self.cuda
 
     def _rate(self) -> Tensor | float:
         return torch.zeros((), device=self.device) if self.cuda else 0.0
@@ -300,11 +317,12 @@ class Step:
         self.values = dict(values)
 
     def __call__(self, index: Tensor) -> Tensor:
-        """One step on one row of indices; the loss before the update, detached."""
-        if not self.cuda:
+        """One step on one row of indices; the loss before the update, detached. The next step may overwrite it."""
+        if not self.eager and (self.graph is None or (index.shape, index.dtype) != (self.static_index.shape, self.static_index.dtype)):
+            with torch.cuda.device(self.device):  # streams and generator are those of the current one
+                self._capture(index)
+        if self.eager:
             return self._eager(index)
-        if self.graph is None:
-            return self._capture(index)
         self.static_index.copy_(index)
         self.graph.replay()
         return self.static_loss
@@ -313,60 +331,87 @@ class Step:
         # no cache of cast weights: each is used once a step, and a captured graph must not read an old cast
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half, cache_enabled=False):
             loss = self.stage.loss(index)
+        # None, not zero: the backward pass allocates the gradients anew, in the graph's own memory while it is recorded
         self.optimiser.zero_grad(set_to_none=True)
         loss.sum().backward()
         if self.stage.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.stage.clip)
+            nn.utils.clip_grad_norm_(self.parameters, self.stage.clip)  # without error_if_nonfinite it never asks the device
         self.optimiser.step()
         if self.stage.after_step is not None:
             self.stage.after_step()
         return loss.detach()
 
-    def _capture(self, index: Tensor) -> Tensor:
-        """The first steps run eagerly on a side stream, as capture asks for; they are real steps' worth of work, so
-        weights and momentum are put back before the one step that counts."""
-        self.static_index = index.clone()
-        before = [p.detach().clone() for p in self.parameters]
-        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
-        momenta = self.state()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._eager(self.static_index)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+    def _capture(self, index: Tensor) -> None:
+        """Record a step as a CUDA graph. Weights, buffers, momenta and the random state are afterwards as they were before,
+        whether it succeeds or not; where it does not, ``eager`` is set.
+
+        The first time, three steps run eagerly before: libraries choose their kernels and take their workspaces, and the
+        optimiser makes its momenta, none of which may happen while a graph is recorded. (SGD's first update has momentum =
+        gradient, that from a momentum of zeros has 0 * factor + gradient: with no dampening, which nothing here sets, they are
+        equal. Adam's and RMSprop's moments and counts begin with zeros.) A graph that another momentum makes necessary needs
+        no such steps. Both happen on a stream of their own, as capture asks for, on which gradients are accumulated, too; recorded
+        steps do not run. BatchNorm's count of batches is a buffer that the graph moves; ``after_step`` is part of the graph.
+
+        Dropout in a graph reads seed and offset from tensors that each replay fills from the default generator's, which is
+        registered with every graph: ``torch.manual_seed`` at the start of an epoch holds for replays, and these draw what
+        eager steps would. What the first steps took from it is given back, so that a resumed run, which records its graph in
+        another epoch, draws the same.
+        """
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        noise, offset = generator.clone_state(), generator.get_offset()
+        current = torch.cuda.current_stream()
+        torch.cuda.synchronize()  # an older graph may still be running
+        self.graph = None
+        first = self.stream is None or index.shape != self.static_index.shape
+        self.stream, self.static_index = self.stream or torch.cuda.Stream(), index.clone()
+        moved = list({id(t): t for t in (*self.parameters, *self.model.parameters(), *self.model.buffers())}.values())
+        before, momenta = [tensor.detach().clone() for tensor in moved], self.state()
+        self.stream.wait_stream(current)
+        if first:
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARM_UP):
+                    self._eager(self.static_index)
+        current.wait_stream(self.stream)
         self.optimiser.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
-            self.static_loss = self._eager(self.static_index)
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                self.static_loss = self._eager(self.static_index)
+        except RuntimeError as error:
+            self.eager = True
+            # A recording that breaks off leaves its stream in force, the generator in the belief that it still records
+            # (dropout would raise "Offset increment outside graph capture"), and the allocator likewise.
+            torch.cuda.set_stream(current)
+            generator.graphsafe_set_state(noise)
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            self.optimiser.zero_grad(set_to_none=True)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+        else:
+            self.graph = graph
+            generator.set_offset(offset)
         with torch.no_grad():
-            for parameter, value in zip(self.parameters, before, strict=True):
-                parameter.copy_(value)
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(buffers[name])
-            for i, parameter in enumerate(self.parameters):
-                for key, value in self.optimiser.state[parameter].items():
-                    if isinstance(value, Tensor):
-                        old = momenta.get(f"optimiser.{i}.{key}")
-                        value.copy_(old) if old is not None else value.zero_()
-        self.graph = graph
-        return self(index)
+            for tensor, value in zip(moved, before, strict=True):
+                tensor.copy_(value)
+        for name, value in self._momenta():
+            value.copy_(momenta[name]) if name in momenta else value.zero_()
+        if self.eager:
+            self.say(f"stage '{self.stage.name}' trains without a CUDA graph, slower: its step cannot be recorded ({reason})")
+
+    def _momenta(self) -> Iterator[tuple[str, Tensor]]:
+        for i, parameter in enumerate(self.parameters):
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    yield f"optimiser.{i}.{key}", value
 
     def state(self) -> dict[str, Tensor]:
         """The optimiser's tensors by name, copied."""
-        return {
-            f"optimiser.{i}.{key}": value.detach().clone()
-            for i, parameter in enumerate(self.parameters)
-            for key, value in self.optimiser.state.get(parameter, {}).items()
-            if isinstance(value, Tensor)
-        }
+        return {name: value.detach().clone() for name, value in self._momenta()}
 
     def forget(self) -> None:
         """A fresh optimiser, in place: a captured graph goes on with it."""
-        for state in self.optimiser.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
+        for _, value in self._momenta():
+            value.zero_()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what ``state`` gave."""

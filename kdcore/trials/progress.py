@@ -43,6 +43,8 @@ class Progress:
                 row["said"] = time.monotonic()
                 stage, epoch, loss, error, left = _cells(row)
                 self._say(f"{self._name(job)}: {stage} {epoch}, loss {loss}, {error} % error, {left} left")
+        elif event["event"] == "said":
+            self._say(f"{self._name(job)}: {event['message']}")
         elif event["event"] == "ended" and event["status"] != "busy":
             now = time.monotonic()
             seconds = now - self.rows.pop(job, {"started": now})["started"]  # no start: another runner had recorded it

@@ -25,7 +25,8 @@ class Cost(Model):
 
 class Environment(Model):
     """Where a trial ran. precision: of the products in training, float32 in records without it; teacher_processor: what the teacher
-    was trained on (a processor's or GPU's name), None without a teacher and in records from before it was written down."""
+    was trained on (a processor's or GPU's name), None without a teacher and in records from before it was written down.
+    without_graph: why steps on a GPU were no CUDA graph, where they were none."""
 
     python: Text
     torch: Text = "unknown"
@@ -37,6 +38,7 @@ class Environment(Model):
     commit: Text = "unknown"
     precision: Literal["float32", "bfloat16"] = "float32"
     teacher_processor: Text | None = None
+    without_graph: Text | None = None
 
 
 class Data(Model):

@@ -91,7 +91,15 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
     precision = papers.get(first.paper).precision(device, precision)
     folder = checkpoint_folder(cohort, precision)
     reset_peak_memory(device)
-    context = Context(device, precision, first.seed, folder, report=lambda row: send("epoch", **row), deadline=deadline)
+    context = Context(
+        device,
+        precision,
+        first.seed,
+        folder,
+        report=lambda row: send("epoch", **row),
+        deadline=deadline,
+        say=lambda line: send("said", message=line),
+    )
 
     def put(status: str, results: list[dict]) -> None:
         cost = {
@@ -101,7 +109,9 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
         }
         for trial, result in zip(cohort.trials, results, strict=True):
             if trial.id in wanted:
-                store.put(record(trial, status, result, cost, precision))
+                made = record(trial, status, result, cost, precision)
+                made["environment"] |= {"without_graph": context.eager} if context.eager else {}
+                store.put(made)
 
     try:
         teacher = None if first.teacher is None else load_weights(first.teacher)
