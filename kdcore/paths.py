@@ -1,12 +1,18 @@
-"""Where things live, and how a file is written so that a crash never tears it."""
+"""Where things live, how a file is written so that a crash never tears it, and how a damaged one is noticed."""
 
+import contextlib
 import errno
+import hashlib
+import json
 import os
-import tempfile
+import platform
+import re
+import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kdcore.errors import KdcoreError
+from kdcore.errors import Damaged, KdcoreError
 
 
 def cache() -> Path:
@@ -22,35 +28,134 @@ def data() -> Path:
 def write_atomically(path: Path, write: Callable[[str], None]) -> None:
     """Call ``write(temporary)``, then put the temporary file in ``path``'s place: a reader sees the old file or the new.
 
-    Raises KdcoreError when the disk is full or the folder cannot be written.
+    The first write into a folder removes what killed processes left there. Raises KdcoreError when the disk is full or the
+    folder cannot be written.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        write(temporary)
+        if path.parent not in _swept:
+            _swept.add(path.parent)
+            clear_temporaries(path.parent)
+        temporary = path.with_name(f".tmp-{os.getpid()}-{HOST}-{secrets.token_hex(4)}{path.suffix}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # as the umask has it
+        write(str(temporary))
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except Exception as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        # safetensors wraps an OSError in its own class and keeps only the words
-        if isinstance(error, OSError) or "os error" in str(error).lower():
-            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            cure = "free some disk space" if full else "make the folder writable"
-            raise KdcoreError(f"cannot write {path} ({error}): {cure} and run the same command again") from error
+    except BaseException as error:  # Ctrl-C too leaves nothing behind
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise KdcoreError(f"cannot write {path} ({error}): {cure(error)} and run the same command again") from error
         raise
+
+
+HOST = re.sub(r"\W", "_", platform.node())
+_swept: set[Path] = set()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` (UTF-8) atomically."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` atomically."""
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in ``folder``."""
+    """Remove the temporary files that killed processes left in ``folder``; those of other machines when they are a day old."""
     for stray in folder.glob(".tmp-*"):
-        stray.unlink(missing_ok=True)
+        own = re.match(rf"\.tmp-(\d+)-{HOST}-", stray.name)
+        with contextlib.suppress(OSError):
+            if (not _alive(int(own[1]))) if own else time.time() - stray.stat().st_mtime > 86400:
+                stray.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
+
+
+def cure(error: OSError) -> str:
+    """What to do about a file or folder that cannot be written or locked."""
+    return _CURES.get(error.errno, "see to that")
+
+
+_CURES = (
+    dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable")
+    | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some disk space")
+    | dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move away what stands where a folder or file belongs")
+    | dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)")
+    | dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL),
+        "this file system keeps no locks, so put --results and KDCORE_CACHE on a local disk, or mount it with locks,",
+    )
+    | {errno.ENAMETOOLONG: "choose a shorter path", errno.EIO: "check the disk"}
+)
+
+
+def save_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> None:
+    """Write tensors (contiguous, on the CPU) and words as a safetensors file that holds the digest of both."""
+    from safetensors.torch import save
+
+    write_bytes(path, save(tensors, metadata | {"digest": _digest(tensors, metadata)}))
+
+
+def load_tensors(path: Path, **belongs: str) -> tuple[dict, dict[str, str]]:
+    """(tensors, metadata) of a file of ``save_tensors``.
+
+    belongs: what the metadata must say, such as whose file it is. Raises Damaged where that or the digest is wrong, after the file
+    was moved aside; KdcoreError where it cannot be read at all.
+    """
+    from safetensors import safe_open
+
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise KdcoreError(f"cannot read {path} ({error.strerror}): make it readable and run the same command again") from error
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata())
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if metadata.pop("digest") != _digest(tensors, metadata):
+            raise ValueError("its contents have another digest than it says")
+        if wrong := [key for key, value in belongs.items() if metadata.get(key) != value]:
+            raise ValueError(f"it belongs to another {wrong[0]}")
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever safetensors, or Python, makes of a broken header
+        words = str(error) if type(error) is ValueError else "it cannot be read, or has no digest"
+        raise Damaged(f"{path} is damaged ({words}) and was moved to {set_aside(path).name}") from error
+    return tensors, metadata
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to NAME.damaged (or .damaged-2, ...): it is never used and never deleted. Returns the new path."""
+    places = (path.with_name(f"{path.name}.damaged{number}") for number in ("", *(f"-{n}" for n in range(2, 1000))))
+    target = next(place for place in places if not place.exists())
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:  # another process was faster
+        pass
+    except OSError as error:
+        raise KdcoreError(f"{path} is damaged and cannot be moved aside ({error.strerror}): {cure(error)} or delete it") from error
+    return target
+
+
+def _digest(tensors: dict, metadata: dict[str, str]) -> str:
+    """sha256 of names, dtypes, shapes and bytes of tensors, and of metadata."""
+    import torch
+
+    heads = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in sorted(tensors.items())]
+    sha = hashlib.sha256(json.dumps([heads, metadata], sort_keys=True).encode())
+    for _, tensor in sorted(tensors.items()):
+        sha.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()

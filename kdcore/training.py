@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import signal
 import time
 import warnings
@@ -11,12 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdcore import paths
-from kdcore.errors import KdcoreError, Paused, TrialFailed
+from kdcore.errors import Damaged, Paused, TrialFailed
 
 
 def seed_of(*parts) -> int:
@@ -107,6 +109,10 @@ def fast_precision(device: str) -> str:
     return "bfloat16" if words & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])  # of this process and of the children that it has waited for, in user and system
+
+
 @dataclass
 class Context:
     """What surrounds a run: where it computes, saves, reports, and when it must pause."""
@@ -119,6 +125,8 @@ class Context:
     deadline: float = math.inf
     probe: bool = False
     started: float = field(default_factory=time.monotonic)
+    cpu_started: float = field(default_factory=_cpu_seconds)
+    earlier: tuple[float, float] = (0.0, 0.0)  # seconds and CPU seconds of the runs that were interrupted
     say: Callable[[str], None] = warnings.warn  # one line that whoever runs this should read
     eager: str | None = None  # why steps on a GPU are no CUDA graph, once they are not
 
@@ -131,7 +139,45 @@ class Context:
     @property
     def seconds(self) -> float:
         """Time spent on this run so far, in this process and in those that were interrupted."""
-        return time.monotonic() - self.started
+        return time.monotonic() - self.started + self.earlier[0]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The same in seconds of processors, all threads and child processes together: what else runs here does not matter."""
+        return _cpu_seconds() - self.cpu_started + self.earlier[1]
+
+    def spent(self) -> dict[str, str]:
+        """Seconds so far, as metadata of what is saved."""
+        return {"seconds": str(self.seconds), "cpu_seconds": str(self.cpu_seconds)}
+
+    def resume(self, metadata: Mapping[str, str]) -> None:
+        """Count what an interrupted run had spent when it saved; of several files of one run the last counts."""
+        self.earlier = (float(metadata["seconds"]), float(metadata["cpu_seconds"]))
+
+    def keep(self, name: str, make: Callable[[], Any], row: Callable[[Any], dict] | None = None) -> Any:
+        """What ``make()`` gives; where an interrupted run had saved it in the checkpoint folder, that.
+
+        For trials without ``fit``, part by part: names are file names, and each must be asked for in the same order each time.
+        What is kept is pickled (fitted models of scikit-learn have no other form), and read only with the digest that it was
+        written with. row: of the result, what is reported once it is saved. Raises Paused after that where time is up.
+        """
+        path = None if self.checkpoint is None else self.checkpoint / f"{name}.safetensors"
+        if path is not None and path.exists():
+            try:
+                tensors, metadata = paths.load_tensors(path, cohort=self.checkpoint.name, part=name)
+                self.resume(metadata)
+                return pickle.loads(tensors["pickle"].numpy().tobytes())
+            except Damaged as error:
+                self.say(f"the checkpoint {error}: this part is made again")
+        made = make()
+        if path is not None:
+            content = torch.frombuffer(bytearray(pickle.dumps(made)), dtype=torch.uint8)
+            paths.save_tensors(path, {"pickle": content}, {"cohort": self.checkpoint.name, "part": name} | self.spent())
+        if row is not None:
+            self.report(row(made))
+        if time.time() > self.deadline:
+            raise Paused
+        return made
 
     def fit(self, model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict]) -> list[dict]:
         """``fit()`` in this context; raises Measured instead for a probe."""
@@ -153,9 +199,10 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
     entries. Raises TrialFailed("nan") where the loss stops being finite, Paused at the deadline or on SIGTERM/SIGINT.
     """
     context = context or Context()
-    saved = Checkpoint(context.checkpoint)
-    history, optimiser_state, seconds = saved.load(model)
-    context.started -= seconds
+    saved = Checkpoint(context.checkpoint, context.say)
+    history, optimiser_state, spent = saved.load(model)
+    if spent:
+        context.resume(spent)
     done = len(history)
     # Counted from the last, which is number 0: the last stage of every arm sees the same batches.
     numbers = range(len(stages) - 1, -1, -1)
@@ -199,7 +246,7 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
                 finished = done == sum(epochs)
                 pause = not finished and (stop.requested or time.time() + longest > context.deadline)
                 if pause or finished or time.monotonic() - last_save >= CHECKPOINT_SECONDS:
-                    saved.save(model, step, history, context.seconds)
+                    saved.save(model, step, history, context.spent())
                     last_save = time.monotonic()
                 if pause:
                     raise Paused
@@ -425,44 +472,44 @@ class Step:
 
 
 class Checkpoint:
-    """Model, optimiser and history in one safetensors file (the history is JSON in its header; nothing is pickled).
+    """Model, optimiser and history in one safetensors file (the history is JSON in its header; nothing is pickled), with a digest, and
+    bound to the folder that it lies in.
 
     No random state is stored: ``seed_of`` makes it a function of seed, stage and epoch. The stage and the place in the
     schedule follow from the length of the history.
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, say: Callable[[str], None] = warnings.warn):
         self.path = None if folder is None else folder / "state.safetensors"
+        self.say = say
 
-    def save(self, model: nn.Module, step: Step, history: list[dict], seconds: float) -> None:
-        from safetensors.torch import save_file
-
+    def save(self, model: nn.Module, step: Step, history: list[dict], spent: dict[str, str]) -> None:
         if self.path is None:
             return
         tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         tensors |= {k: v.cpu().contiguous() for k, v in step.state().items()}
-        metadata = {"history": json.dumps(history), "seconds": str(seconds)}
-        paths.write_atomically(self.path, lambda temporary: save_file(tensors, temporary, metadata))
+        paths.save_tensors(self.path, tensors, {"cohort": self.path.parent.name, "history": json.dumps(history)} | spent)
 
-    def load(self, model: nn.Module) -> tuple[list[dict], dict[str, Tensor], float]:
-        """History, optimiser tensors and seconds of the saved run, its weights in ``model``; nothing where there is none.
+    def load(self, model: nn.Module) -> tuple[list[dict], dict[str, Tensor], dict[str, str]]:
+        """History, optimiser tensors and time spent of the saved run, its weights in ``model``; nothing where there is none.
 
-        Raises KdcoreError for a file that cannot be read or belongs to another network.
+        A damaged file, another cohort's, or another network's is moved aside, and the run starts over.
         """
-        from safetensors import SafetensorError, safe_open
-
         if self.path is None or not self.path.exists():
-            return [], {}, 0.0
-        paths.clear_temporaries(self.path.parent)
+            return [], {}, {}
         try:
-            with safe_open(self.path, "pt") as file:
-                metadata = file.metadata()
-                history, seconds = json.loads(metadata["history"]), float(metadata["seconds"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-            raise KdcoreError(f"the checkpoint {self.path} is damaged ({type(error).__name__}): delete its folder and run again") from error
-        return history, {k: v for k, v in tensors.items() if k.startswith("optimiser.")}, seconds
+            tensors, metadata = paths.load_tensors(self.path, cohort=self.path.parent.name)
+            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            own = model.state_dict()
+            # compared before any is copied: a model that is half loaded would train on
+            if {k: (v.shape, v.dtype) for k, v in weights.items()} != {k: (v.shape, v.dtype) for k, v in own.items()}:
+                raise Damaged(f"{self.path} is another network's and was moved to {paths.set_aside(self.path).name}")
+        except Damaged as error:
+            self.say(f"the checkpoint {error}: the trial starts over")
+            return [], {}, {}
+        model.load_state_dict(weights)
+        spent = {key: metadata[key] for key in ("seconds", "cpu_seconds")}
+        return json.loads(metadata["history"]), {k: v for k, v in tensors.items() if k.startswith("optimiser.")}, spent
 
 
 class _Stop:

@@ -198,7 +198,7 @@ def test_a_plan_without_data_shows_what_is_missing(tmp_path, capfd, monkeypatch)
 
 
 def test_a_plan_tells_of_a_child_that_died(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(runner.Worker, "ask", lambda *_: (_ for _ in ()).throw(runner.ChildDied("error", "in a\nlast", False)))
+    monkeypatch.setattr(runner.Worker, "ask", lambda *_: (_ for _ in ()).throw(runner.ChildDied("error", "last\nin a\nlast")))
     assert cli.main(["plan", "hinton_mnist", "--arm", "small", "--seeds", "1", "--results", str(tmp_path)]) == 1
     captured = capfd.readouterr()
     assert captured.err == "kdcore: 'small' cannot be timed: last\n" and "│ small " in captured.out

@@ -1,5 +1,6 @@
 """Records: keys, ids, atomic writes, damage, leases."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,10 +9,12 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from kdcore import papers, paths
 from kdcore.errors import KdcoreError
 from kdcore.trials import store as stores
+from kdcore.trials import worker
 from kdcore.trials.spec import Cohort, Trial
 from kdcore.trials.store import Busy, Store
 from kdcore.trials.worker import record
@@ -212,10 +215,61 @@ def test_a_real_full_disk_is_one_sentence(tmp_path):
 
 def test_results_that_cannot_be_written(tmp_path):
     (tmp_path / "results").write_text("a file where the folder should be")
-    with pytest.raises(KdcoreError, match="cannot write .*results"):
+    with pytest.raises(KdcoreError, match="cannot write .*results.*move away what stands where a folder"):
         Store(tmp_path / "results").put(a_record(a_trial()))
-    with pytest.raises(KdcoreError, match="cannot write"), Store(tmp_path / "results").lease(a_trial()):
+    with pytest.raises(KdcoreError, match="cannot write .*results.*move away what stands"), Store(tmp_path / "results").lease(a_trial()):
         pass
+
+
+@pytest.mark.parametrize(
+    "number, advice",
+    [
+        (errno.ENOLCK, "keeps no locks.* on a local disk"),
+        (errno.EOPNOTSUPP, "keeps no locks"),
+        (errno.EACCES, "make the folder writable"),
+        (errno.ENOSPC, "free some disk space"),
+        (errno.EMFILE, "ulimit -n"),
+    ],
+)
+def test_a_lock_that_cannot_be_had_is_told_with_what_to_do(tmp_path, monkeypatch, number, advice):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(stores.fcntl, "flock", fail)
+    with pytest.raises(KdcoreError, match=f"cannot write .*lease.*{advice}"), Store(tmp_path).lease(a_trial()):
+        pass
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_is_respected(tmp_path, mask, mode):
+    old = os.umask(mask)
+    try:
+        paths.write_text(tmp_path / "a.json", "{}")
+        worker.save_weights("0" * 12, {"w": torch.zeros(3)})
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a.json", worker.weights_path("0" * 12))} == {mode}
+
+
+def test_temporaries_of_dead_processes_are_swept_and_no_others(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    gone = [tmp_path / f".tmp-{dead.pid}-{paths.HOST}-0a1b.json", tmp_path / ".tmp-old"]
+    kept = [tmp_path / f".tmp-{os.getpid()}-{paths.HOST}-0a1b.json", tmp_path / f".tmp-{dead.pid}-elsewhere-0a1b", tmp_path / ".tmp-new"]
+    for path in gone + kept:
+        path.touch()
+    os.utime(gone[1], (0, 0))
+    paths.write_text(tmp_path / "a.json", "{}")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.json", *kept}
+
+
+def test_an_interrupted_write_leaves_no_temporary(tmp_path):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        paths.write_atomically(tmp_path / "a.json", interrupt)
+    assert not list(tmp_path.iterdir())
 
 
 HOLDER = """

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from kdcore import models, training
-from kdcore.errors import KdcoreError, Paused, TrialFailed
+from kdcore.errors import Paused, TrialFailed
 from kdcore.models import MLP
 from kdcore.training import Context, Measured, Stage, fit, seed_of
 
@@ -270,20 +272,85 @@ def test_deadline_pauses_and_keeps_the_seconds(tmp_path):
     assert len(fit(problem()[0], problem()[1], evaluate, Context(checkpoint=tmp_path))) == 4
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garbage", "foreign"])
-def test_a_damaged_checkpoint_is_one_sentence(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "bit", "another cohort's", "another network's"])
+def test_a_damaged_checkpoint_is_moved_aside_and_the_run_starts_over(tmp_path, damage):
+    folder, words = tmp_path / "cohort", []
+    net, made, evaluate = problem()
+    whole = fit(net, made, evaluate)
     net, made, evaluate = problem()
     with pytest.raises(Paused):
-        fit(net, made, evaluate, Context(checkpoint=tmp_path, deadline=0))
-    path = tmp_path / "state.safetensors"
-    if damage == "truncate":
-        path.write_bytes(path.read_bytes()[:-40])
-    elif damage == "garbage":
-        path.write_bytes(b"not a checkpoint")
+        fit(net, made, evaluate, Context(checkpoint=folder, deadline=0))
+    path = folder / "state.safetensors"
+    content = path.read_bytes()
+    if damage == "another cohort's":
+        path = (tmp_path / "other").joinpath(path.name)
+        path.parent.mkdir()
+    changed = {
+        "truncate": content[:-40],
+        "garbage": b"not a checkpoint",
+        "empty": b"",
+        "bit": content[:-7] + bytes([content[-7] ^ 8]) + content[-6:],
+    }
+    path.write_bytes(changed.get(damage, content))
+    net, made, evaluate = problem()
+    if damage == "another network's":  # of which the first parameters fit
+        net = MLP((6, 8, 3)).reset([1])
+        made[0].loss, made[0].epochs = (lambda index: nn.functional.cross_entropy(net(X[index]), Y[index])), 1
+        fresh = [p.detach().clone() for p in MLP((6, 8, 3)).reset([1]).parameters()]
+        made[0].at_start = lambda: [torch.testing.assert_close(p, q) for p, q in zip(net.parameters(), fresh, strict=True)]
+        fit(net, made, dict, Context(checkpoint=path.parent, say=words.append))
     else:
-        net = MLP((6, 9, 2)).reset([1])
-    with pytest.raises(KdcoreError, match="is damaged .*delete its folder and run again"):
-        fit(net, made, evaluate, Context(checkpoint=tmp_path))
+        assert fit(net, made, evaluate, Context(checkpoint=path.parent, say=words.append)) == whole
+    (said,) = words
+    assert str(path) in said and "was moved to state.safetensors.damaged: the trial starts over" in said
+    assert path.with_name("state.safetensors.damaged").exists()
+
+
+def test_parts_of_a_trial_are_kept_and_only_missing_ones_made(tmp_path):
+    made, rows, words = [], [], []
+
+    def run(context):
+        return [context.keep(f"part-{i}", lambda i=i: (made.append(i), {"part": [i, i / 3]})[1], lambda part: part) for i in range(3)]
+
+    folder = tmp_path / "cohort"
+    with pytest.raises(Paused):
+        run(Context(checkpoint=folder, deadline=0, report=rows.append))
+    assert made == [0] and rows == [{"part": [0, 0.0]}], "it goes on by a part however short the time"
+    whole = run(Context(checkpoint=folder, report=rows.append))
+    assert whole == [{"part": [i, i / 3]} for i in range(3)] and made == [0, 1, 2] and len(rows) == 3
+    path = folder / "part-1.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert run(Context(checkpoint=folder, say=words.append)) == whole and made == [0, 1, 2, 1]
+    assert "part-1.safetensors is damaged" in words[0] and path.with_name("part-1.safetensors.damaged").read_bytes() == content
+    os.replace(path, folder / "part-0.safetensors")
+    assert run(Context(checkpoint=folder, say=words.append)) == whole and len(words) == 2, "the file of another part is refused"
+    assert run(Context()) == whole
+
+
+def test_seconds_and_cpu_seconds_are_carried_over_a_pause(tmp_path):
+    def run(context):
+        net, made, evaluate = problem()
+        return fit(net, made, evaluate, context)
+
+    first = Context(checkpoint=tmp_path, deadline=0)
+    first.started -= 1000
+    first.cpu_started -= 300
+    with pytest.raises(Paused):
+        run(first)
+    time.sleep(0.3)  # is no time of the processor
+    second = Context(checkpoint=tmp_path)
+    before = second.cpu_seconds
+    run(second)
+    assert 1000 < second.seconds < 1100 and 300 <= second.cpu_seconds < 400 and before < 100
+    kept = Context(checkpoint=tmp_path / "kept")
+    kept.started -= 500
+    kept.keep("a", list)
+    again = Context(checkpoint=tmp_path / "kept")
+    again.keep("a", list)
+    again.keep("b", list)
+    assert 500 < again.seconds < 600
 
 
 def test_nan_loss_ends_the_trial():

@@ -168,13 +168,18 @@ class Paper:
                 raise KdcoreError(
                     f"budget '{budget}' of {self.key} leaves out '{arm}': take budget fast or paper, or one of {'; '.join(available)}"
                 )
-        pairs = [(s, a) for a in available if not arms or a in arms for s in (range(self.seeds(budget, a)) if seeds is None else seeds)]
+        pairs = [
+            (s, a)
+            for a in available
+            if not arms or a in arms
+            for s in (range(self.seeds(budget, a)) if seeds is None else dict.fromkeys(seeds))
+        ]
         return [self.trial(budget, arm, seed) for seed, arm in sorted(pairs, key=lambda pair: pair[0])]
 
     def cohorts(self, trials: list[Trial]) -> list[Cohort]:
-        """Trials grouped into those that train side by side; the order of first appearance is kept."""
+        """Trials grouped into those that train side by side; the order of first appearance is kept, and a trial that comes twice is one."""
         groups: dict = {}
-        for trial in trials:
+        for trial in {trial.id: trial for trial in trials}.values():
             key = self.module.cohort(trial.config)
             groups.setdefault((trial.budget, trial.seed, trial.teacher, key if key is not None else trial.id), []).append(trial)
         return [Cohort(tuple(group)) for group in groups.values()]

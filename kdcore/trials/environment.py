@@ -27,6 +27,7 @@ def environment() -> dict:
     }
 
 
+@functools.cache
 def commit() -> str:
     """The git commit of this code, with "+" where a file of kdcore differs from it; ``$KDCORE_COMMIT`` outside git."""
     here = Path(__file__).resolve().parents[2]

@@ -50,7 +50,7 @@ class Progress:
             seconds = now - self.rows.pop(job, {"started": now})["started"]  # no start: another runner had recorded it
             self.ended += event["status"] not in ("paused", "killed")
             if not self.quiet:
-                words = f": {event['message']}" if event["message"] else ""
+                words = f": {event['message'].splitlines()[0]}" if event["message"] else ""
                 self._say(f"{self.ended}/{self.total} {self._name(job)} {event['status']} in {seconds:.0f} s{words}")
 
     def _name(self, job: Job, seed: bool = True) -> str:

@@ -20,7 +20,8 @@ from kdcore.errors import KdcoreError
 from kdcore.trials.spec import Cohort, Trial
 from kdcore.trials.store import Store
 
-DEATHS = 3  # a child that dies this often on one cohort without finishing an epoch in between is not the machine's whim
+DEATHS = 3  # a child that dies this often on one cohort without coming further in between is not the machine's whim
+GRACE_SECONDS = float(os.environ.get("KDCORE_GRACE_SECONDS", "60"))  # from a time limit or Ctrl-C until a child that goes on is ended
 
 
 @dataclass
@@ -49,12 +50,17 @@ class Outcome:
 
 @dataclass(eq=False)
 class Job:
-    """A cohort to run. ``redo``: trials that run although they have a record (see worker.run)."""
+    """A cohort to run. ``redo``: trials that run although they have a record (see worker.run).
+
+    deaths: children that died of it since one came further than ``furthest``, in epochs. lost: how often it found no teacher.
+    """
 
     cohort: Cohort
     redo: list[str] = field(default_factory=list)
     not_before: float = 0.0
     deaths: int = 0
+    furthest: int = 0
+    lost: int = 0
 
     @property
     def teacher(self) -> str | None:
@@ -143,11 +149,20 @@ def forecast(planned: Plan, device: str, precision: str = "auto") -> dict[str, f
     """
     from kdcore.trials.environment import device_name
 
-    known: dict[str, list[float]] = {}
+    known: dict[str, dict[str, list[float]]] = {}
     for record in planned.records.values():
         here = (device_name(device), papers.get(record["paper"]).precision(device, precision))
-        if record["status"] == "done" and (record["cost"]["device"], record["environment"]["precision"]) == here:
-            known.setdefault(record["arm"], []).append(record["cost"]["seconds"])
+        # records from before precision was written down were made in float32
+        if record["status"] == "done" and (record["cost"]["device"], record["environment"].get("precision", "float32")) == here:
+            for key in ("seconds", "cpu_seconds"):
+                if key in record["cost"]:
+                    known.setdefault(record["arm"], {}).setdefault(key, []).append(record["cost"][key])
+
+    def usual(arm: str) -> float:
+        """Seconds of an arm; on a processor those that it was busy, where records have them: others on the wall depend on what else ran."""
+        key = "cpu_seconds" if device == "cpu" and "cpu_seconds" in known[arm] else "seconds"
+        return statistics.mean(known[arm][key])
+
     kinds: dict[tuple[str, ...], float] = {}
     with contextlib.ExitStack() as stack:
         worker = None
@@ -156,13 +171,13 @@ def forecast(planned: Plan, device: str, precision: str = "auto") -> dict[str, f
             if arms in kinds:
                 continue
             if all(arm in known for arm in arms):
-                kinds[arms] = sum(statistics.mean(known[arm]) for arm in arms)
+                kinds[arms] = sum(usual(arm) for arm in arms)
                 continue
             worker = worker or stack.enter_context(Worker(Store(), device, precision, float("inf")))
             try:
                 event = worker.ask({"cohort": job.cohort.to_json(), "probe": True}, lambda event: None)
             except ChildDied as died:
-                raise KdcoreError(f"'{arms[0]}' cannot be timed: {str(died).splitlines()[-1]}") from died
+                raise KdcoreError(f"'{arms[0]}' cannot be timed: {str(died).splitlines()[0]}") from died
             if event["event"] == "ended":
                 raise KdcoreError(f"'{arms[0]}' cannot be timed: {event['message']}")
             kinds[arms] = event["seconds"]
@@ -200,7 +215,12 @@ class Engine:
     """The jobs of one run and the threads that hand them to children."""
 
     def __init__(self, planned: Plan, store: Store, device: str, precision: str, jobs: int | None, time_limit, timeout, watch):
-        self.queue, self.store, self.timeout, self.watch = list(planned.jobs), store, timeout, watch
+        self.queue, self.store, self.timeout, self.watch = (
+            list({job.cohort.id: job for job in planned.jobs}.values()),
+            store,
+            timeout,
+            watch,
+        )
         self.outcome = Outcome(done=[trial.id for trial in planned.done])
         for trial in planned.trials:
             record = planned.records.get(trial.id)
@@ -211,6 +231,7 @@ class Engine:
         self.devices, self.precision = devices(device), precision
         self.jobs = min(jobs or (len(self.devices) if device != "cpu" else os.cpu_count() or 1), max(1, len(self.queue)))
         self.deadline = float("inf") if time_limit is None else time.time() + time_limit
+        self.end = self.deadline + GRACE_SECONDS  # when a child that still runs is ended
         self.changed = threading.Condition()
         self.running: set[Job] = set()
         self.workers: set[Worker] = set()
@@ -224,6 +245,9 @@ class Engine:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.2)  # short waits let signals through
+                    if time.time() > self.end:
+                        for worker in list(self.workers):
+                            worker.end()
         if self.error:
             raise self.error
         self.outcome.paused += [str(trial) for job in self.queue for trial in job.cohort.trials]
@@ -231,11 +255,11 @@ class Engine:
 
     @contextlib.contextmanager
     def _stop_on_signal(self):
-        """SIGINT and SIGTERM pause all children at their next epoch; a second one ends them at once."""
+        """SIGINT and SIGTERM pause all children at their next epoch; a second one ends them at once, as ``GRACE_SECONDS`` do."""
 
         def stop(*_):
-            again = self.deadline == 0
-            self.deadline = 0
+            again, self.deadline = self.deadline == 0, 0
+            self.end = 0 if again else time.time() + GRACE_SECONDS
             for worker in list(self.workers):
                 worker.signal(signal.SIGKILL if again else signal.SIGTERM)
 
@@ -257,17 +281,23 @@ class Engine:
                 if worker is None:
                     worker = Worker(self.store, device, self.precision, self.deadline)
                     self.workers.add(worker)
+                    if self.deadline == 0:  # the signal came before the child was there to hear of it
+                        worker.signal(signal.SIGTERM)
                 try:
                     end = worker.ask(
                         {"cohort": job.cohort.to_json(), "redo": job.redo}, lambda event, job=job: self._event(job, event), self.timeout
                     )
                 except ChildDied as death:
+                    hung = worker.ended
                     worker.close()
                     self.workers.discard(worker)
-                    worker, end = None, {"event": "died", "status": death.status, "message": str(death), "moved": death.moved}
+                    worker, end = None, {"event": "died", "status": death.status, "message": str(death)}
                     # a stop was asked for while it had no epoch to end, before its first or after its last; an error of its own stays one
-                    if self.deadline == 0 and death.status == "killed":
+                    if (hung or self.deadline == 0) and death.status == "killed":
                         end |= {"status": "paused", "message": "stopped: the same command goes on from the last checkpoint"}
+                    if hung:
+                        words = f"did not stop within {GRACE_SECONDS:g} s and was ended: the same command goes on from its last checkpoint"
+                        self._event(job, {"event": "said", "message": words})
                 self._finish(job, end)
         except BaseException as error:  # a defect in this thread must not leave the others waiting for ever
             with self.changed:
@@ -293,8 +323,11 @@ class Engine:
                     if job.teacher in waiting:
                         continue
                     if job.teacher and not weights_path(job.teacher).exists():
-                        self.queue.remove(job)
-                        self._fail(job, "its teacher has no weights: run the teacher's arm with --retry-failed")
+                        if self._teach(job):
+                            waiting.add(job.teacher)
+                        else:
+                            self.queue.remove(job)
+                            self._fail(job, "its teacher has no weights: run the teacher's arm with --retry-failed")
                         continue
                     if job.not_before <= time.time():
                         self.queue.remove(job)
@@ -304,8 +337,21 @@ class Engine:
                     return None
                 self.changed.wait(0.5)
 
+    def _teach(self, job: Job) -> bool:
+        """Queue the teacher whose weights a job misses; False where it failed, or was trained ``DEATHS`` times in vain."""
+        pupil = job.cohort.trials[0]
+        teacher = papers.get(pupil.paper).teacher_of(pupil)
+        record = self.store.get(teacher)
+        job.lost += 1
+        if teacher.id in self.outcome.failed or (record and record["status"] != "done") or job.lost > DEATHS:
+            return False
+        self.queue.insert(0, Job(Cohort((teacher,)), redo=[teacher.id] if record else []))
+        return True
+
     def _event(self, job: Job, event: dict) -> None:
         with self.changed:
+            if event.get("done", 0) > job.furthest:
+                job.furthest, job.deaths = event["done"], 0
             self.watch(job, event)
 
     def _finish(self, job: Job, end: dict) -> None:
@@ -319,12 +365,15 @@ class Engine:
                 self.queue.append(job)
             elif status == "paused":
                 self.queue.append(job)
+            elif status == "no teacher":  # its file was damaged, or another runner removed it: ``_take`` has it made
+                self.queue.append(job)
+                self.watch(job, {"event": "said", "message": f"{message}: the teacher is trained again"})
             elif status == "no data":
                 self.outcome.no_data[job.data] = message
             elif status == "refused":
                 self.outcome.refused.append(message)
             elif end["event"] == "died" and status == "killed":
-                job.deaths = 0 if end["moved"] else job.deaths + 1
+                job.deaths += 1
                 if job.deaths < DEATHS:
                     self.queue.insert(0, job)  # resumes from its checkpoint
                 else:
@@ -345,7 +394,7 @@ class Engine:
         from kdcore.trials.environment import device_name
         from kdcore.trials.worker import record
 
-        cost = {"seconds": 0.0, "peak_memory_mb": 0.0, "device": device_name(self.devices[0])}
+        cost = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_memory_mb": 0.0, "device": device_name(self.devices[0])}
         precision = papers.get(job.cohort.trials[0].paper).precision(self.devices[0], self.precision)
         for trial in job.cohort.trials:
             if (found := self.store.get(trial)) is None or found["status"] != "done":
@@ -354,20 +403,22 @@ class Engine:
 
 
 class ChildDied(Exception):
-    """The child ended in the middle of a job. ``moved``: whether it had finished an epoch of it."""
+    """The child ended in the middle of a job: the first line says how, the others are its own last ones."""
 
-    def __init__(self, status: str, message: str, moved: bool):
+    def __init__(self, status: str, message: str):
         super().__init__(message)
-        self.status, self.moved = status, moved
+        self.status = status
 
 
 class Worker:
     """One child process: JSON lines in, JSON lines out."""
 
     def __init__(self, store: Store, device: str, precision: str, deadline: float):
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the child)
+        self.log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the child)
+        self.ended = False
         package = str(Path(__file__).resolve().parents[2])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+        environment["PYTHONFAULTHANDLER"] = "1"  # where a signal ended it
         if device == "cpu":
             environment["OMP_NUM_THREADS"] = "1"
         command = [
@@ -391,12 +442,14 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None:
+            self.signal(signal.SIGKILL)
         self.close()
 
     def ask(self, work: dict, on_event: Callable[[dict], None], timeout: float | None = None) -> dict:
         """Hand over one job and read events until it ends. Raises ChildDied."""
-        timer, late, moved = None, threading.Event(), False
+        timer, late = None, threading.Event()
         if timeout is not None:
             timer = threading.Timer(timeout, lambda: (late.set(), self.signal(signal.SIGKILL)))
             timer.start()
@@ -407,7 +460,6 @@ class Worker:
                 event = json.loads(line)
                 if event["event"] in ("ended", "measured"):
                     return event
-                moved = moved or event["event"] == "epoch"
                 on_event(event)
         except BrokenPipeError:
             pass
@@ -416,14 +468,24 @@ class Worker:
                 timer.cancel()
         code = self.process.wait()
         if late.is_set():
-            raise ChildDied("timeout", f"ended after {timeout:.0f} s: raise --timeout", moved)
+            raise ChildDied("timeout", f"ended after {timeout:.0f} s: raise --timeout")
+        words, trace = self._last_words()
         if code < 0:
-            raise ChildDied("killed", f"killed by signal {-code} ({signal.Signals(-code).name}); out of memory is the usual reason", moved)
-        raise ChildDied("error", self._last_lines() or f"exit code {code}", moved)
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            why = "; out of memory is the usual reason" if name == "SIGKILL" else f": {words[-1]}" if words else ""
+            raise ChildDied("killed", "\n".join([f"killed by {name}{why}", *words, *trace]))
+        raise ChildDied("error", "\n".join([words[-1] if words else f"exit code {code}", *words]))
 
-    def _last_lines(self, count: int = 12) -> str:
+    def _last_words(self, count: int = 12) -> tuple[list[str], list[str]]:
+        """The last lines of its standard error, and of what faulthandler wrote after them: the signal, and the innermost frames."""
         self.log.seek(0)
-        return "\n".join(self.log.read().splitlines()[-count:])
+        words, found, trace = self.log.read().partition("Fatal Python error: ")
+        return [line for line in words.splitlines() if line.strip()][-count:], (found + trace).splitlines()[:count]
+
+    def end(self) -> None:
+        """End it at once: it had its time to stop."""
+        self.ended = True
+        self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -39,6 +39,7 @@ class Environment(Model):
     precision: Literal["float32", "bfloat16"] = "float32"
     teacher_processor: Text | None = None
     without_graph: Text | None = None
+    without_graph: Text | None = None
 
 
 class Data(Model):

@@ -21,7 +21,7 @@ CURE = "restore it from git, or delete it and run its trial again"
 
 
 class Busy(Exception):
-    """Another runner holds the lease of this trial."""
+    """Another process holds the lease."""
 
 
 class Store:
@@ -56,34 +56,40 @@ class Store:
         found = [record for record in found if budget in (None, record["budget"])]
         return sorted(found, key=lambda record: (record["budget"], record["arm"], record["seed"], record["id"]))
 
-    @contextmanager
     def lease(self, trial: Trial):
-        """Hold the trial while the block runs. Raises Busy where another process holds it.
+        """Hold the trial while a block runs. Raises Busy where another process holds it."""
+        return lease(self.path(trial).with_suffix(".lease"), str(trial))
 
-        The lock is the kernel's (flock), so that it ends with its process however that dies: there is no heartbeat to
-        miss, no clock to compare and no stale lease to break.
-        """
-        path = self.path(trial).with_suffix(".lease")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    os.close(handle)
-                    raise Busy(str(trial)) from None
-                # the holder before us may have removed the file between our open and our lock: then lock the new one
-                if _same_file(handle, path):
-                    break
+
+@contextmanager
+def lease(path: Path, what: str):
+    """Hold the lock file ``path`` while the block runs. Raises Busy(what) where another process holds it.
+
+    The lock is the kernel's (flock), so that it ends with its process however that dies: there is no heartbeat to
+    miss, no clock to compare and no stale lease to break.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
                 os.close(handle)
-        except OSError as error:
-            raise KdcoreError(f"cannot write {path.parent} ({error.strerror}): make it writable, or pass another --results") from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+                if isinstance(error, BlockingIOError):
+                    raise Busy(what) from None
+                raise
+            # the holder before us may have removed the file between our open and our lock: then lock the new one
+            if _same_file(handle, path):
+                break
             os.close(handle)
+    except OSError as error:
+        raise KdcoreError(f"cannot write {path} ({error.strerror}): {paths.cure(error)} and run the same command again") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def _same_file(handle: int, path: Path) -> bool:

@@ -5,21 +5,21 @@ so that a dead child costs the trial in progress and nothing else. It needs torc
 """
 
 import argparse
+import contextlib
 import json
 import os
-import shutil
 import sys
-from contextlib import ExitStack
+import warnings
 from pathlib import Path
 
 import torch
 
 from kdcore import papers, paths
-from kdcore.errors import DataMissing, KdcoreError, Paused, TrialFailed
+from kdcore.errors import Damaged, DataMissing, KdcoreError, Paused, TrialFailed
 from kdcore.training import Context, Measured
-from kdcore.trials.environment import device_name, environment, peak_memory_mb, reset_peak_memory
+from kdcore.trials.environment import commit, device_name, environment, peak_memory_mb, reset_peak_memory
 from kdcore.trials.spec import Cohort, Trial
-from kdcore.trials.store import Busy, Store
+from kdcore.trials.store import Busy, Store, lease
 
 
 def main() -> None:
@@ -39,6 +39,15 @@ def main() -> None:
             events.write(json.dumps({"event": event, **fields}) + "\n")
         except BrokenPipeError:  # the runner is gone: pause at the next epoch rather than run on unseen
             os.kill(os.getpid(), 15)
+
+    def show(message, category, filename, *rest) -> None:
+        """A warning of ours, such as a damaged file that is made anew, is the runner's to show; others wait in the log of this child."""
+        if category is UserWarning and Path(filename).is_relative_to(Path(papers.__file__).parents[1]):
+            send("said", message=str(message))
+        else:
+            shown(message, category, filename, *rest)
+
+    shown, warnings.showwarning = warnings.showwarning, show
 
     # One thread a process, a process a core: faster in sum, and the same sums in the same order on every machine.
     torch.set_num_threads(1)
@@ -65,24 +74,33 @@ def run(cohort: Cohort, store: Store, device: str, precision: str, deadline: flo
 
     redo: ids of trials that run although they have a record: a failure that is retried (its record is replaced), or a
     teacher whose weights are not in this cache (its record stays). A failure becomes a record too; what keeps any
-    record from being made is "no data" for a data set that cannot be had, else "refused" (full disk, damaged record).
+    record from being made is "no data" for a data set that cannot be had, "no teacher" where its weights are missing or
+    damaged, else "refused" (full disk, damaged record). Raises Busy where another process runs one of the trials, for
+    this store or, with this cache, for another.
     """
-    with ExitStack() as leases:
+    with contextlib.ExitStack() as leases:
         try:
             for trial in sorted(cohort.trials, key=lambda trial: trial.id):
                 leases.enter_context(store.lease(trial))
+                leases.enter_context(lease(paths.cache() / "leases" / f"{trial.id}.lease", str(trial)))
             found = {trial.id: store.get(trial) for trial in cohort.trials}
-            if not any(found[id] is None or id in redo for id in found):
+            wanted = {id for id in found if found[id] is None or (id in redo and found[id]["status"] != "done")}
+            if not wanted and not any(id in redo and not weights_path(id).exists() for id in found):
                 return "done", "recorded by another runner"
             send("started")
-            wanted = {id for id in found if found[id] is None or (id in redo and found[id]["status"] != "done")}
             return train(cohort, store, device, precision, deadline, send, wanted)
         except Paused:
             return "paused", "saved at a checkpoint: the same command goes on from there"
         except DataMissing as error:
             return "no data", str(error)
+        except TeacherMissing as error:
+            return "no teacher", str(error)
         except KdcoreError as error:
             return "refused", str(error)
+
+
+class TeacherMissing(KdcoreError):
+    """The weights of a teacher are not in this cache, or are damaged."""
 
 
 def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: float, send, wanted: set[str]) -> tuple[str, str]:
@@ -104,17 +122,18 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
     def put(status: str, results: list[dict]) -> None:
         cost = {
             "seconds": round(context.seconds / len(cohort.trials), 2),
+            "cpu_seconds": round(context.cpu_seconds / len(cohort.trials), 2),
             "peak_memory_mb": peak_memory_mb(device),
             "device": device_name(device),
         }
         for trial, result in zip(cohort.trials, results, strict=True):
             if trial.id in wanted:
-                made = record(trial, status, result, cost, precision)
+                made = record(trial, status, result, cost, precision, about.get("processor"))
                 made["environment"] |= {"without_graph": context.eager} if context.eager else {}
                 store.put(made)
 
+    teacher, about = (None, {}) if first.teacher is None else read_weights(first.teacher)
     try:
-        teacher = None if first.teacher is None else load_weights(first.teacher)
         results = papers.get(first.paper).run(cohort.trials, context, teacher)
     except (TrialFailed, MemoryError, RuntimeError) as error:
         status, message = classify(error)
@@ -124,10 +143,14 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
     else:
         for trial, result in zip(cohort.trials, results, strict=True):
             if "weights" in result:
-                save_weights(trial.id, result["weights"])
+                save_weights(trial.id, result["weights"], device_name(device))
         put("done", results)
         status, message = "done", ""
-    shutil.rmtree(folder, ignore_errors=True)
+    for path in folder.glob("*"):
+        if ".damaged" not in path.name:  # that stays for whoever wants to know
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
     return status, message
 
 
@@ -141,8 +164,8 @@ def measure(cohort: Cohort, device: str, precision: str) -> float:
     raise AssertionError("a paper's run() never called context.fit()")
 
 
-def record(trial: Trial, status: str, result: dict, cost: dict, precision: str) -> dict:
-    """The record of a trial: what was asked, what came out, at what cost, where."""
+def record(trial: Trial, status: str, result: dict, cost: dict, precision: str, teacher_processor: str | None = None) -> dict:
+    """The record of a trial: what was asked, what came out, at what cost, where; and on what its teacher was trained."""
     return {
         "id": trial.id,
         "paper": trial.paper,
@@ -154,7 +177,7 @@ def record(trial: Trial, status: str, result: dict, cost: dict, precision: str) 
         "metrics": result["metrics"],
         "history": result["history"],
         "cost": cost,
-        "environment": environment() | {"precision": precision},
+        "environment": environment() | {"precision": precision, "teacher_processor": teacher_processor},
         "data": {"fingerprint": trial.data},
         "teacher": trial.teacher,
         "version": trial.version,
@@ -181,24 +204,25 @@ def weights_path(trial_id: str) -> Path:
     return paths.cache() / "weights" / f"{trial_id}.safetensors"
 
 
-def save_weights(trial_id: str, tensors: dict) -> None:
-    from safetensors.torch import save_file
-
-    paths.write_atomically(weights_path(trial_id), lambda temporary: save_file(tensors, temporary))
+def save_weights(trial_id: str, tensors: dict, processor: str = "unknown") -> None:
+    """Keep a teacher's tensors; processor: what trained it, a processor's or GPU's name."""
+    paths.save_tensors(weights_path(trial_id), tensors, {"trial": trial_id, "processor": processor, "commit": commit()})
 
 
 def load_weights(trial_id: str) -> dict:
-    """The tensors that a teacher's trial saved. Raises KdcoreError for a damaged file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """The tensors that a teacher's trial saved. Raises TeacherMissing where they are not there or were damaged."""
+    return read_weights(trial_id)[0]
 
+
+def read_weights(trial_id: str) -> tuple[dict, dict[str, str]]:
+    """(tensors, {"trial", "processor", "commit"}) of a teacher. Raises TeacherMissing; a damaged file is moved aside."""
     path = weights_path(trial_id)
+    if not path.exists():
+        raise TeacherMissing(f"the teacher's weights {path} are missing")
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise KdcoreError(
-            f"the teacher's weights {path} cannot be read ({error}): delete the file and run again to train the teacher anew"
-        ) from error
+        return paths.load_tensors(path, trial=trial_id)
+    except Damaged as error:
+        raise TeacherMissing(f"the teacher's weights {error}") from error
 
 
 if __name__ == "__main__":
