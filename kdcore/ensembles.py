@@ -5,7 +5,7 @@ rounds of one boosted sequence. Each says for a case how probable the positive c
 margin (support vector machines, boosted trees) is made a probability by Platt's method on the hill-climbing cases.
 
     library = Library(x, y, hill_x, hill_y)
-    for family, settings in plan(grids): library.grow(family, settings, seed)
+    for family, settings in plan(grids): library.add(library.grow(family, settings, seed))
     weights = select(library.hill, hill_y, rng, bags=20, share=0.5, start=25, steps=200)
     library.predict(cases, weights)
 """
@@ -13,7 +13,8 @@ margin (support vector machines, boosted trees) is made a probability by Platt's
 import copy
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -31,8 +32,8 @@ from sklearn.tree import DecisionTreeClassifier
 class Family:
     """Fitted models that share work.
 
-    names: of the models. scores: cases [n, d] -> [n, models], probabilities of the positive class, or margins. parts: what
-    each model consists of, for its size.
+    names: of the models. scores: cases [n, d] -> [n, models], probabilities of the positive class, or margins; a function that
+    can be pickled. parts: what each model consists of, for its size.
     """
 
     names: list[str]
@@ -41,22 +42,23 @@ class Family:
     margins: bool = False
 
 
-def _probability(model) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda x: model.predict_proba(x)[:, 1:]
+def _probabilities(models: list, cases: np.ndarray) -> np.ndarray:
+    return np.concatenate([model.predict_proba(cases)[:, 1:] for model in models], 1)
 
 
 def neighbours(x: np.ndarray, y: np.ndarray, seed: int, *, k: list[int], weights: list[str]) -> Family:
     """k nearest neighbours, each with one vote ("uniform") or a vote of 1 / its distance ("distance")."""
     index = NearestNeighbors(n_neighbors=max(k), algorithm="brute").fit(x)
     kinds = [(count, weight) for weight in weights for count in k]
+    names = [f"{count} neighbours, {weight}" for count, weight in kinds]
+    return Family(names, partial(_votes, index, y, kinds), [(x, y)] * len(kinds))
 
-    def scores(cases: np.ndarray) -> np.ndarray:
-        apart, found = index.kneighbors(cases)
-        votes = {"uniform": np.ones_like(apart), "distance": 1 / np.maximum(apart, 1e-6)}
-        sums = {weight: ((votes[weight] * y[found]).cumsum(1), votes[weight].cumsum(1)) for weight in weights}
-        return np.stack([sums[weight][0][:, count - 1] / sums[weight][1][:, count - 1] for count, weight in kinds], 1)
 
-    return Family([f"{count} neighbours, {weight}" for count, weight in kinds], scores, [(x, y)] * len(kinds))
+def _votes(index: NearestNeighbors, y: np.ndarray, kinds: list[tuple[int, str]], cases: np.ndarray) -> np.ndarray:
+    apart, found = index.kneighbors(cases)
+    votes = {"uniform": np.ones_like(apart), "distance": 1 / np.maximum(apart, 1e-6)}
+    sums = {weight: ((votes[weight] * y[found]).cumsum(1), votes[weight].cumsum(1)) for _, weight in kinds}
+    return np.stack([sums[weight][0][:, count - 1] / sums[weight][1][:, count - 1] for count, weight in kinds], 1)
 
 
 def support_vectors(x: np.ndarray, y: np.ndarray, seed: int, *, kernel: str, width: float, c: list[float]) -> Family:
@@ -65,14 +67,7 @@ def support_vectors(x: np.ndarray, y: np.ndarray, seed: int, *, kernel: str, wid
     kernel: linear, or poly2 or poly3 ((width <u, v> / d + 1)^2 or ^3), or rbf (exp(-width |u - v|^2 / d)), d being the
     number of inputs.
     """
-    gamma = width / x.shape[1]
-    kernels = {
-        "linear": linear_kernel,
-        "poly2": lambda u, v: polynomial_kernel(u, v, 2, gamma, 1),
-        "poly3": lambda u, v: polynomial_kernel(u, v, 3, gamma, 1),
-        "rbf": lambda u, v: rbf_kernel(u, v, gamma),
-    }
-    products = kernels[kernel]
+    products = partial(_products, kernel, width / x.shape[1])
     gram = products(x, x).astype(np.float64)
     fitted = [SVC(C=value, kernel="precomputed", cache_size=500, max_iter=100_000).fit(gram, y) for value in c]
     dual, bias = np.zeros((len(x), len(c)), x.dtype), np.array([model.intercept_[0] for model in fitted], x.dtype)
@@ -80,7 +75,17 @@ def support_vectors(x: np.ndarray, y: np.ndarray, seed: int, *, kernel: str, wid
         column[model.support_] = model.dual_coef_[0]
     parts = [(x[model.support_], model.dual_coef_) for model in fitted]
     name = kernel if kernel == "linear" else f"{kernel} {width:g}"
-    return Family([f"SVM {name}, C={value:g}" for value in c], lambda cases: products(cases, x) @ dual + bias, parts, margins=True)
+    return Family([f"SVM {name}, C={value:g}" for value in c], partial(_margins, products, x, dual, bias), parts, margins=True)
+
+
+def _products(kernel: str, gamma: float, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    if kernel == "linear":
+        return linear_kernel(u, v)
+    return rbf_kernel(u, v, gamma) if kernel == "rbf" else polynomial_kernel(u, v, int(kernel.removeprefix("poly")), gamma, 1)
+
+
+def _margins(products: Callable, x: np.ndarray, dual: np.ndarray, bias: np.ndarray, cases: np.ndarray) -> np.ndarray:
+    return products(cases, x) @ dual + bias
 
 
 def nets(x: np.ndarray, y: np.ndarray, seed: int, *, units: int, decay: float, epochs: list[int]) -> Family:
@@ -91,27 +96,27 @@ def nets(x: np.ndarray, y: np.ndarray, seed: int, *, units: int, decay: float, e
         if epoch in epochs:
             taken.append(copy.deepcopy(net))
     names = [f"net of {units}, decay {decay:g}, {epoch} epochs" for epoch in epochs]
-    return Family(names, lambda cases: np.concatenate([_probability(net)(cases) for net in taken], 1), taken)
+    return Family(names, partial(_probabilities, taken), taken)
 
 
 def trees(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, leaf: int) -> Family:
     """One tree with at least ``leaf`` cases in each leaf."""
     model = DecisionTreeClassifier(criterion=criterion, min_samples_leaf=leaf, random_state=seed).fit(x, y)
-    return Family([f"tree {criterion}, leaves of {leaf}"], _probability(model), [model])
+    return Family([f"tree {criterion}, leaves of {leaf}"], partial(_probabilities, [model]), [model])
 
 
 def bagged(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, leaf: int, count: int) -> Family:
     """Trees on bootstrap samples."""
     tree = DecisionTreeClassifier(criterion=criterion, min_samples_leaf=leaf)
     model = BaggingClassifier(tree, count, random_state=seed).fit(x, y)
-    return Family([f"bagged trees {criterion}, leaves of {leaf}"], _probability(model), [model])
+    return Family([f"bagged trees {criterion}, leaves of {leaf}"], partial(_probabilities, [model]), [model])
 
 
 def forests(x: np.ndarray, y: np.ndarray, seed: int, *, features: float, leaf: int, count: int) -> Family:
     """A random forest whose cuts are the best of ``features`` times the root of the number of inputs."""
     tried = int(min(max(round(features * x.shape[1] ** 0.5), 1), x.shape[1]))
     model = RandomForestClassifier(count, max_features=tried, min_samples_leaf=leaf, random_state=seed).fit(x, y)
-    return Family([f"forest, {tried} inputs a cut, leaves of {leaf}"], _probability(model), [model])
+    return Family([f"forest, {tried} inputs a cut, leaves of {leaf}"], partial(_probabilities, [model]), [model])
 
 
 def boosted(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, depth: int, rounds: list[int]) -> Family:
@@ -127,28 +132,30 @@ def boosted(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, depth: i
         for part, voice in zip(model.estimators_, voices, strict=True)
     ]
 
-    def scores(cases: np.ndarray) -> np.ndarray:
-        margin, found = np.zeros(len(cases)), []
-        for number, (part, votes) in enumerate(zip(model.estimators_[: max(rounds)], leaves, strict=False), 1):
-            margin += votes[part.tree_.apply(cases)]
-            if number in rounds:
-                found.append(margin / voices[:number].sum())
-        return np.stack(found, 1)
-
     names = [f"boosted {criterion} of depth {depth}, {count} rounds" for count in rounds]
-    return Family(names, scores, [model.estimators_[:count] for count in rounds], margins=True)
+    sorts = [part.tree_ for part in model.estimators_[: max(rounds)]]
+    return Family(names, partial(_rounds, sorts, leaves, voices, rounds), [model.estimators_[:count] for count in rounds], margins=True)
+
+
+def _rounds(sorts: list, leaves: list[np.ndarray], voices: np.ndarray, rounds: list[int], cases: np.ndarray) -> np.ndarray:
+    margin, found = np.zeros(len(cases)), []
+    for number, (tree, votes) in enumerate(zip(sorts, leaves, strict=False), 1):
+        margin += votes[tree.apply(cases)]
+        if number in rounds:
+            found.append(margin / voices[:number].sum())
+    return np.stack(found, 1)
 
 
 def logistic(x: np.ndarray, y: np.ndarray, seed: int, *, c: float) -> Family:
     """Logistic regression with a ridge of 1 / C."""
     model = LogisticRegression(C=c, max_iter=1000).fit(x, y)
-    return Family([f"logistic regression, C={c:g}"], _probability(model), [model])
+    return Family([f"logistic regression, C={c:g}"], partial(_probabilities, [model]), [model])
 
 
 def bayes(x: np.ndarray, y: np.ndarray, seed: int, *, smoothing: float) -> Family:
     """Naive Bayes with normal distributions, widened by ``smoothing`` times the largest variance."""
     model = GaussianNB(var_smoothing=smoothing).fit(x, y)
-    return Family([f"naive Bayes, smoothing {smoothing:g}"], _probability(model), [model])
+    return Family([f"naive Bayes, smoothing {smoothing:g}"], partial(_probabilities, [model]), [model])
 
 
 FAMILIES = {f.__name__: f for f in (neighbours, support_vectors, nets, trees, bagged, forests, boosted, logistic, bayes)}
@@ -171,32 +178,54 @@ def plan(grids: list[dict]) -> Iterator[tuple[str, dict]]:
             yield family, fixed | dict(zip(lists, values, strict=True))
 
 
+@dataclass(frozen=True)
+class Grown:
+    """A family with what a library knows of it: slopes and offsets of Platt's method, what its models say of the hill-climbing cases
+    [cases, models], and their sizes in bytes, each by itself, as Python would write it to disk."""
+
+    kind: str
+    family: Family
+    platt: tuple[np.ndarray, np.ndarray] | None
+    hill: np.ndarray
+    sizes: list[int]
+
+    def probabilities(self, cases: np.ndarray) -> np.ndarray:
+        return _calibrated(self.family.scores(cases), self.platt)
+
+
 class Library:
     """Models fitted to cases x [n, d] with labels y [n] in {0, 1}, and what they say of the hill-climbing cases.
 
-    ``names``, one a model; ``hill`` [hill-climbing cases, models].
+    ``names`` and ``kinds``, one a model; ``hill`` [hill-climbing cases, models].
     """
 
     CHUNK = 10_000  # cases at a time: the kernels of more would not fit into memory
 
     def __init__(self, x: np.ndarray, y: np.ndarray, hill_x: np.ndarray, hill_y: np.ndarray):
         self.x, self.y, self.hill_x, self.hill_y = (np.ascontiguousarray(part, np.float32) for part in (x, y, hill_x, hill_y))
-        self.families: list[Family] = []
-        self.platt: list[tuple[np.ndarray, np.ndarray] | None] = []
-        self.kinds: list[str] = []
+        self.families: list[Grown] = []
         self.hill = np.empty((len(hill_x), 0))
 
     @property
     def names(self) -> list[str]:
-        return [name for family in self.families for name in family.names]
+        return [name for grown in self.families for name in grown.family.names]
 
-    def grow(self, family: str, settings: dict, seed: int) -> None:
-        """Fit one more family (a key of ``FAMILIES``)."""
+    @property
+    def kinds(self) -> list[str]:
+        return [grown.kind for grown in self.families for _ in grown.family.names]
+
+    def grow(self, family: str, settings: dict, seed: int) -> Grown:
+        """Fit one more family (a key of ``FAMILIES``), for ``add``; it can be pickled."""
         fitted = FAMILIES[family](self.x, self.y.astype(int), seed, **settings)
-        self.families.append(fitted)
-        self.kinds += [family] * len(fitted.names)
-        self.platt.append(_platt(fitted.scores(self.hill_x), self.hill_y) if fitted.margins else None)
-        self.hill = np.concatenate([self.hill, self._probabilities(len(self.families) - 1, self.hill_x)], 1)
+        scores = fitted.scores(self.hill_x)
+        platt = _platt(scores, self.hill_y) if fitted.margins else None
+        sizes = [len(pickle.dumps(part)) for part in fitted.parts]
+        return Grown(family, replace(fitted, parts=[]), platt, _calibrated(scores, platt), sizes)
+
+    def add(self, grown: Grown) -> None:
+        """Take a family in."""
+        self.families.append(grown)
+        self.hill = np.concatenate([self.hill, grown.hill], 1)
 
     def predict(self, cases: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """The weighted mean of the models' probabilities: cases [n, d], weights [models] with sum 1 -> [n].
@@ -206,24 +235,24 @@ class Library:
         cases, total = np.ascontiguousarray(cases, np.float32), np.zeros(len(cases))
         for part in range(0, len(cases), self.CHUNK):
             chunk, first = cases[part : part + self.CHUNK], 0
-            for number, family in enumerate(self.families):
-                own = weights[first : first + len(family.names)]
+            for grown in self.families:
+                own = weights[first : first + len(grown.sizes)]
                 if own.any():
-                    total[part : part + len(chunk)] += self._probabilities(number, chunk) @ own
-                first += len(family.names)
+                    total[part : part + len(chunk)] += grown.probabilities(chunk) @ own
+                first += len(grown.sizes)
         return total
 
     def size_mb(self, weights: np.ndarray) -> float:
-        """Size of the models that have a weight, each by itself, as Python would write them to disk."""
-        parts = [part for family in self.families for part in family.parts]
-        return sum(len(pickle.dumps(part)) for part, weight in zip(parts, weights, strict=True) if weight) / 1e6
+        """Size of the models that have a weight."""
+        sizes = [size for grown in self.families for size in grown.sizes]
+        return sum(size for size, weight in zip(sizes, weights, strict=True) if weight) / 1e6
 
-    def _probabilities(self, number: int, cases: np.ndarray) -> np.ndarray:
-        scores = self.families[number].scores(cases)
-        if self.platt[number] is not None:
-            slope, offset = self.platt[number]
-            scores = 1 / (1 + np.exp(-np.clip(slope * scores + offset, -30, 30)))
+
+def _calibrated(scores: np.ndarray, platt: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+    if platt is None:
         return scores
+    slope, offset = platt
+    return 1 / (1 + np.exp(-np.clip(slope * scores + offset, -30, 30)))
 
 
 def _platt(margins: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -408,6 +408,17 @@ def test_features_are_told_apart_by_the_svm(random_images):
     assert result["metrics"]["best_test_error_percent"] == result["metrics"]["test_error_percent"]
 
 
+def test_features_say_that_they_are_saved_once_and_go_on_from_there(random_images, tmp_path, monkeypatch):
+    words = []
+    with pytest.raises(Paused):
+        run("4000c-p and SVM", Context(checkpoint=tmp_path, deadline=0, say=words.append), width=0.005, penalty=100.0)
+    assert len(words) == 1 and "the trial begins that one again" in words[0]
+    whole, _ = run("4000c-p and SVM", Context(say=words.append), width=0.005, penalty=100.0)
+    monkeypatch.setattr(ba.PatchFeatures, "fit", lambda *_: pytest.fail("k-means again"))
+    resumed, _ = run("4000c-p and SVM", Context(checkpoint=tmp_path, say=words.append), width=0.005, penalty=100.0)
+    assert resumed == whole
+
+
 def test_figures_from_records():
     found = []
     for arm in ("ECNN", "SNN-CNN-MIMIC-30k, 64c"):

@@ -144,6 +144,15 @@ def test_a_forecast_and_a_pause():
     assert [(row["done"], row["total"]) for row in seen] == [(1, 2), (2, 2)]
 
 
+def test_a_block_stopped_after_each_repetition_gives_the_same(tmp_path):
+    whole, rows = small_run(), []
+    with pytest.raises(Paused):
+        small_run(context=Context(checkpoint=tmp_path, deadline=0.0, report=rows.append))
+    assert len(rows) == 1
+    assert small_run(context=Context(checkpoint=tmp_path, report=rows.append)) == whole
+    assert [row["done"] for row in rows] == [1, 2], "no repetition is made twice"
+
+
 def test_figures():
     variants = {"smeared_30": {"smeared": 30}}
     records = []

@@ -113,8 +113,8 @@ def test_margins_become_probabilities_that_fit(cases):
     """At Platt's optimum the mean probability is the share of positives, and errors and margins are uncorrelated."""
     x, y, hill_x, hill_y = cases
     library = ensembles.Library(x, y, hill_x, hill_y)
-    library.grow("support_vectors", {"kernel": "rbf", "width": 0.5, "c": [1, 10]}, 0)
-    margins = library.families[0].scores(hill_x)
+    library.add(library.grow("support_vectors", {"kernel": "rbf", "width": 0.5, "c": [1, 10]}, 0))
+    margins = library.families[0].family.scores(hill_x)
     for column, margin in zip(library.hill.T, margins.T, strict=True):
         assert column.mean() == pytest.approx(hill_y.mean(), abs=2e-3)
         assert np.mean((column - hill_y) * margin / np.abs(margin).max()) == pytest.approx(0, abs=2e-3)
@@ -125,7 +125,7 @@ def test_a_library_predicts_the_weighted_mean(cases, monkeypatch):
     x, y, hill_x, hill_y = cases
     library = ensembles.Library(x, y, hill_x, hill_y)
     for family, settings in ensembles.plan(papers.get("model_compression").config("smoke", "letter.p1: ensemble")["library"]):
-        library.grow(family, settings, 0)
+        library.add(library.grow(family, settings, 0))
     models = library.hill.shape[1]
     assert len(library.names) == len(library.kinds) == models and np.isfinite(library.hill).all()
     assert library.hill.min() >= 0 and library.hill.max() <= 1

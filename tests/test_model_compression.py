@@ -234,3 +234,27 @@ def test_what_a_budget_neither_runs_nor_compares_is_left_out():
     assert set(cells["arm"]) == {f"letter.p1: {kind} {count}" for kind in ("munge", "nbe", "random") for count in (10000, 25000, 100000)}
     assert len(tables.table(PAPER, "compression", [], "smoke")) == len(PROBLEMS) * 5 + 15
     assert len(tables.table(PAPER, "cases", [], "paper")) == 5 * 3 * 6
+
+
+def test_an_ensemble_that_is_stopped_after_each_part_gives_the_same_bit_for_bit(tmp_path, ensemble):
+    """As a time limit does that is shorter than the library: each run makes a part or more, and none is made twice."""
+    trial, runs, rows = SimpleNamespace(config=config("ensemble")), 0, []
+    result = None
+    while result is None:
+        deadline = 0 if runs < 3 else math.inf  # three times a single part, then the rest; later parts the same way below
+        try:
+            (result,) = compression.run([trial], Context(seed=0, checkpoint=tmp_path, deadline=deadline, report=rows.append), None)
+        except Paused:
+            runs += 1
+            assert len(rows) == runs
+    assert [row["done"] for row in rows] == list(range(1, rows[0]["total"] + 1))
+    for part in tmp_path.iterdir():  # again from the middle: after the selection, and among the labels
+        if part.name.startswith(("munge-labels", "selection")):
+            part.unlink()
+    rows.clear()
+    (again,) = compression.run([trial], Context(seed=0, checkpoint=tmp_path, report=rows.append), None)
+    assert [row["stage"] for row in rows] == ["selection", "labels for munge"]
+    for other in (result, again):
+        assert {**other["metrics"], "ensemble_seconds": 0} == {**ensemble["metrics"], "ensemble_seconds": 0}
+        assert all(torch.equal(value, ensemble["weights"][key]) for key, value in other["weights"].items())
+        assert set(other["weights"]) == set(ensemble["weights"])

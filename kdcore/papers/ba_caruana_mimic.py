@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from kdcore import methods, metrics
 from kdcore.data import images
 from kdcore.data.augment import Views
-from kdcore.errors import Paused
 from kdcore.methods import Knowledge
 from kdcore.models import count_parameters
 from kdcore.models.shallow import PatchFeatures, parse, scaled
@@ -187,7 +186,7 @@ def _stage(config: dict, students: list[methods.Method], cases: Cases, table: Te
 
 
 def _features(config: dict, context: Context) -> dict:
-    """k-means features of patches and a linear SVM (squared hinge, one class against the rest); pauses only between its parts."""
+    """k-means features of patches and a linear SVM (squared hinge, one class against the rest); saved only between the two."""
     from sklearn.svm import LinearSVC  # slow to import
 
     vision = Vision(config | {"normalisation": RAW}, context)
@@ -196,11 +195,14 @@ def _features(config: dict, context: Context) -> dict:
     machine = LinearSVC(C=config["penalty"], dual=False, tol=0.01, max_iter=100)
     if context.probe:
         raise Measured(_forecast(net, machine, vision, config))
-    net.fit(raw, config["patches"], config["iterations"], seed_of(context.seed, "patches"))
+    context.say("k-means and the SVM are saved once each is done, not within: stopped in one of them, the trial begins that one again")
+
+    def centroids() -> dict[str, Tensor]:
+        return net.fit(raw, config["patches"], config["iterations"], seed_of(context.seed, "patches")).state_dict()
+
+    net.load_state_dict(context.keep("k-means", centroids))
     features = torch.cat([net(part.float()) for part in raw.split(1000)])
     net.standardise(features)
-    if time.time() > context.deadline:
-        raise Paused
     machine.fit(((features - net.feature_mean) / net.feature_std).cpu().numpy(), vision.train_labels.cpu().numpy())
     last = nn.Linear(features.shape[1], vision.classes).to(context.device)
     with torch.no_grad():

@@ -13,7 +13,6 @@ import torch
 
 from kdcore import trees
 from kdcore.data import tabular
-from kdcore.errors import Paused
 from kdcore.training import Context, Measured, seed_of
 
 VERSION = 1
@@ -32,26 +31,34 @@ def run(trials: list, context: Context, teacher: dict[str, torch.Tensor] | None)
     rows, drawn = [], None
     # thousands of small trees: to check their parameters would take as long as to grow them
     with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):
-        for number in range(config["repetitions"]):
-            if time.time() > context.deadline:
-                raise Paused
+        if context.probe:
             started = time.monotonic()
-            row, grown = repetition(table, columns, config, context.seed, number)
-            if context.probe:
-                raise Measured((time.monotonic() - started) * config["repetitions"])
+            repetition(table, columns, config, context.seed, 0)
+            raise Measured((time.monotonic() - started) * config["repetitions"])
+        for number in range(config["repetitions"]):
+            make = partial(repetition, table, columns, config, context.seed, number)
+            row, grown = context.keep(f"repetition-{number}", make, partial(_reported, number, config["repetitions"]))
             rows.append(row)
             if config["keep_trees"] and number == 0:
                 drawn = grown
-            context.report(
-                {"stage": "repetitions", "epoch": number + 1, "loss": row["born_again_train_error_percent"] / 100}
-                | {"test_error_percent": row["born_again_error_percent"], "done": number + 1, "total": config["repetitions"]}
-            )
     metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     metrics["decrease_percent"] = decrease(metrics["cart_error_percent"], metrics["born_again_error_percent"])
     metrics["repetitions"] = {name: [round(row[name], 4) for row in rows] for name in rows[0]}
     if drawn is not None:
         metrics["trees"] = drawn
     return [{"metrics": metrics, "history": []}]
+
+
+def _reported(number: int, total: int, made: tuple[dict, dict]) -> dict:
+    row, _ = made
+    return {
+        "stage": "repetitions",
+        "epoch": number + 1,
+        "loss": row["born_again_train_error_percent"] / 100,
+        "test_error_percent": row["born_again_error_percent"],
+        "done": number + 1,
+        "total": total,
+    }
 
 
 def decrease(cart: float, born_again: float) -> float:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kdcore import ensembles
 from kdcore.data import pseudo, tabular
-from kdcore.errors import KdcoreError, Paused
+from kdcore.errors import KdcoreError
 from kdcore.models import MLP, count_parameters
 from kdcore.training import Context, Measured, Stage, seed_of
 
@@ -71,47 +71,79 @@ class Problem:
 
 
 def _ensemble(problem: Problem, config: dict, context: Context) -> dict:
-    """Library, selection, pseudo data and its labels."""
+    """Library, selection, pseudo data and its labels, saved part by part."""
     x = {part: problem.inputs(values) for part, values in problem.values.items()}
     y = problem.labels
     library = ensembles.Library(x["train"], y["train"], x["hill"], y["hill"])
     families = list(ensembles.plan(config["library"]))
-    total, started = len(families) + len(config["pseudo_data"]) + 1, time.monotonic()
+    started = time.monotonic()
     if context.probe:  # every twelfth family; to label takes about as long again
         for family, settings in families[::12]:
             library.grow(family, settings, 0)
         raise Measured(2 * 12 * (time.monotonic() - started))
+    blocks = [
+        (name, slice(first, first + library.CHUNK))
+        for name, settings in config["pseudo_data"].items()
+        for first in range(0, settings["cases"], library.CHUNK)
+    ]
+    total = len(families) + 1 + len(blocks)
 
-    def progress(stage: str, done: int, loss: float) -> None:
-        if time.time() > context.deadline:
-            raise Paused
-        context.report({"stage": stage, "epoch": done, "loss": loss, "done": done, "total": total})
+    def row(stage: str, done: int, loss: float) -> dict:
+        return {"stage": stage, "epoch": done, "loss": loss, "done": done, "total": total}
 
     for number, (family, settings) in enumerate(families, 1):
-        library.grow(family, settings, seed_of(context.seed, "library", number) % 2**32)
-        progress(family, number, float(ensembles.rmse(library.hill, y["hill"]).min()))
-    weights = ensembles.select(library.hill, y["hill"], np.random.default_rng(seed_of(context.seed, "bags")), **config["selection"])
-    test = library.predict(x["test"], weights)
+        grow = partial(library.grow, family, settings, seed_of(context.seed, "library", number) % 2**32)
+        best = partial(
+            lambda family, number, grown: row(family, number, float(ensembles.rmse(grown.hill, y["hill"]).min())), family, number
+        )
+        library.add(context.keep(f"family-{number}", grow, best))
+    found, weights, train_labels = context.keep(
+        "selection",
+        lambda: _selected(library, x, y, config, context.seed),
+        lambda made: row("selection", len(families) + 1, made[0]["ensemble_hill_rmse"]),
+    )
+
+    tensors = {f"rmse.{name}": torch.tensor(found[f"{name}_rmse"]) for name in ("ensemble", "net", "single")}
+    tensors["train.labels"] = torch.tensor(train_labels, dtype=torch.float32)
+    made = {
+        name: context.keep(f"{name}-values", partial(_made, problem, settings, context.seed, name))
+        for name, settings in config["pseudo_data"].items()
+    }
+    labels: dict[str, list] = {name: [] for name in made}
+    for number, (name, block) in enumerate(blocks, len(families) + 2):
+        label = partial(_labelled, library, problem, made[name][block], weights)
+        told = partial(lambda name, number, _: row(f"labels for {name}", number, found["ensemble_rmse"]), name, number)
+        labels[name].append(context.keep(f"{name}-labels-{block.start}", label, told))
+    for name, parts in labels.items():
+        whole = np.concatenate([part for part, _ in parts]) if parts else np.empty(0)
+        found["ensemble_seconds"] = sum(seconds for _, seconds in parts) / max(len(whole), 1) * TIMED
+        values = torch.tensor(made[name], dtype=torch.float32)
+        tensors |= {f"{name}.values": values, f"{name}.labels": torch.tensor(whole, dtype=torch.float32)}
+    return {"metrics": found, "history": [], "weights": tensors}
+
+
+def _selected(library: ensembles.Library, x: dict, y: dict, config: dict, seed: int) -> tuple[dict, np.ndarray, np.ndarray]:
+    """(what was measured, the models' weights, what the ensemble says of the training cases)."""
+    weights = ensembles.select(library.hill, y["hill"], np.random.default_rng(seed_of(seed, "bags")), **config["selection"])
     found = _library_metrics(library, x["test"], y["test"])
-    found["ensemble_rmse"] = float(ensembles.rmse(test, y["test"]))
+    found["ensemble_rmse"] = float(ensembles.rmse(library.predict(x["test"], weights), y["test"]))
     found["ensemble_hill_rmse"] = float(ensembles.rmse(library.hill @ weights, y["hill"]))
     found["ensemble_members"] = int((weights > 0).sum())
     found["ensemble_mb"] = library.size_mb(weights)
     strongest = np.argsort(-weights)[:10]
     found["strongest"] = [[library.names[i], round(float(weights[i]), 4)] for i in strongest if weights[i]]
     found["kinds"] = {kind: float(weights[np.array(library.kinds) == kind].sum()) for kind in dict.fromkeys(library.kinds)}
-    progress("selection", len(families) + 1, found["ensemble_hill_rmse"])
+    return found, weights, library.predict(x["train"], weights)
 
-    tensors = {f"rmse.{name}": torch.tensor(found[f"{name}_rmse"]) for name in ("ensemble", "net", "single")}
-    tensors["train.labels"] = torch.tensor(library.predict(x["train"], weights), dtype=torch.float32)
-    for number, (name, settings) in enumerate(config["pseudo_data"].items(), len(families) + 2):
-        made = pseudo_data(problem, settings, np.random.default_rng(seed_of(context.seed, "pseudo", name)))
-        before = time.perf_counter()
-        labels = library.predict(problem.inputs(made), weights)
-        found["ensemble_seconds"] = (time.perf_counter() - before) / max(len(made), 1) * TIMED
-        tensors |= {f"{name}.values": torch.tensor(made, dtype=torch.float32), f"{name}.labels": torch.tensor(labels, dtype=torch.float32)}
-        progress(f"labels for {name}", number, found["ensemble_rmse"])
-    return {"metrics": found, "history": [], "weights": tensors}
+
+def _made(problem: Problem, settings: dict, seed: int, name: str) -> np.ndarray:
+    return pseudo_data(problem, settings, np.random.default_rng(seed_of(seed, "pseudo", name)))
+
+
+def _labelled(library: ensembles.Library, problem: Problem, made: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """What the ensemble says of made cases, and the seconds that it took."""
+    before = time.perf_counter()
+    return library.predict(problem.inputs(made), weights), time.perf_counter() - before
 
 
 def _library_metrics(library: ensembles.Library, test_x: np.ndarray, test_y: np.ndarray) -> dict:
