@@ -9,26 +9,45 @@
 
 A student or teacher is any module with ``features(x) -> (logits, {tap: tensor})`` and ``taps``: the networks of
 ``kdcore.models``, or ``Tapped(your_model, ...)``. Taps are named as in those networks, "group3.pre" before a ReLU. A student
-with a first phase of its own also has ``features(x, until=taps)`` and ``parameters_before(tap)``.
+with a first phase of its own also has ``features(x, until=taps)`` and ``parameters_before(tap)``. Where a method reads logits
+alone, any module that gives them will do. A teacher is frozen: call ``freeze(teacher)``.
+
+Wherever a tap is named, a pair (the student's, the teacher's) stands for two names. What stands between two taps of different
+widths, a connector, is made on the student's device and in its type. A ``Method`` can be copied and pickled: the copy trains
+its own student and connectors. All functions raise ValueError for what they could not do right.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from kdcore import losses
 from kdcore.data.augment import Views
-from kdcore.models.network import Reached, Tap, Taps
+from kdcore.models.network import Tap
+from kdcore.models.tapped import STAGE_LOSS, Tapped, check_logits, compiled, distributed
+
+__all__ = [
+    "Knowledge", "LogitTable", "Method", "Phase", "StageLoss", "Statistics", "Tapped", "Term", "View", "activation_boundary",
+    "attention_transfer", "ban", "cwtm", "dkpp", "fitnets", "freeze", "fsp", "hard_labels", "jacobian", "kd", "logit_mimic", "plain",
+    "soft_targets",
+]  # fmt: skip
 
 
 class Knowledge:
     """What a teacher says of one batch: computed when first asked for, and once for all students that share it.
 
-    teacher: a module with ``features``; x: the batch; logits: [B, C] where they are known, as from a table;
-    differentiable: keep the graph back to ``x``, which then is a copy of the batch that asks for a gradient;
-    batch_statistics: run the teacher in train mode, so that its BatchNorm takes the batch's statistics and its own drift.
+    teacher: frozen, None where ``logits`` are all that is asked for; x: the batch; logits: [B, C] where they are known, as
+    from a table; differentiable: keep the graph back to ``x``, which then is a copy of the batch that asks for a gradient;
+    batch_statistics: run the teacher in train mode, so that its BatchNorm takes the batch's statistics and its own drift;
+    live: the teacher runs as it is, in whatever mode and with weights that may be training (a student that teaches itself).
+    No gradient reaches its weights in any case.
+
+    Raises ValueError for a teacher that is not frozen, unless it is live: in train mode, if only in one of its modules, or
+    with parameters that ask for a gradient.
     """
 
     def __init__(
@@ -39,49 +58,56 @@ class Knowledge:
         *,
         differentiable: bool = False,
         batch_statistics: bool = False,
+        live: bool = False,
     ):
+        if teacher is not None and not live:
+            _check_frozen(teacher)
         self.x = x.detach().requires_grad_() if differentiable else x
-        self.teacher, self.known = teacher, logits
+        self.teacher, self.known, self.live = teacher, logits, live
         self.differentiable, self.batch_statistics = differentiable, batch_statistics
 
     @cached_property
-    def _features(self) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def _outputs(self) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if self.teacher is None:
+            raise ValueError("this stage has no teacher: give one to the method, or logits to the batch's Knowledge")
+        if not self.live:
+            _check_frozen(self.teacher)
         with torch.set_grad_enabled(self.differentiable):
             if not self.batch_statistics:
-                return self.teacher.features(self.x)
+                return _outputs(self.teacher, self.x)
             self.teacher.train()
             try:
-                return self.teacher.features(self.x)
+                return _outputs(self.teacher, self.x)
             finally:
                 self.teacher.eval()
 
     @property
     def logits(self) -> Tensor:
-        return self._features[0] if self.known is None else self.known
+        return self._outputs[0] if self.known is None else self.known
 
     @property
     def taps(self) -> Mapping[str, Tensor]:
-        return self._features[1]
+        return self._outputs[1]
 
 
 class LogitTable:
     """A frozen teacher's logits on every view of a set of images, exact up to float16: in its place where its taps are not needed.
 
-    teacher: in eval mode, on the device of the images; views: what gives the batches; classes: the number of its logits.
+    teacher: frozen, on the device of the images; views: what gives the batches; classes: the number of its logits.
 
     ``table(index, x)``, with int64 index [B, 3 or 4] and x = views(index), gives float32 [B, classes], the ``logits`` of a
     ``Knowledge``. The key is the view (image, dy, dx[, flip]), never a place in a batch. On a CPU the teacher is asked
     for what is not there yet; on a GPU ``fill`` comes first, since a captured step cannot decide whom to ask. ``logits``
     holds all of it: 162 MB for 50,000 images, 162 views and 10 classes, NaN where the teacher was not asked yet.
 
-    Raises ValueError for a teacher in train mode (its logits depend on the batch round an image), an index of another
-    number of columns, or a table on a GPU that is read before it is filled.
+    Raises ValueError for a teacher that is not frozen (in train mode its logits depend on the batch round an image), or whose
+    logits are not [B, classes] or too large for float16; for an index of another number of columns; and for a table on a GPU
+    that is read before it is filled.
     """
 
     def __init__(self, teacher: nn.Module, views: Views, classes: int):
-        if teacher.training:
-            raise ValueError("a table needs a teacher in eval mode: call freeze(teacher)")
-        self.teacher, self.views = teacher, views
+        _check_frozen(teacher)
+        self.teacher, self.views, self.classes = teacher, views, classes
         self.columns, self.full = 3 + views.flip, False
         shape = (*views.windows.shape[: self.columns], classes)
         self.logits = torch.full(shape, torch.nan, dtype=torch.float16, device=views.windows.device)
@@ -108,31 +134,61 @@ class LogitTable:
 
     @torch.no_grad()
     def _ask(self, index: Tensor, x: Tensor) -> None:
+        _check_frozen(self.teacher)
         # float32, whatever the step that asks trains in: an entry must not depend on who came first
         with torch.autocast(x.device.type, enabled=False):
-            self.logits[index.unbind(-1)] = self.teacher(x).half()
+            logits = check_logits(self.teacher(x), "the teacher").half()
+        if logits.shape != (len(index), self.classes):
+            raise ValueError(
+                f"the teacher's logits are of shape {tuple(logits.shape)}: this table takes {self.classes} for each of {len(x)}"
+            )
+        if not logits.isfinite().all():
+            raise ValueError("the teacher's logits are not finite in float16, which ends at 65504: no table can hold them")
+        self.logits[index.unbind(-1)] = logits
 
 
 class View:
-    """One batch as a term of a loss sees it: x, labels, the student's logits and taps, the teacher's knowledge.
+    """One batch as a term of a loss sees it: x, labels, the student's logits and taps, the teacher's knowledge, connectors.
 
-    until: taps at which the student's forward pass ends; it has no logits then.
+    until: taps at which the student's forward pass ends; it has no logits then. connectors: those of the method.
     """
 
-    def __init__(self, student: nn.Module, x: Tensor, labels: Tensor, teacher: Knowledge, until: Sequence[str] | None = None):
-        self.x, self.labels, self.teacher = x, labels, teacher
-        self.logits, self.taps = student.features(x) if until is None else student.features(x, until=until)
+    def __init__(
+        self,
+        student: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        teacher: Knowledge,
+        until: Sequence[str] | None = None,
+        connectors: Sequence[nn.Module] = (),
+    ):
+        self.x, self.labels, self.teacher, self.connectors = x, labels, teacher, connectors
+        self.logits, self.taps = _outputs(student, x, until)
+
+    def own(self, tap: str) -> Tensor:
+        """The student's tensor. Raises ValueError where training could not move it: its gradient ends before the tap."""
+        tensor = self.taps[tap]
+        if torch.is_grad_enabled() and not tensor.requires_grad:
+            raise ValueError(f"no gradient of the student reaches tap '{tap}': {_WITHOUT_GRADIENT}")
+        return tensor
 
 
 Term = Callable[[View], Tensor]
+
+_WITHOUT_GRADIENT = "what comes before it is frozen, runs under no_grad, or lies in a checkpoint, which then needs use_reentrant=False"
 
 
 class Phase:
     """One optimisation phase: a weighted sum of terms, and the parameters that it trains (no others move).
 
-    terms: (weight, View -> scalar); a weight may be a 0-dim tensor that a schedule moves. until: the student's taps that
-    the terms read, where they read no logits: layers after the last of them do not run. input_gradient: the terms
-    differentiate the nets' outputs by the images. batch_statistics: the teacher runs in train mode.
+    terms: (weight, View -> scalar); a weight of 0 or more, or a 0-dim tensor that a schedule moves. parameters: of these,
+    those that ask for a gradient when the phase is made. until: the student's taps that the terms read, where they read no
+    logits: layers after the last of them do not run. input_gradient: the terms differentiate the nets' outputs by the images.
+    batch_statistics: the teacher runs in train mode. live_teacher: the teacher is not frozen but runs as it is, as in
+    ``Knowledge``: the student itself may teach. connectors: what ``View.connectors`` gives to the terms.
+
+    Raises ValueError for no terms, a weight out of range, a phase in which nothing of the student would be trained, a
+    teacher that is not frozen, and a wrapped student (DistributedDataParallel, compiled) that the phase cannot train right.
     """
 
     def __init__(
@@ -146,19 +202,54 @@ class Phase:
         until: Sequence[str] | None = None,
         input_gradient: bool = False,
         batch_statistics: bool = False,
+        live_teacher: bool = False,
+        connectors: Sequence[nn.Module] = (),
     ):
-        self.name, self.terms, self.parameters = name, list(terms), list(parameters)
-        self.nets, self.until = (student, teacher), until
-        self.input_gradient, self.batch_statistics = input_gradient, batch_statistics
+        if teacher is not None and not live_teacher:
+            _check_frozen(teacher)
+        if not terms:
+            raise ValueError(f"stage '{name}' has no terms: give at least one (weight, term)")
+        for weight, _ in terms:
+            losses.check_number(f"a weight of stage '{name}'", weight)
+        if until is not None or input_gradient:
+            if distributed(student):
+                raise ValueError(f"DistributedDataParallel does not see all of the passes of stage '{name}': {STAGE_LOSS}")
+            if input_gradient and any(compiled(module) for net in (student, teacher) if net is not None for module in net.modules()):
+                raise ValueError(f"stage '{name}' differentiates twice, a compiled network cannot: give it as it was before torch.compile")
+        self.name, self.terms = name, list(terms)
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        own = {id(parameter) for parameter in student.parameters()}
+        if not any(id(parameter) in own for parameter in self.parameters):
+            where = f" before tap {' or '.join(map(repr, until))}" if until is not None else ""
+            raise ValueError(
+                f"stage '{name}' would train nothing of the student: it has no parameter{where} that asks for a gradient"
+                + (f" ({_WITHOUT_GRADIENT})" if until is not None else "")
+            )
+        self.nets, self.until, self.connectors = (student, teacher), until, connectors
+        self.input_gradient, self.batch_statistics, self.live_teacher = input_gradient, batch_statistics, live_teacher
 
     def loss(self, x: Tensor, labels: Tensor, knowledge: Knowledge | None = None) -> Tensor:
         """The loss of a batch, a scalar. x [B, ...], labels int64 [B]; knowledge: of the same batch, for None the
-        teacher's own, as the phase wants it (differentiable, with the batch's statistics)."""
+        teacher's own, as the phase wants it (differentiable, with the batch's statistics).
+
+        Raises ValueError for a teacher that is no longer frozen, for knowledge of another kind than the phase wants, and,
+        where gradients are recorded, for a loss that depends on nothing that could be trained.
+        """
         student, teacher = self.nets
         if knowledge is None:
-            knowledge = Knowledge(teacher, x, differentiable=self.input_gradient, batch_statistics=self.batch_statistics)
-        view = View(student, knowledge.x if self.input_gradient else x, labels, knowledge, self.until)
-        return sum(weight * term(view) for weight, term in self.terms)
+            knowledge = Knowledge(
+                teacher, x, differentiable=self.input_gradient, batch_statistics=self.batch_statistics, live=self.live_teacher
+            )
+        elif self.batch_statistics and not knowledge.batch_statistics:
+            raise ValueError(f"stage '{self.name}' wants the batch's statistics: Knowledge(teacher, x, batch_statistics=True)")
+        view = View(student, knowledge.x if self.input_gradient else x, labels, knowledge, self.until, self.connectors)
+        loss = sum(weight * term(view) for weight, term in self.terms)
+        if not isinstance(loss, Tensor) or loss.dim():
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the terms of stage '{self.name}' must be scalars, not {shape}: take the mean over cases")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise ValueError(f"the loss of stage '{self.name}' depends on no parameter that asks for a gradient: was the student frozen?")
+        return loss
 
 
 class Method(nn.Module):
@@ -166,17 +257,35 @@ class Method(nn.Module):
 
     It holds all that training moves, so that a checkpoint of it is a checkpoint of the run. The teacher is not part of it:
     ``train()`` and ``parameters()`` do not reach it. ``knobs`` are weights of terms that a schedule may move.
+    ``copy.deepcopy`` copies the teacher, too; ``torch.save`` of a whole method needs terms that can be pickled, as all here can.
     """
 
-    def __init__(self, student: nn.Module, connectors: Mapping[str, nn.Module] | None = None):
+    def __init__(self, student: nn.Module, connectors: Sequence[nn.Module] = ()):
         super().__init__()
         self.student = student
-        self.connectors = nn.ModuleList(list((connectors or {}).values()))
+        self.connectors = nn.ModuleList(connectors)
         self.phases: list[Phase] = []
         self.knobs: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.student(x)
+
+
+class StageLoss(nn.Module):
+    """The loss of a stage (one of ``method.phases``) as a module, whose forward pass is all of it, connectors included.
+
+    What wraps a module can so wrap a stage: ``DistributedDataParallel(StageLoss(method, stage), find_unused_parameters=True)``.
+    Each process gives it its own part of a batch. Raises ValueError for a stage of another method.
+    """
+
+    def __init__(self, method: Method, stage: Phase):
+        super().__init__()
+        if not any(stage is own for own in method.phases):
+            raise ValueError(f"stage '{stage.name}' is none of the method's: give one of method.phases")
+        self.method, self.stage = method, stage
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.stage.loss(x, labels)
 
 
 class Statistics(nn.Module):
@@ -193,24 +302,64 @@ def freeze(teacher: nn.Module) -> nn.Module:
     return teacher.eval().requires_grad_(False)
 
 
+def _check_frozen(teacher: nn.Module) -> None:
+    """Raises ValueError for a teacher that would learn, drift or be noisy. A walk over its modules: microseconds, and no sync."""
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(teacher, nn.Module):
+        raise ValueError(f"a teacher must be a torch.nn.Module, not {type(teacher).__name__}")
+    waiting = [teacher]
+    while waiting:
+        module = waiting.pop()
+        if module.training:
+            raise ValueError(f"the teacher must be in eval mode, but its {type(module).__name__} is in train mode: call freeze(teacher)")
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.requires_grad:
+                raise ValueError(f"the teacher's {type(module).__name__} has parameters that ask for a gradient: call freeze(teacher)")
+        waiting += [part for part in module._modules.values() if part is not None]
+
+
+def _tapped(net: nn.Module) -> bool:
+    """Does it give features and taps? Some networks have a module of the name ``features`` (VGG, DenseNet): they do not."""
+    return isinstance(getattr(net, "taps", None), Mapping) and not isinstance(getattr(net, "features", None), nn.Module | None)
+
+
+def _outputs(net: nn.Module, x: Tensor, until: Sequence[str] | None = None) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+    """Logits and taps; of a network without taps, logits alone."""
+    if not _tapped(net):
+        return check_logits(net(x), f"the network ({type(net).__name__})"), {}
+    return net.features(x) if until is None else net.features(x, until=until)
+
+
 # ---------------------------------------------------------------- what the student is asked for in its last phase
+
+
+def _hard(view: View) -> Tensor:
+    return losses.cross_entropy(view.logits, view.labels)
+
+
+def _soft(view: View, temperature: float) -> Tensor:
+    return losses.kd(view.logits, view.teacher.logits, temperature)
+
+
+def _of_logits(view: View, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    return loss(view.logits, view.teacher.logits)
 
 
 def hard_labels() -> list[tuple[float, Term]]:
     """Cross-entropy with the labels."""
-    return [(1.0, lambda view: losses.cross_entropy(view.logits, view.labels))]
+    return [(1.0, _hard)]
 
 
 def soft_targets(temperature: float, soft_weight: float = 1.0) -> list[tuple[float, Term]]:
     """(1 - a) CE(labels) + a T^2 KL(teacher at T): the "+ KD" of any method (Hinton et al. 2015, section 2).
 
-    soft_weight: a. A term of weight 0 is left out, and with it what it would cost.
+    temperature: T > 0; soft_weight: a, from 0 to 1. A term of weight 0 is left out, and with it what it would cost.
+    Raises ValueError for numbers out of range.
     """
-    ((_, hard),) = hard_labels()
-    terms = [
-        (1 - soft_weight, hard),
-        (soft_weight, lambda view: losses.kd(view.logits, view.teacher.logits.detach(), temperature)),
-    ]
+    losses.check_temperature(temperature)
+    losses.check_number("soft_weight", soft_weight, 0.0, 1.0, "from 0 to 1")
+    terms = [(1 - soft_weight, _hard), (soft_weight, partial(_soft, temperature=temperature))]
     return [(weight, term) for weight, term in terms if weight]
 
 
@@ -218,41 +367,59 @@ def soft_targets(temperature: float, soft_weight: float = 1.0) -> list[tuple[flo
 
 
 def plain(student: nn.Module, teacher: nn.Module | None = None, *, task: Sequence[tuple[float, Term]] | None = None) -> Method:
-    """The task alone: ``hard_labels()`` for None."""
-    return _one_phase(student, teacher, task or hard_labels())
+    """The task alone: ``hard_labels()`` for None. student, teacher: any module that gives logits."""
+    return _one_phase(student, teacher, _terms(task))
 
 
 def kd(student: nn.Module, teacher: nn.Module, *, temperature: float = 4.0, soft_weight: float = 0.9) -> Method:
-    """Knowledge distillation (Hinton, Vinyals & Dean 2015): see ``losses.kd``."""
+    """Knowledge distillation (Hinton, Vinyals & Dean 2015): ``soft_targets``, see ``losses.kd``.
+
+    student, teacher: any module that gives logits [B, C], the teacher frozen. temperature: T > 0; soft_weight: a, from 0 to 1.
+    Raises ValueError for numbers out of range.
+    """
     return _one_phase(student, teacher, soft_targets(temperature, soft_weight))
 
 
-def logit_mimic(student: nn.Module, teacher: nn.Module) -> Method:
-    """Regression on the teacher's logits, no labels (Ba & Caruana 2014): see ``losses.logit_mimic``."""
-    return _one_phase(student, teacher, [(1.0, lambda view: losses.logit_mimic(view.logits, view.teacher.logits))])
+def logit_mimic(student: nn.Module, teacher: nn.Module | None) -> Method:
+    """Regression on the teacher's logits, no labels (Ba & Caruana 2014): see ``losses.logit_mimic``.
+
+    student, teacher: any module that gives logits; no teacher where each batch brings its logits, as a ``Knowledge``.
+    """
+    return _one_phase(student, teacher, [(1.0, partial(_of_logits, loss=losses.logit_mimic))])
 
 
-def ban(student: nn.Module, teacher: nn.Module, *, label_weight: float = 0.0) -> Method:
+def ban(student: nn.Module, teacher: nn.Module | None, *, label_weight: float = 0.0) -> Method:
     """Born-again networks (Furlanello et al. 2018): the teacher's softmax as the label, see ``losses.ban``.
 
-    label_weight: 0 for BAN, which sees no label, 1 for BAN+L, the sum of both cross-entropies.
+    student, teacher: any module that gives logits. label_weight: 0 or more, 0 for BAN, which sees no label, 1 for BAN+L, the
+    sum of both cross-entropies. Raises ValueError for a weight out of range.
     """
-    terms = [(1.0, lambda view: losses.ban(view.logits, view.teacher.logits))]
-    return _one_phase(student, teacher, terms + ([(label_weight, hard_labels()[0][1])] if label_weight else []))
+    losses.check_number("label_weight", label_weight)
+    return _one_phase(student, teacher, [(1.0, partial(_of_logits, loss=losses.ban))] + ([(label_weight, _hard)] if label_weight else []))
 
 
-def cwtm(student: nn.Module, teacher: nn.Module) -> Method:
-    """Labels, each case weighted by the teacher's confidence (Furlanello et al. 2018): see ``losses.cwtm``."""
-    return _one_phase(student, teacher, [(1.0, lambda view: losses.cwtm(view.logits, view.teacher.logits, view.labels))])
+def cwtm(student: nn.Module, teacher: nn.Module | None) -> Method:
+    """Labels, each case weighted by the teacher's confidence (Furlanello et al. 2018): see ``losses.cwtm``.
+
+    student, teacher: any module that gives logits.
+    """
+    return _one_phase(student, teacher, [(1.0, _cwtm)])
 
 
-def dkpp(student: nn.Module, teacher: nn.Module) -> Method:
-    """The teacher's softmax with all but its largest entry permuted, anew in each step (Furlanello et al. 2018): see ``losses.dkpp``."""
+def _cwtm(view: View) -> Tensor:
+    return losses.cwtm(view.logits, view.teacher.logits, view.labels)
 
-    def term(view: View) -> Tensor:
-        return losses.dkpp(view.logits, view.teacher.logits, torch.rand_like(view.teacher.logits, dtype=torch.float32))
 
-    return _one_phase(student, teacher, [(1.0, term)])
+def dkpp(student: nn.Module, teacher: nn.Module | None) -> Method:
+    """The teacher's softmax with all but its largest entry permuted, anew in each step (Furlanello et al. 2018): see ``losses.dkpp``.
+
+    student, teacher: any module that gives logits. The permutations are drawn from PyTorch's global generator.
+    """
+    return _one_phase(student, teacher, [(1.0, _dkpp)])
+
+
+def _dkpp(view: View) -> Tensor:
+    return losses.dkpp(view.logits, view.teacher.logits, torch.rand_like(view.teacher.logits, dtype=torch.float32))
 
 
 def fitnets(
@@ -269,56 +436,88 @@ def fitnets(
 ) -> Method:
     """FitNets (Romero et al. 2015): first the guided layer learns the hint, then the whole net learns labels and soft targets.
 
-    hint: the teacher's tap, guided: the student's. The first phase trains only what the guided tap depends on, and the
-    regressor: none where the shapes agree, for None a linear convolution whose kernel is the difference of the sizes
-    plus one (section 2.2; the paper's has the type of the teacher's layer). The second, "kd", is H(y, P_S) + lambda
-    H(P_T, P_S) at ``temperature`` without T^2; lambda is the knob "soft_weight", 4 here until a schedule lowers it.
-    weight: of the hint loss. task: another second phase, "train", without the knob.
+    hint: the teacher's tap, guided: the student's; both maps, both vectors, or tokens of one number. The first phase trains
+    only what the guided tap depends on, and the regressor: none where the shapes agree, for None a linear convolution whose
+    kernel is the difference of the sizes plus one (section 2.2; the paper's has the type of the teacher's layer), a linear
+    layer for vectors and tokens. The second, "kd", is H(y, P_S) + lambda H(P_T, P_S) at ``temperature`` without T^2; lambda
+    is the knob "soft_weight", 4 here until a schedule lowers it. weight: of the hint loss, a sum over the units of a layer:
+    as a rule it asks for a smaller rate than the second phase (1e-4 in section 4.2 of Yim et al. 2017) or a smaller weight.
+    task: another second phase, "train", without the knob. variant: of the losses, as in ``losses.hint`` and ``fitnets_kd``.
+    Raises ValueError for unknown taps, shapes that no regressor joins and numbers out of range.
     """
-    own, target = _tap(student, guided, "student"), _tap(teacher, hint, "teacher")
+    losses.check_variant(variant)
+    losses.check_temperature(temperature)
+    losses.check_number("weight", weight)
+    own, target = _taps(student, teacher, (guided, hint))
+    if variant == "code" and len(target.shape) != 3:
+        raise ValueError(f"the code's variant of the hint loss is defined for maps: the teacher's '{hint}' is {_shape(target)}")
     if regressor is None:
-        regressor = nn.Identity() if own == target else _regressor(own, target, f"student's '{guided}'", f"teacher's '{hint}'")
-    method = Method(student, {"regressor": regressor})
-    first = [(weight, lambda view: losses.hint(regressor(view.taps[guided]), view.teacher.taps[hint], variant=variant))]
+        regressor = _regressor(own, target, f"student's '{guided}'", f"teacher's '{hint}'")
+    method = Method(student, [_placed(regressor, student)])
+    first = [(weight, partial(_hint, guided=guided, hint=hint, variant=variant))]
     trained = [*_before(student, [guided]), *regressor.parameters()]
-    method.phases = [Phase("hint", student, teacher, first, trained, until=[guided])]
+    method.phases = [Phase("hint", student, teacher, first, trained, until=[guided], connectors=method.connectors)]
     if task is not None:
-        method.phases.append(_task(student, teacher, task))
+        method.phases.append(_last(student, teacher, task))
         return method
-    method.knobs["soft_weight"] = soft = torch.tensor(4.0, device=_device(student))
-    second = [*hard_labels(), (soft, lambda view: losses.fitnets_kd(view.logits, view.teacher.logits, temperature, variant=variant))]
+    method.knobs["soft_weight"] = soft = torch.tensor(4.0, device=next(student.parameters()).device)
+    second = [*hard_labels(), (soft, partial(_fitnets_kd, temperature=temperature, variant=variant))]
     method.phases.append(Phase("kd", student, teacher, second, list(student.parameters())))
     return method
+
+
+def _hint(view: View, guided: str, hint: str, variant: str) -> Tensor:
+    return losses.hint(view.connectors[0](view.own(guided)), view.teacher.taps[hint], variant=variant)
+
+
+def _fitnets_kd(view: View, temperature: float, variant: str) -> Tensor:
+    return losses.fitnets_kd(view.logits, view.teacher.logits, temperature, variant=variant)
 
 
 def fsp(
     student: nn.Module,
     teacher: nn.Module,
     *,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str | tuple[str, str], str | tuple[str, str]]],
     weights: Sequence[float] | None = None,
     task: Sequence[tuple[float, Term]] | None = None,
 ) -> Method:
     """Flow of solution procedure (Yim et al. 2017): first the FSP matrices, then the task.
 
-    pairs: the taps (first, last layer of a section) between which a matrix stands, of the same names in both nets; where
-    their widths differ a 1x1 convolution brings the student's map to the teacher's width (the paper has them equal).
-    weights: lambda_i. task: ``hard_labels()`` for None, or ``soft_targets(...)``. The first phase trains only what the
-    taps depend on, so that its weight decay leaves the other layers alone.
+    pairs: the taps (first, last layer of a section) between which a matrix stands, maps; each of them a name, or (the
+    student's, the teacher's). Where their widths differ a 1x1 convolution brings the student's map to the teacher's width
+    (the paper has them equal). weights: lambda_i of 0 or more; 0.01 each for None, the suite's own (the paper does not give
+    its value): the loss is of fourth order in the activations, and with 1 it diverges at usual rates. task:
+    ``hard_labels()`` for None, or ``soft_targets(...)``. The first phase trains only what the taps depend on, so that its
+    weight decay leaves the other layers alone.
+    Raises ValueError for no or repeated pairs, unknown taps, taps that are no maps, and weights out of range.
     """
+    sections = [tuple(_names(tap) for tap in _pair(pair, "pairs")) for pair in _listed(pairs, "pairs")]
+    _check_once(sections, "pairs")
+    weights = [FSP_WEIGHT] * len(sections) if weights is None else _weights(weights, len(sections), "pair")
     connectors = {}
-    for tap in {tap: None for pair in pairs for tap in pair}:
-        own, target = _tap(student, tap, "student"), _tap(teacher, tap, "teacher")
-        connectors[tap] = _widened(own, target, normalised=False)
-    method = Method(student, connectors)
-
-    def term(view: View) -> Tensor:
-        own = [tuple(connectors[tap](view.taps[tap]) for tap in pair) for pair in pairs]
-        return losses.fsp(own, [tuple(view.teacher.taps[tap] for tap in pair) for pair in pairs], weights)
-
-    trained = [*_before(student, connectors), *method.connectors.parameters()]
-    method.phases = [Phase("fsp", student, teacher, [(1.0, term)], trained, until=list(connectors)), _task(student, teacher, task)]
+    for names in {tap: None for section in sections for tap in section}:
+        own, target = _taps(student, teacher, names)
+        if not len(own.shape) == len(target.shape) == 3:
+            raise ValueError(f"FSP is defined for maps: {_both(names)} are {_shape(own)} and {_shape(target)}")
+        connectors[names] = _placed(_widened(own, target, normalised=False), student)
+    method = Method(student, list(connectors.values()))
+    places = [tuple((tap, list(connectors).index(tap)) for tap in section) for section in sections]
+    trained = [*_before(student, [mine for mine, _ in connectors]), *method.connectors.parameters()]
+    until = list(dict.fromkeys(mine for mine, _ in connectors))
+    terms = [(1.0, partial(_fsp, places=places, weights=weights))]
+    first = Phase("fsp", student, teacher, terms, trained, until=until, connectors=method.connectors)
+    method.phases = [first, _last(student, teacher, task)]
     return method
+
+
+FSP_WEIGHT = 0.01
+
+
+def _fsp(view: View, places: list, weights: list[float]) -> Tensor:
+    own = [tuple(view.connectors[number](view.own(mine)) for (mine, _), number in section) for section in places]
+    target = [tuple(view.teacher.taps[theirs] for (_, theirs), _ in section) for section in places]
+    return losses.fsp(own, target, weights)
 
 
 def attention_transfer(
@@ -328,30 +527,60 @@ def attention_transfer(
     taps: Sequence[str | tuple[str, str]],
     beta: float = 1e3,
     variant: str = "code",
+    resize: str | None = None,
+    skip_tokens: int = 0,
     task: Sequence[tuple[float, Term]] | None = None,
 ) -> Method:
     """Attention transfer (Zagoruyko & Komodakis 2017): the task and beta times the distance of attention maps, summed over ``taps``.
 
-    taps: names, or (the student's, the teacher's) where they differ.
+    taps: names, or (the student's, the teacher's) where they differ: maps, or tokens [B, N, C] of a transformer. beta: 0 or
+    more; 1000 belongs to the code's variant. resize: "pool" for maps of different size, as in ``losses.attention_transfer``.
+    skip_tokens: so many tokens at the front of both networks' are left out, 1 where the first is a class token, which
+    stands for no place in the image. task: ``hard_labels()`` for None, or ``soft_targets(...)``.
+    Raises ValueError for no or repeated taps, unknown ones, sizes that differ (without resize), a single position, a tap that
+    no gradient reaches, and options out of range.
     """
-    pairs = [(tap, tap) if isinstance(tap, str) else tap for tap in taps]
-    for mine, theirs in pairs:
-        own, target = _tap(student, mine, "student"), _tap(teacher, theirs, "teacher")
-        if own.size != target.size:
-            names = f"tap '{mine}'" if mine == theirs else f"taps '{mine}' and '{theirs}'"
-            raise ValueError(f"attention maps of {names} differ in size: student {_shape(own)}, teacher {_shape(target)}")
+    losses.check_variant(variant)
+    losses.check_resize(resize)
+    losses.check_number("beta", beta)
+    pairs = [_names(tap) for tap in _listed(taps, "taps")]
+    _check_once(pairs, "taps")
+    found = [_taps(student, teacher, names) for names in pairs]
+    tokens = [len(own.shape) == 2 for own, _ in found]
+    if isinstance(skip_tokens, bool) or not isinstance(skip_tokens, int) or skip_tokens < 0 or (skip_tokens and not all(tokens)):
+        raise ValueError(f"skip_tokens must be a number of tokens, 0 for maps, not {skip_tokens!r}")
+    for names, (own, target) in zip(pairs, found, strict=True):
+        sizes = f"student {_shape(own)}, teacher {_shape(target)}"
+        if len(own.shape) != len(target.shape) or len(own.shape) == 1:
+            raise ValueError(f"attention transfer takes two maps or the tokens of two transformers: of {_both(names)}, {sizes}")
+        if len(own.shape) == 2 and own.size != target.size:
+            raise ValueError(f"attention over the tokens of {_both(names)} differs in their number: {sizes}")
+        if own.size != target.size and resize is None:
+            raise ValueError(f'attention maps of {_both(names)} differ in size: {sizes}; resize="pool" brings the larger to the smaller')
+        sides = own.shape[:1] if len(own.shape) == 2 else map(min, own.shape[1:], target.shape[1:])
+        if math.prod(sides) - skip_tokens < 2:
+            raise ValueError(f"attention maps of {_both(names)} have one position, where attention is constant: {sizes}")
+        if hasattr(student, "parameters_before") and not _before(student, [names[0]]):
+            raise ValueError(f"no gradient of the student reaches tap '{names[0]}': {_WITHOUT_GRADIENT}")
+    term = partial(_attention, pairs=pairs, variant=variant, resize=resize, skip=skip_tokens)
+    return _one_phase(student, teacher, [*_terms(task), (beta, term)])
 
-    def term(view: View) -> Tensor:
-        return sum(losses.attention_transfer(view.taps[mine], view.teacher.taps[theirs], variant=variant) for mine, theirs in pairs)
 
-    return _one_phase(student, teacher, [*(task or hard_labels()), (beta, term)])
+def _attention(view: View, pairs: list, variant: str, resize: str | None, skip: int) -> Tensor:
+    def seen(tensor: Tensor) -> Tensor:
+        return tensor[:, skip:] if skip else tensor
+
+    return sum(
+        losses.attention_transfer(seen(view.own(mine)), seen(view.teacher.taps[theirs]), variant=variant, resize=resize)
+        for mine, theirs in pairs
+    )
 
 
 def activation_boundary(
     student: nn.Module,
     teacher: nn.Module,
     *,
-    taps: Sequence[str],
+    taps: Sequence[str | tuple[str, str]],
     weights: Sequence[float],
     margin: float = 1.0,
     batch_statistics: bool = False,
@@ -360,78 +589,164 @@ def activation_boundary(
 ) -> Method:
     """Activation boundaries (Heo et al. 2019): first the sign of every neuron at ``taps`` (pre-activations), then the task.
 
-    weights: one a tap; the authors' code has (1/4, 1/2, 1) * 3/1000 from the first group to the last. A connector, 1x1
-    convolution and BatchNorm, stands where the widths differ. batch_statistics: as in the authors' code, the teacher is in
-    train mode in the first phase: it sees the batch's statistics, its running ones drift (its weights never move), and
-    the second phase runs with the drifted ones in eval mode. They are then part of the method's state, so that a resumed
-    run goes on with them: bring the teacher to its device before. task_teacher: who teaches in the second phase, the same
-    for None; in the authors' code a copy of the teacher that has not drifted.
+    taps: names, or (the student's, the teacher's), maps or vectors. weights: one a tap, 0 or more; the authors' code has
+    (1/4, 1/2, 1) * 3/1000 from the first group to the last: the loss is a sum over neurons. margin: 0 or more. A connector,
+    1x1 convolution (linear layer for vectors) and BatchNorm, stands where the widths differ. batch_statistics: as in the
+    authors' code, the teacher is in train mode in the first phase: it sees the batch's statistics, its running ones drift
+    (its weights never move), and the second phase runs with the drifted ones in eval mode. They are then part of the
+    method's state, so that a resumed run goes on with them: bring the teacher to its device before. task_teacher: who
+    teaches in the second phase, the same for None; in the authors' code a copy of the teacher that has not drifted.
+    Raises ValueError for no or repeated taps, unknown ones, sizes that differ, and numbers out of range.
     """
-    if len(weights) != len(taps):
-        raise ValueError(f"activation boundaries need one weight a tap: {len(weights)} for {len(taps)} taps")
-    connectors = {}
-    for tap in taps:
-        own, target = _tap(student, tap, "student"), _tap(teacher, tap, "teacher")
-        if own.size != target.size:
-            raise ValueError(f"activation boundaries of tap '{tap}' differ in size: student {_shape(own)}, teacher {_shape(target)}")
-        connectors[tap] = _widened(own, target, normalised=True)
+    pairs = [_names(tap) for tap in _listed(taps, "taps")]
+    _check_once(pairs, "taps")
+    weights = _weights(weights, len(pairs), "tap")
+    losses.check_number("margin", margin)
+    connectors = []
+    for names in pairs:
+        own, target = _taps(student, teacher, names)
+        if len(own.shape) == 2 or len(target.shape) == 2:
+            raise ValueError(f"activation boundaries are defined for maps and vectors: {_both(names)} are tokens")
+        if own.shape[1:] != target.shape[1:]:
+            raise ValueError(f"activation boundaries of {_both(names)} differ in size: student {_shape(own)}, teacher {_shape(target)}")
+        connectors.append(_placed(_widened(own, target, normalised=True), student))
     method = Method(student, connectors)
     if batch_statistics:
         method.statistics = Statistics(teacher)
-
-    def term(view: View) -> Tensor:
-        parts = [losses.activation_boundary(connectors[tap](view.taps[tap]), view.teacher.taps[tap], margin=margin) for tap in taps]
-        return sum(weight * part for weight, part in zip(weights, parts, strict=True))
-
-    trained = [*_before(student, taps), *method.connectors.parameters()]
-    first = Phase("boundary", student, teacher, [(1.0, term)], trained, until=taps, batch_statistics=batch_statistics)
-    method.phases = [first, _task(student, task_teacher or teacher, task)]
+    until = list(dict.fromkeys(mine for mine, _ in pairs))
+    trained = [*_before(student, until), *method.connectors.parameters()]
+    terms = [(1.0, partial(_boundary, pairs=pairs, weights=weights, margin=margin))]
+    first = Phase(
+        "boundary", student, teacher, terms, trained, until=until, batch_statistics=batch_statistics, connectors=method.connectors
+    )
+    method.phases = [first, _last(student, task_teacher or teacher, task)]
     return method
 
 
+def _boundary(view: View, pairs: list, weights: list[float], margin: float) -> Tensor:
+    parts = [
+        losses.activation_boundary(connector(view.own(mine)), view.teacher.taps[theirs], margin=margin)
+        for connector, (mine, theirs) in zip(view.connectors, pairs, strict=True)
+    ]
+    return sum(weight * part for weight, part in zip(weights, parts, strict=True))
+
+
 def jacobian(student: nn.Module, teacher: nn.Module, *, weight: float = 1.0, task: Sequence[tuple[float, Term]] | None = None) -> Method:
-    """Jacobian matching (Srinivas & Fleuret 2018): the task and the distance of the input gradients of the label's logit."""
+    """Jacobian matching (Srinivas & Fleuret 2018): the task and the distance of the input gradients of the label's logit.
 
-    def term(view: View) -> Tensor:
-        own, target = (logits.gather(1, view.labels.unsqueeze(1)).squeeze(1) for logits in (view.logits, view.teacher.logits))
-        return losses.jacobian(own, target, view.x)
+    student, teacher: any module that gives logits; the student is differentiated twice, and refused where it has a layer
+    without a second derivative (see ``losses.jacobian``). weight: of the distance, 0 or more. task: ``hard_labels()`` for None.
+    """
+    losses.check_number("weight", weight)
+    return _one_phase(student, teacher, [*_terms(task), (weight, _jacobian)], input_gradient=True)
 
-    return _one_phase(student, teacher, [*(task or hard_labels()), (weight, term)], input_gradient=True)
+
+def _jacobian(view: View) -> Tensor:
+    return losses.jacobian(*(losses.pick(logits, view.labels) for logits in (view.logits, view.teacher.logits)), view.x)
 
 
 def _one_phase(student: nn.Module, teacher: nn.Module | None, terms, **options) -> Method:
     method = Method(student)
-    method.phases = [Phase("train", student, teacher, terms, list(student.parameters()), **options)]
+    method.phases = [_last(student, teacher, terms, **options)]
     return method
 
 
-def _task(student: nn.Module, teacher: nn.Module, task) -> Phase:
-    return Phase("train", student, teacher, task or hard_labels(), list(student.parameters()))
+def _last(student: nn.Module, teacher: nn.Module | None, task: Sequence[tuple[float, Term]] | None, **options) -> Phase:
+    return Phase("train", student, teacher, _terms(task), list(student.parameters()), **options)
+
+
+def _terms(task: Sequence[tuple[float, Term]] | None) -> Sequence[tuple[float, Term]]:
+    if task is None:
+        return hard_labels()
+    if not task:
+        raise ValueError("task has no terms: give hard_labels(), soft_targets(...), or None")
+    return task
 
 
 # ---------------------------------------------------------------- taps, and what stands between two of them
 
 
-def _tap(net: nn.Module, name: str, whose: str) -> Tap:
-    if name not in net.taps:
-        raise ValueError(f"the {whose} has no tap '{name}': choose one of {', '.join(net.taps)}")
-    return net.taps[name]
+def _listed(taps: Sequence, what: str) -> list:
+    if isinstance(taps, str) or not len(taps):
+        raise ValueError(f"{what} must be a list of at least one, not {taps!r}")
+    return list(taps)
+
+
+def _pair(pair: Sequence, what: str) -> Sequence:
+    if isinstance(pair, str) or len(pair) != 2:
+        raise ValueError(f"{what} has an entry of other than two: {pair!r}")
+    return pair
+
+
+def _names(tap: str | tuple[str, str]) -> tuple[str, str]:
+    """(the student's, the teacher's)."""
+    return (tap, tap) if isinstance(tap, str) else tuple(_pair(tap, "taps"))
+
+
+def _both(names: tuple[str, str]) -> str:
+    mine, theirs = names
+    return f"tap '{mine}'" if mine == theirs else f"taps '{mine}' and '{theirs}'"
+
+
+def _check_once(entries: list, what: str) -> None:
+    if len(set(entries)) < len(entries):
+        raise ValueError(f"{what} has an entry twice: weigh it more if it is to count more")
+
+
+def _weights(weights: Sequence[float], count: int, what: str) -> list[float]:
+    if len(weights) != count:
+        raise ValueError(f"give one weight a {what}: {len(weights)} for {count} {what}s")
+    for weight in weights:
+        losses.check_number("a weight", weight)
+    return list(weights)
+
+
+def _taps(student: nn.Module, teacher: nn.Module, names: tuple[str, str]) -> list[Tap]:
+    """The student's tap and the teacher's. Raises ValueError for networks without taps, and says what to do."""
+    found = []
+    for net, whose, name in ((student, "student", names[0]), (teacher, "teacher", names[1])):
+        if net is None:
+            raise ValueError("this method reads a teacher's features: give it a teacher")
+        if not _tapped(net):
+            if isinstance(net, DataParallel | DistributedDataParallel):
+                raise ValueError(f"{type(net).__name__} hides the taps of the {whose}: {STAGE_LOSS}")
+            raise ValueError(f"the {whose} ({type(net).__name__}) has no taps: wrap it, Tapped({whose}, {{tap: module}}, example)")
+        if name not in net.taps:
+            raise ValueError(f"the {whose} has no tap '{name}': choose one of {', '.join(net.taps)}")
+        found.append(net.taps[name])
+    return found
 
 
 def _shape(tap: Tap) -> str:
-    return f"{tap.channels} x {tap.size} x {tap.size}"
+    return " x ".join(map(str, tap.shape))
 
 
-def _before(student: nn.Module, taps) -> list[nn.Parameter]:
-    """What any of the taps depends on, in the order of the net."""
-    wanted = {id(parameter) for tap in taps for parameter in student.parameters_before(tap)}
+def _before(student: nn.Module, taps: Sequence[str]) -> list[nn.Parameter]:
+    """What any of the taps depends on and training can move, in the order of the net."""
+    if not hasattr(student, "parameters_before"):
+        raise ValueError(f"the student ({type(student).__name__}) does not say what its taps depend on: give it parameters_before(tap)")
+    wanted = {id(parameter) for tap in taps for parameter in student.parameters_before(tap) if parameter.requires_grad}
     return [parameter for parameter in student.parameters() if id(parameter) in wanted]
 
 
+def _placed(connector: nn.Module, student: nn.Module) -> nn.Module:
+    """On the student's device and in its type. It was drawn on the CPU: the same numbers wherever the student is."""
+    like = next((parameter for parameter in student.parameters() if parameter.is_floating_point()), None)
+    return connector if like is None else connector.to(like.device, like.dtype)
+
+
 def _regressor(own: Tap, target: Tap, own_name: str, target_name: str) -> nn.Module:
-    if own.size < target.size:
-        raise ValueError(f"the {own_name} ({_shape(own)}) is smaller than the {target_name} ({_shape(target)}): choose a wider map")
-    layer = nn.Conv2d(own.channels, target.channels, own.size - target.size + 1)
+    if own.shape == target.shape:
+        return nn.Identity()
+    if len(own.shape) != len(target.shape) or (len(own.shape) == 2 and own.size != target.size):
+        raise ValueError(f"no regressor leads from the {own_name} ({_shape(own)}) to the {target_name} ({_shape(target)}): give regressor=")
+    if len(own.shape) == 3:
+        kernel = [mine - theirs + 1 for mine, theirs in zip(own.shape[1:], target.shape[1:], strict=True)]
+        if min(kernel) < 1:
+            raise ValueError(f"the {own_name} ({_shape(own)}) is smaller than the {target_name} ({_shape(target)}): choose a wider map")
+        layer = nn.Conv2d(own.channels, target.channels, kernel)
+    else:
+        layer = nn.Linear(own.channels, target.channels)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     nn.init.zeros_(layer.bias)
     return layer
@@ -440,77 +755,9 @@ def _regressor(own: Tap, target: Tap, own_name: str, target_name: str) -> nn.Mod
 def _widened(own: Tap, target: Tap, *, normalised: bool) -> nn.Module:
     if own.channels == target.channels:
         return nn.Identity()
-    layer = nn.Conv2d(own.channels, target.channels, 1, bias=False)
+    if len(own.shape) == 1:
+        layer, norm = nn.Linear(own.channels, target.channels, bias=False), nn.BatchNorm1d
+    else:
+        layer, norm = nn.Conv2d(own.channels, target.channels, 1, bias=False), nn.BatchNorm2d
     nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-    return nn.Sequential(layer, nn.BatchNorm2d(target.channels)) if normalised else layer
-
-
-def _device(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
-
-
-class Tapped(nn.Module):
-    """Any network with taps of your choice: ``Tapped(resnet18(), {"layer3": "layer3"}, torch.zeros(1, 3, 224, 224))``.
-
-    modules: {tap: dotted name of a submodule}, whose output is the tap. example: a batch of one image, from which the
-    taps' shapes are read, and which parameters each depends on (of those that ask for a gradient).
-    Raises ValueError for a name that the network does not have, a module that runs more than once in a forward pass, and
-    an output that is no map or vector or that a later layer overwrites.
-    """
-
-    def __init__(self, net: nn.Module, modules: Mapping[str, str], example: Tensor):
-        super().__init__()
-        self.net, self.sources = net, dict(modules)
-        known = [name for name, _ in net.named_modules() if name]
-        for name in modules.values():
-            if name not in known:
-                raise ValueError(f"the network has no module '{name}': choose one of {', '.join(known)}")
-        self.taps: dict[str, Tap] = {}
-        self._depends: dict[str, set[str]] = {}
-        training = net.training
-        self.eval()
-        with torch.enable_grad():
-            _, found = self.features(example)
-            for tap, name in modules.items():
-                if not isinstance(found.get(tap), Tensor) or found[tap].dim() not in (2, 4):
-                    raise ValueError(f"the output of '{name}' is neither a map [B, C, H, W] nor a vector [B, C]")
-                output = self.features(example, until=[tap])[1][tap]
-                if output._version != found[tap]._version:
-                    raise ValueError(f"the output of '{name}' is overwritten in place by what follows: tap that, or make it not in place")
-                self.taps[tap] = Tap(output.shape[1], output.shape[-1] if output.dim() == 4 else 1)
-                self._depends[tap] = _sources(output, net)
-        self.train(training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-    def features(self, x: Tensor, until: Sequence[str] | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Logits and the taps. until: taps; the pass stops at the last of them, and the logits are None."""
-        taps = Taps(until)
-
-        def keep(tap: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            if tap in taps:
-                raise ValueError(f"module '{self.sources[tap]}' runs more than once in a forward pass: tap one that runs once")
-            taps[tap] = output
-
-        hooks = [self.net.get_submodule(name).register_forward_hook(partial(keep, tap)) for tap, name in self.sources.items()]
-        try:
-            return self.net(x), taps
-        except Reached:
-            return None, taps
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def parameters_before(self, tap: str) -> list[nn.Parameter]:
-        """The parameters that the tensor of ``tap`` depends on: all that training on it alone can move."""
-        return [parameter for name, parameter in self.net.named_parameters() if name in self._depends[tap]]
-
-
-def _sources(output: Tensor, net: nn.Module) -> set[str]:
-    """Names of the trained parameters of ``net`` that ``output`` was computed from."""
-    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
-    if not output.requires_grad:
-        return set()
-    gradients = torch.autograd.grad(output.sum(), list(trained.values()), allow_unused=True)
-    return {name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None}
+    return nn.Sequential(layer, norm(target.channels)) if normalised else layer

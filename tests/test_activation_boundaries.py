@@ -202,7 +202,7 @@ def test_every_method_fits_every_pair(teacher, student):
         "AB + KD": sum(products) + 2 * sum(target),  # with BatchNorm
     }
     for method in METHODS[1:]:
-        built = ab._method(PAPER.config("paper", "KD, 1+1") | {"method": method}, net, guide, guide)
+        built = ab._method(PAPER.config("paper", "KD, 1+1") | {"method": method}, net, freeze(guide), guide)
         assert count_parameters(built) - count_parameters(net) == (expected.get(method, 0) if own != target else 0), method
 
 

@@ -9,7 +9,7 @@ from benchmarks.__main__ import main
 from benchmarks.measure import BenchmarkError, Spread, interleave, speedups
 from benchmarks.suite import Row, Settings
 from kdcore.data.augment import Views
-from kdcore.methods import Knowledge, LogitTable
+from kdcore.methods import Knowledge, LogitTable, freeze
 
 SMALL = mlp.Task(seed=3, cases=mlp.CHECKED_STEPS * mlp.BATCH, student=(784, 40, 40, 10), teacher=(784, 60, 60, 10))
 SMALL_NETS = cifar.Task(seed=3, cases=mlp.CHECKED_STEPS * 8, student="wrn_10_1", teacher="wrn_10_1")
@@ -173,7 +173,7 @@ class Teacher(torch.nn.Module):
 
 
 def tabled() -> tuple[Teacher, Views, LogitTable]:
-    teacher, views = Teacher().eval(), Views(IMAGES, 1, flip=True)
+    teacher, views = freeze(Teacher()), Views(IMAGES, 1, flip=True)
     return teacher, views, LogitTable(teacher, views, 4)
 
 

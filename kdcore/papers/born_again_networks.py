@@ -82,7 +82,7 @@ def _as_coded(net: nn.Module, config: dict) -> Method:
     method.knobs = {name: torch.zeros((), device=device) for name in ("hard_weight", "soft_weight")}
     terms = [term for _, term in methods.soft_targets(config["temperature"], config["soft_weight"])]
     weighted = list(zip(method.knobs.values(), terms, strict=True))
-    method.phases = [methods.Phase("train", net, net, weighted, list(net.parameters()))]
+    method.phases = [methods.Phase("train", net, net, weighted, list(net.parameters()), live_teacher=True)]
     return method
 
 
