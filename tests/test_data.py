@@ -13,7 +13,7 @@ import torch
 
 from kdcore import data, paths
 from kdcore.data import embedded, images
-from kdcore.errors import KdcoreError
+from kdcore.errors import DataMissing, KdcoreError
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_mnist_comes_from_torchvisions_layout_and_is_cached(monkeypatch):
     assert cached.stat().st_mtime_ns == written, "converted once"
 
 
-def test_damaged_truncated_and_foreign_data_are_refused(monkeypatch):
+def test_damaged_truncated_and_foreign_data_are_moved_aside_and_made_anew(monkeypatch):
     from safetensors.numpy import save_file
 
     arrays = tiny_mnist()
@@ -105,8 +105,15 @@ def test_damaged_truncated_and_foreign_data_are_refused(monkeypatch):
             path.write_bytes(content[: len(content) // 2])
         else:
             save_file({key: value for key, value in arrays.items() if key != "test_labels"}, path)
-        with pytest.raises(KdcoreError, match="delete (the file|it) and run again"):
-            data.load("mnist")
+        content = path.read_bytes()
+        monkeypatch.setattr(images, "_torchvision", lambda *_: arrays)
+        with pytest.warns(
+            UserWarning, match=r"mnist.safetensors is damaged and was moved to mnist.safetensors.damaged.*: mnist is made anew"
+        ):
+            loaded = data.load("mnist")
+        assert np.array_equal(loaded.train_images.numpy(), arrays["train_images"])
+        assert content in [aside.read_bytes() for aside in path.parent.glob("mnist.safetensors.damaged*")]
+    assert len(list(path.parent.glob("*.damaged*"))) == 3, "none is written over"
 
 
 def test_truncated_download_is_one_sentence(monkeypatch):
@@ -223,9 +230,10 @@ def test_a_damaged_cifar_batch_is_refused(damage, monkeypatch):
         batch.write_bytes(content[:-100])
     else:
         batch.unlink()
-    with pytest.raises(KdcoreError, match="could not be fetched.*cifar-10-batches-py or cifar10.safetensors") as caught:
+    told = "" if damage == "lack" else "data_batch_3 is damaged and was moved to data_batch_3.damaged"
+    with pytest.raises(KdcoreError, match=f"{told}.*could not be fetched.*cifar-10-batches-py or cifar10.safetensors") as caught:
         data.load("cifar10")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and batch.with_name("data_batch_3.damaged").exists() == (damage != "lack")
     assert not (paths.data() / "cifar10.safetensors").exists()
 
 
@@ -254,7 +262,7 @@ def test_a_cifar_file_in_another_order_is_put_in_order_once(monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["pixel", "label", "missing case", "truncate"])
-def test_a_damaged_cifar_file_is_refused_and_kept(damage, monkeypatch):
+def test_a_damaged_cifar_file_is_never_used_and_kept(damage, monkeypatch):
     from safetensors.numpy import save_file
 
     arrays = tiny_cifar("cifar10")
@@ -272,9 +280,10 @@ def test_a_damaged_cifar_file_is_refused_and_kept(damage, monkeypatch):
     if damage == "truncate":
         path.write_bytes(path.read_bytes()[:-1000])
     content = path.read_bytes()
-    with pytest.raises(KdcoreError, match="delete (the file|it) and run again"):
+    monkeypatch.setattr(images, "_torchvision", lambda *_: (_ for _ in ()).throw(DataMissing("no network")))
+    with pytest.raises(DataMissing, match="no network"), pytest.warns(UserWarning, match="cifar10.safetensors is damaged"):
         data.load("cifar10")
-    assert path.read_bytes() == content
+    assert path.with_name("cifar10.safetensors.damaged").read_bytes() == content and not path.exists()
 
 
 def test_class_names():

@@ -287,15 +287,17 @@ def test_files_that_are_no_such_table(text, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_cache_is_refused():
+def test_a_changed_cache_is_moved_aside_and_made_anew():
     put("cells.csv", CSV)
     tabular.load("cells")
     cached = paths.data() / "cells.csv"
-    for changed in (cached.read_text().replace("10.0", "11.0"), cached.read_text().replace("malignant", "benign"), ""):
-        cached.write_text(changed)
+    good = cached.read_bytes()
+    for changed in (good.replace(b"10.0", b"11.0"), good.replace(b"malignant", b"benign"), b"", good.replace(b"malignant", b"m\xff")):
+        cached.write_bytes(changed)
         tabular.load.cache_clear()
-        with pytest.raises(KdcoreError, match="delete the file and run again"):
+        with pytest.warns(UserWarning, match="cells.csv is damaged and was moved to cells.csv.damaged.*: cells is made anew"):
             tabular.load("cells")
+        assert cached.read_bytes() == good
 
 
 def test_no_network_is_one_sentence(monkeypatch):

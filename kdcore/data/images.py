@@ -9,6 +9,7 @@ found before anything trains on it.
 import hashlib
 import json
 import math
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,25 +78,30 @@ def load(name: str) -> ImageData:
 
     The first three are read from the cache, made from a copy in torchvision's layout (``$KDCORE_DATA/MNIST/raw``,
     ``cifar-10-batches-py``, ``cifar-100-python``), or downloaded. A CIFAR file in another order than ``canonical`` is
-    put in order, once. Raises KdcoreError when the data cannot be had or are damaged.
+    put in order, once. A damaged file of the cache is moved aside and made anew, with a warning. Raises DataMissing when the data
+    cannot be had, KdcoreError when what they are made from is damaged.
     """
-    expected = fingerprint(name)
-    path = paths.data() / f"{name}.safetensors"
-    arrays = EMBEDDED[name]() if name in EMBEDDED else _cached(name, path)
-    found = digest(arrays)
-    if found != expected and name in IN_CANONICAL_ORDER:
-        arrays = canonical(arrays)
-        found = digest(arrays)
-        if found == expected:
-            with suppress(KdcoreError):  # a folder that cannot be written costs the sorting at every load, no more
-                _write(path, name, arrays)
-    if found != expected:
-        where, cure = path, "delete the file and run again to fetch it anew"
-        if name in EMBEDDED:
-            where, cure = "scikit-learn", "install the version that requirements.txt pins"
+    expected, path = fingerprint(name), paths.data() / f"{name}.safetensors"
+    if name in EMBEDDED:
+        arrays, where, cure = EMBEDDED[name](), "scikit-learn", "install the version that requirements.txt pins"
+    elif path.exists() and (arrays := _cached(name, path)):
+        return _data(name, arrays)
+    else:
+        if path.exists():
+            warnings.warn(f"{path} is damaged and was moved to {paths.set_aside(path).name}: {name} is made anew", stacklevel=1)
+        arrays, where = _torchvision(name, path.parent), path.parent
+        arrays = canonical(arrays) if name in IN_CANONICAL_ORDER else arrays
+        cure = "delete its published files there and run again to fetch them anew"
+    if (found := digest(arrays)) != expected:
         raise KdcoreError(
             f"{name} in {where} is not the data set this suite was built on (fingerprint {found[:12]}, expected {expected[:12]}): {cure}"
         )
+    if name not in EMBEDDED:
+        _write(path, name, arrays)
+    return _data(name, arrays)
+
+
+def _data(name: str, arrays: dict[str, np.ndarray]) -> ImageData:
     return ImageData(name, *(torch.from_numpy(arrays[key]) for key in ARRAYS), classes=CLASSES[name])
 
 
@@ -144,16 +150,19 @@ def unlabelled(name: str, sha256: str, side: int = 32) -> Tensor:
     pictures are another configuration. Raises KdcoreError where there are no pictures, or others than ``sha256`` says.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load, save
 
-    path = paths.data() / f"{name}.safetensors"
-    if not path.exists():
+    path, pixels = paths.data() / f"{name}.safetensors", None
+    if path.exists():
+        try:
+            pixels = load(path.read_bytes())["images"]
+        except OSError as error:
+            raise KdcoreError(f"cannot read {path} ({error.strerror}): make it readable and run the same command again") from error
+        except (SafetensorError, KeyError):
+            warnings.warn(f"{path} is damaged and was moved to {paths.set_aside(path).name}: the pictures are read anew", stacklevel=1)
+    if pixels is None:
         pixels = _pictures(paths.data() / name, side)
-        paths.write_atomically(path, lambda temporary: save_file({"images": pixels}, temporary))
-    try:
-        pixels = load_file(path)["images"]
-    except (SafetensorError, OSError, KeyError) as error:
-        raise KdcoreError(f"{path} cannot be read ({error}): delete it and run again to read the pictures anew") from error
+        paths.write_bytes(path, save({"images": pixels}))
     found = hashlib.sha256(memoryview(pixels.numpy()).cast("B")).hexdigest()
     if found != sha256:
         raise KdcoreError(f"the pictures in {path} have sha256 {found}: write that beside their name, or delete the file to read them anew")
@@ -176,25 +185,34 @@ def _pictures(folder: Path, side: int) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
-def _cached(name: str, path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _cached(name: str, path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a file of the cache, in order; None for a damaged one."""
+    from safetensors.numpy import load
 
-    if not path.exists():
-        _write(path, name, _torchvision(name, path.parent))
     try:
-        arrays = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise KdcoreError(f"{path} cannot be read ({error}): delete it and run again to fetch it anew") from error
-    if missing := [key for key in ARRAYS if key not in arrays]:
-        raise KdcoreError(f"{path} lacks {', '.join(missing)}: delete it and run again to fetch it anew")
+        arrays = load(path.read_bytes())
+    except OSError as error:
+        raise KdcoreError(f"cannot read {path} ({error.strerror}): make it readable and run the same command again") from error
+    except Exception:  # whatever safetensors makes of a broken header
+        return None
+    if set(arrays) != set(ARRAYS):
+        return None
+    if digest(arrays) == fingerprint(name):
+        return arrays
+    if name not in IN_CANONICAL_ORDER or len({len(arrays[key]) for key in ARRAYS}) > 2:
+        return None
+    arrays = canonical(arrays)
+    if digest(arrays) != fingerprint(name):
+        return None
+    with suppress(KdcoreError):  # a folder that cannot be written costs the sorting at every load, no more
+        _write(path, name, arrays)
     return arrays
 
 
 def _write(path: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    paths.write_atomically(path, lambda temporary: save_file(arrays, temporary, {"classes": json.dumps(CLASSES[name])}))
+    paths.write_bytes(path, save(arrays, {"classes": json.dumps(CLASSES[name])}))
 
 
 def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
@@ -214,8 +232,19 @@ def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
             arrays[f"{split}_images"] = pixels.contiguous().numpy()
             arrays[f"{split}_labels"] = np.asarray(cases.targets, np.int64)
     except (RuntimeError, OSError, ValueError, EOFError) as error:
+        damaged = "".join(f"; {path} is damaged and was moved to {aside.name}" for path, aside in _set_aside_damaged(source, root))
         raise DataMissing(
-            f"{name} is not in {root} and could not be fetched ({str(error).splitlines()[0].rstrip(':')}): connect to the "
+            f"{name} is not in {root}{damaged} and could not be fetched ({str(error).splitlines()[0].rstrip(':')}): connect to the "
             f"network, or set KDCORE_DATA to a folder that holds {layout} or {name}.safetensors"
         ) from error
     return arrays
+
+
+def _set_aside_damaged(source, root: Path) -> list[tuple[Path, Path]]:
+    """(file, where it was moved to) of the published files with another MD5 than theirs: torchvision calls them missing."""
+    from torchvision.datasets.utils import check_integrity
+
+    files = [(root / "MNIST" / "raw" / file, md5) for file, md5 in getattr(source, "resources", [])]
+    lists = (*getattr(source, "train_list", []), *getattr(source, "test_list", []))
+    files += [(root / source.base_folder / file, md5) for file, md5 in lists]
+    return [(path, paths.set_aside(path)) for path, md5 in files if path.exists() and not check_integrity(str(path), md5)]

@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import math
 import urllib.request
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -223,30 +224,20 @@ def fingerprint(name: str) -> str:
 def load(name: str) -> Tabular:
     """The data set ``name``, from the cache, UCI's file, OpenML, or (the embedded ones) scikit-learn.
 
-    Raises KdcoreError when it cannot be had, its classes do not have the cases they must, or its contents differ.
+    A damaged file of the cache is moved aside and made anew, with a warning. Raises DataMissing when the data cannot be had,
+    KdcoreError when the published file's classes do not have the cases they must, or its contents differ.
     """
     expected, path = fingerprint(name), paths.data() / f"{name}.csv"
-    if name in EMBEDDED:
-        text, where, cure = canonical(*EMBEDDED[name]()), "scikit-learn", "install the version that requirements.txt pins"
-    elif path.exists():
-        text, where, cure = _read(path), path, "delete the file and run again to fetch it anew"
-    else:
-        (rows, words, variables), where = _fetched(name)
-        text, cure = (
-            canonical(rows, words, variables),
-            f"put the whole published file as {path.parent / 'uci' / SOURCES[name].file}",
-        )
+    text = None
+    if path.exists() and name not in EMBEDDED:
+        text = _read(path, errors="replace")
+        if hashlib.sha256(text.encode()).hexdigest() != expected:
+            warnings.warn(f"{path} is damaged and was moved to {paths.set_aside(path).name}: {name} is made anew", stacklevel=1)
+            text = None
+    if text is None:
+        text = _made(name, path, expected)
     lines = list(csv.reader(text.splitlines()))
     cells, words = [line[:-1] for line in lines[1:]], [line[-1] for line in lines[1:] if line]
-    if name in SOURCES:
-        _check_counts(name, words, where, cure)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    if digest != expected:
-        raise KdcoreError(
-            f"{name} in {where} is not the data set this suite was built on (fingerprint {digest[:12]}, expected {expected[:12]}): {cure}"
-        )
-    if name in SOURCES and not path.exists():
-        paths.write_text(path, text)
     columns, levels = [], []
     for variable, column in zip(lines[0], zip(*cells, strict=True), strict=False):
         nominal = name in SOURCES and SOURCES[name].is_nominal(variable)
@@ -257,6 +248,24 @@ def load(name: str) -> Tabular:
     classes = sorted(set(words))
     labels = np.array([classes.index(word) for word in words], np.int64)
     return Tabular(name, np.array(columns).T.copy(), labels, tuple(lines[0][:-1]), tuple(levels), tuple(classes))
+
+
+def _made(name: str, path: Path, expected: str) -> str:
+    """A data set as ``canonical`` text, from its published form, written into the cache."""
+    if name in EMBEDDED:
+        text, where, cure = canonical(*EMBEDDED[name]()), "scikit-learn", "install the version that requirements.txt pins"
+    else:
+        (rows, words, variables), where = _fetched(name)
+        _check_counts(name, words, where, cure := f"put the whole published file as {path.parent / 'uci' / SOURCES[name].file}")
+        text = canonical(rows, words, variables)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if digest != expected:
+        raise KdcoreError(
+            f"{name} in {where} is not the data set this suite was built on (fingerprint {digest[:12]}, expected {expected[:12]}): {cure}"
+        )
+    if name in SOURCES:
+        paths.write_text(path, text)
+    return text
 
 
 def canonical(rows: list[list], classes: list[str], variables: list[str]) -> str:
@@ -273,11 +282,11 @@ def canonical(rows: list[list], classes: list[str], variables: list[str]) -> str
     return "".join(",".join((*row, word)) + "\n" for word, row in [("class", list(variables)), *lines])
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, errors: str = "strict") -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise KdcoreError(f"{path} cannot be read ({error}): delete it and run again to fetch it anew") from error
+        return path.read_text(encoding="utf-8", errors=errors)
+    except OSError as error:
+        raise KdcoreError(f"cannot read {path} ({error.strerror}): make it readable and run the same command again") from error
 
 
 def _check_counts(name: str, words: list[str], where: Path | str, cure: str) -> None:
