@@ -1,6 +1,7 @@
 # make replicate   every notebook at budget smoke (BUDGET=fast PAPER=hinton_mnist SEEDS=3 ENGINE=local DEVICE=cpu for more)
 # make test        ruff, pytest, nbval on the notebooks, a papermill end to end
 # make portable    every arm at smoke, as a processor without AVX-512 runs it
+# make damage      1,000 random bit flips in weights, checkpoints and records      make kill   20 kills at random moments, then the same record
 # make report      tables, figures, page and README scoreboard from the committed records
 # make check       are all records valid, README and tables up to date?
 # make bench       the speed table          make lab   JupyterLab on the notebooks
@@ -30,6 +31,12 @@ portable: .venv/ready
 	  $(AVX2) KDCORE_CACHE=$$folder/cache $(BIN)/kdcore run $$(basename $$paper .ipynb) --budget smoke --quiet --results $$folder/results || exit; \
 	done
 
+damage: .venv/ready
+	KDCORE_FLIPS=250 $(BIN)/pytest tests/test_damage.py
+
+kill: .venv/ready
+	KDCORE_KILLS=20 $(BIN)/pytest tests/test_runner.py -k kill_9
+
 report: .venv/ready
 	$(BIN)/kdcore report
 
@@ -49,4 +56,4 @@ lab: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
-.PHONY: replicate test portable report check bench lab
+.PHONY: replicate test portable damage kill report check bench lab
