@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -312,19 +313,22 @@ def _of_layer(record: dict, layer: int) -> dict:
 def _draw_toy(record: dict):
     from kdcore.report import figures as draw
 
-    points, labels = plane(record["config"]["data"])
-    across, up = _axes(points)
-    grid = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1)
+    # in double precision and rounded: a boundary must not move with the processor that draws it
+    points, labels = (values.numpy() for values in plane(record["config"]["data"]))
+    ends = zip(points.min(0).tolist(), points.max(0).tolist(), strict=True)
+    across, up = (np.linspace(low - 0.3, high + 0.3, TOY_GRID).round(6) for low, high in ends)
+    grid = torch.from_numpy(np.stack(np.meshgrid(across, up), -1))
     panels = {}
     for name, shown in PICTURES.items():
         layers = record["metrics"]["toy"][name]
         net = MLP([2, *(len(bias) for _, bias in layers)])
         for weight, bias, (w, b) in zip(net.weights, net.biases, layers, strict=True):
-            weight.data, bias.data = torch.tensor([w]), torch.tensor([b])
+            weight.data, bias.data = torch.tensor([w], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)
         with torch.no_grad():
             logits, taps = net.features(grid.flatten(0, 1))
         if name != "teacher":
             shown += f"\n{record['metrics'][f'{name}_other_side_percent']:.1f} % on the other side"
-        panels[shown] = (logits.argmax(1).view(TOY_GRID, TOY_GRID), taps[TOY_TAP].T.reshape(-1, TOY_GRID, TOY_GRID))
+        classes, neurons = logits.round(decimals=6).numpy().argmax(1), taps[TOY_TAP].round(decimals=6).numpy().T
+        panels[shown] = (classes.reshape(TOY_GRID, TOY_GRID), neurons.reshape(-1, TOY_GRID, TOY_GRID))
     title = "What a student makes of its teacher's boundaries: four digits on a plane"
     return draw.boundaries(panels, across, up, points, labels, title)

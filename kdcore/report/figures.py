@@ -1,13 +1,18 @@
 """Plots in one style. Each function takes plain numbers (or a table's frame) and returns a matplotlib Figure.
 
 Colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by the colour-blind; what a colour says, a label or a
-marker says too. The same numbers give the same bytes on one machine: no date, no random id.
+marker says too.
+
+The same numbers give the same bytes on every machine. Processors differ in the last digits of exp, log, a matrix product or
+a fit; so what is drawn is rounded (``rounded``) before it is drawn, axes stand at rounded places, and the SVG's coordinates
+are rounded and its ids numbered. There is no date and no random id.
 """
 
 import base64
 import functools
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,6 +22,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -52,7 +59,9 @@ STYLE = {
     "svg.hashsalt": "kdcore",
     "svg.fonttype": "path",
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
+DIGITS = 9  # significant ones of what is drawn: far finer than a line is wide, far coarser than what processors differ by
 
 
 @contextmanager
@@ -65,16 +74,36 @@ def style():
 
 
 def _styled(plot):
-    """A plot function drawn in ``style()``; its figure is closed for pyplot, so that a notebook shows it once."""
+    """A plot function drawn in ``style()``, of rounded numbers; its figure is closed for pyplot, so that a notebook shows it once."""
 
     @functools.wraps(plot)
     def wrapped(*args, **kwargs) -> Figure:
         with style():
-            figure = plot(*args, **kwargs)
+            figure = plot(*rounded(args), **rounded(kwargs))
             plt.close(figure)
             return figure
 
     return wrapped
+
+
+def rounded(value):
+    """``value`` with every float in it rounded to ``DIGITS`` significant digits: arrays, tensors, frames, and what is nested
+    in lists, tuples and dicts (their keys stay)."""
+    if isinstance(value, float | np.floating):
+        return statistics.rounded(value, DIGITS)
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(rounded(each) for each in value)
+    if isinstance(value, pd.DataFrame):
+        frame = value.map(rounded)
+        frame.attrs = value.attrs
+        return frame
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind != "f":
+        return value
+    return np.array([statistics.rounded(each, DIGITS) for each in value.ravel().tolist()]).reshape(value.shape)
 
 
 @_styled
@@ -389,7 +418,7 @@ def confusion(matrix, classes, title: str = "") -> Figure:
     side = max(4.6, 0.52 * len(counts) + 1.4)
     figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
     colours = mpl.colormaps["Blues"].with_extremes(bad="#f1f1f1")
-    ax.imshow(mistakes, cmap=colours, norm=mpl.colors.PowerNorm(0.5, 0, top))
+    ax.imshow(np.sqrt(mistakes / top), cmap=colours, vmin=0, vmax=1)  # the root spreads the small counts, and is exact everywhere
     size = 9.5 if len(counts) <= 12 else 6.5
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
@@ -435,11 +464,12 @@ def gallery(entries: list[dict], temperatures=(1.0, 20.0), title: str = "") -> F
         for ax, temperature, probabilities in zip(row[2:], temperatures, softened, strict=True):
             if temperature == 1:
                 # an even power, so that a tick stands half way
-                floor = 10.0 ** max(-12, 2 * math.floor(math.log10(max(probabilities.min(), 1e-12)) / 2))
+                floor = 10.0 ** max(-12, 2 * (statistics.exponent(max(probabilities.min(), 1e-12)) // 2))
                 ax.bar(classes, np.maximum(probabilities[number], floor) - floor, bottom=floor, color=colours)
                 ax.set_yscale("log")
                 ax.set_ylim(floor, 4)
                 ax.yaxis.set_major_locator(FixedLocator([floor, math.sqrt(floor), 1]))
+                ax.yaxis.set_major_formatter(FuncFormatter(_power))
                 ax.yaxis.set_minor_locator(NullLocator())
             else:
                 ax.bar(classes, probabilities[number], color=colours)
@@ -506,6 +536,9 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
 
         shown = {"scatter": False, "color": "#777777", "line_kws": {"lw": 1.2}, "label": "line through all, 95 % band"}
         seaborn.regplot(found, x="x", y="y", units="group", seed=0, truncate=True, ax=ax, **shown)
+        (line,), (band,) = ax.lines, ax.collections  # a thousand fits, each with its processor's last digits
+        line.set_data(rounded(line.get_xdata()), rounded(line.get_ydata()))
+        band.set_verts([rounded(path.vertices) for path in band.get_paths()])
     for (label, points), colour, marker in zip(groups.items(), PALETTE * 4, "os^Dv<>ph" * 4, strict=False):
         ax.plot(*zip(*points, strict=True), marker, color=colour, ms=7, alpha=0.8, mew=0, label=label)
     ax.set_xlabel(xlabel)
@@ -573,10 +606,10 @@ def growth(paths: dict[str, list[dict]], title: str = "") -> Figure:
         values = np.array([[step["groups"][module] for step in path] for module in modules], float)
         grown = [step["module"] for step in path]
         fixed = np.array([module not in grown and row.max() == 1 for module, row in zip(modules, values, strict=True)])
-        shown = np.ma.masked_array(values, np.broadcast_to(fixed[:, None], values.shape))
         colours = mpl.colormaps["cividis_r"].with_extremes(bad="#efefef")
         extent = (0.5, len(path) + 0.5, len(modules) - 0.5, -0.5)
-        ax.imshow(shown, cmap=colours, norm=mpl.colors.LogNorm(1, top), aspect="auto", interpolation="nearest", extent=extent)
+        shown = np.ma.masked_array(rounded(np.log(values) / math.log(top)), np.broadcast_to(fixed[:, None], values.shape))
+        ax.imshow(shown, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
         for (y, x), value in np.ndenumerate(values):
             if grown[x] == modules[y]:
                 ax.plot(x + 1, y, "o", ms=5, mfc="white", mec="black", mew=0.8)
@@ -684,6 +717,7 @@ def error_against_size(points: list[dict], *, xlabel: str = "parameters", ylabel
             ax.annotate(str(number), (size, np.mean(errors)), (11 * side, 0), color="#004b77", **where)
     _log_axis(ax.yaxis)
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(_power))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.margins(0.08)
@@ -714,6 +748,7 @@ def logits_and_softmax(cases: dict[str, list[float]], title: str = "") -> Figure
         row[0].set_ylim(low - room, high + room)
         row[1].bar(places, chances, color=VERMILLION)
         row[1].set_yscale("log")
+        row[1].yaxis.set_major_formatter(FuncFormatter(_power))
         row[1].set_ylim(chances.min() / 30, 300)
         for place, logit, chance in zip(places, logits, chances, strict=True):
             row[0].annotate(
@@ -772,13 +807,23 @@ def figures_of(paper, records: list[dict]) -> dict[str, Callable[[], Figure]]:
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same for the same numbers: no date, no random id."""
-    return _drawn(figure, format="svg", metadata={"Date": None})
+    """The figure as SVG: coordinates to a thousandth of a point, ids numbered in their order."""
+    drawn = io.BytesIO()
+    with style():
+        _lay_out(figure)
+        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
+    return _settled(drawn.getvalue().decode()).encode()
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, 150 dots an inch, the same for the same numbers."""
-    return _drawn(figure, format="png", dpi=150)
+    """The figure as PNG, 150 dots an inch."""
+    drawn, dpi = io.BytesIO(), figure.dpi
+    with style():
+        _lay_out(figure)
+        figure.dpi = 150
+        FigureCanvasAgg(figure).print_png(drawn)
+        figure.dpi = dpi
+    return drawn.getvalue()
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
@@ -791,11 +836,35 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     return written
 
 
-def _drawn(figure: Figure, **options) -> bytes:
-    drawn = io.BytesIO()
-    with style():
-        figure.savefig(drawn, **options)
-    return drawn.getvalue()
+def _lay_out(figure: Figure) -> None:
+    """Find the places of a figure's axes once, for the SVG and the PNG; rounded, as they come of products of matrices."""
+    if (engine := figure.get_layout_engine()) is None:
+        return
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        ax.set_position(np.round(ax.get_position(original=True).bounds, 6), which="original")
+
+
+def _settled(text: str) -> str:
+    """An SVG with its coordinates rounded to 3 decimals, and its ids, hashes of unrounded ones, numbered instead."""
+    names: dict[str, str] = {}
+
+    def settle(found: re.Match) -> str:
+        if found["number"]:
+            return f"{round(float(found['number']), 3) + 0.0:.3f}".rstrip("0").rstrip(".")
+        if found["id"]:
+            return names.setdefault(found["id"], f"{found['kind']}{len(names)}")
+        return found[0]
+
+    # base64 and comments stay as they are, and so do factors of scale and rotation
+    kept = r"<!--.*?-->|base64,[^\"]*|(?:scale|rotate|matrix)\([^)]*\)"
+    return re.sub(
+        rf"{kept}|(?P<number>-?\d+\.\d{{4,}})|(?<=[\"#])(?P<id>(?P<kind>[A-Za-z_]+[0-9_]*_|[a-z]+?)[0-9a-f]{{10}})(?=[\")])",
+        settle,
+        text,
+        flags=re.S,
+    )
 
 
 def _histories(records: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -821,7 +890,7 @@ def _pixels(text: str, shape: list[int]) -> np.ndarray:
 def _softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    return rounded(powers / powers.sum(-1, keepdims=True))
 
 
 def _heading(figure: Figure, text: str) -> None:
@@ -848,6 +917,14 @@ def _log_axis(axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
+
+
+def _power(value: float, _=None) -> str:
+    """A tick of a log axis: "10\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT THREE}" for a power of ten, else "2 x 10..." in the same way."""
+    exponent = statistics.exponent(value)
+    digits = f"{exponent}".translate(str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"))
+    factor = f"{value / 10.0**exponent:.3g}"
+    return f"10{digits}" if factor == "1" else f"{factor} \N{MULTIPLICATION SIGN} 10{digits}"
 
 
 def _sparse(values):

@@ -10,6 +10,18 @@ from scipy import stats
 
 # Differences this far below their operands are rounding: 0.1 + 0.2 - 0.3 is no effect.
 ROUNDING = 1e-12
+# Processors differ in the last digits of a quantile or a logarithm: results are rounded to these, so that they are the same on all.
+DIGITS = 12
+
+
+def rounded(value: float, digits: int = DIGITS) -> float:
+    """``value`` to so many significant digits, in decimals: no product or power whose last digits a processor decides."""
+    return float(f"{value:.{digits - 1}e}")
+
+
+def exponent(value: float) -> int:
+    """The power of ten of the first digit of ``value`` (not 0), which log10 can miss by one: 1000 -> 3, 0.02 -> -2."""
+    return int(f"{value:.{DIGITS - 1}e}".partition("e")[2])
 
 
 def mean_interval(values, level: float = 0.95) -> tuple[float, float, float]:
@@ -26,7 +38,7 @@ def mean_interval(values, level: float = 0.95) -> tuple[float, float, float]:
         return (float(values[0]),) * 3
     mean = values.mean()
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
-    return float(mean), float(mean - half), float(mean + half)
+    return rounded(mean), rounded(mean - half), rounded(mean + half)
 
 
 def cell_verdict(values, reported: float | None, margin: float | None) -> str:
@@ -72,7 +84,7 @@ def claim_test(left, right, relation: str, margin: float | None = None) -> dict:
         above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
         below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
         p = max(above, below)
-    return {"n": n, "mean": mean, "low": low, "high": high, "p": float(p)}
+    return {"n": n, "mean": mean, "low": low, "high": high, "p": rounded(p)}
 
 
 def reported_test(left, right, runs: int, relation: str, margin: float | None = None) -> dict:
@@ -91,7 +103,7 @@ def reported_test(left, right, runs: int, relation: str, margin: float | None = 
     t = stats.t(parts.sum() ** 2 / (parts**2).sum() * (runs - 1))
     half = t.ppf(0.975 if relation == "<" else 0.95) * error
     p = 2 * t.sf(abs(mean) / error) if relation == "<" else max(t.sf((margin + mean) / error), t.sf((margin - mean) / error))
-    return {"mean": float(mean), "low": float(mean - half), "high": float(mean + half), "p": float(p)}
+    return {"mean": rounded(mean), "low": rounded(mean - half), "high": rounded(mean + half), "p": rounded(p)}
 
 
 def claim_verdict(left, right, relation: str, adjusted: float, margin: float | None = None) -> str:

@@ -1,0 +1,116 @@
+"""The report has the same bytes whatever processor draws it. ``make portable`` compares all of it; here, what was found to differ."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kdcore.report import figures, statistics
+
+# What numpy, OpenBLAS, torch and the C library choose on a processor with AVX2 alone, and on one with neither that nor FMA.
+PROCESSORS = {
+    "here": {},
+    "AVX2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+    },
+    "SSE": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+        "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX512F",
+    },
+}
+DRAW = """
+import hashlib
+import numpy as np
+from kdcore.papers import activation_boundaries, model_compression
+from kdcore.report import figures, statistics, tables
+rng = np.random.default_rng(0)
+net = lambda: [[rng.normal(size=(b, a)).round(4).tolist(), rng.normal(size=b).round(4).tolist()] for a, b in ((2, 24), (24, 24), (24, 4))]
+metrics = {"toy": {name: net() for name in activation_boundaries.PICTURES}, "mse_other_side_percent": 1, "boundary_other_side_percent": 2}
+groups = {str(g): [(0.9 + 0.01 * g + x, 30 + g * g + 40 * y) for x, y in rng.random((3, 2)) / 50] for g in range(5)}
+values = rng.random((3, 40)) * 90 + 1
+intervals = [statistics.mean_interval(column) for column in values.T]
+history = [{"history": [{"stage": "s", "error": float(x)} for x in row]} for row in values]
+drawn = {
+    "toy": activation_boundaries._draw_toy({"config": {"data": "digits"}, "metrics": metrics}),
+    "pseudo": figures.clouds(model_compression._two_dimensions()),
+    "similarity": figures.scatter(groups),
+    "log": figures.curve(range(40), {"a": values}, {"mark": values[:, 0].tolist()}, log=True),
+    "curves": figures.learning_curves({"arm": history}, "error", "Title"),
+    "softmax": figures.logits_and_softmax({"a": values[0, :4].tolist()}),
+    "confusion": figures.confusion(rng.integers(0, 90, (6, 6)), range(6)),
+}
+for name, figure in drawn.items():
+    for kind, data in (("svg", figures.svg(figure)), ("png", figures.png(figure))):
+        print(name, kind, hashlib.sha256(data).hexdigest())
+for left, right in zip(values[:, :20].T, values[:, 20:].T):
+    test = statistics.claim_test(left, right, "<")
+    print(test, statistics.reported_test([(left[0], 1.5)], [(right[0], 2.5)], 5, "same", 1), tables.estimate(*intervals[0]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="instruction sets of x86-64")
+def test_processors_draw_and_write_the_same_bytes():
+    runs = {
+        name: subprocess.Popen([sys.executable, "-c", DRAW], env=os.environ | words, stdout=subprocess.PIPE, text=True)
+        for name, words in PROCESSORS.items()
+    }
+    lines = {name: run.communicate()[0].splitlines() for name, run in runs.items()}
+    assert len(lines["here"]) == 2 * 7 + 20
+    for name in ("AVX2", "SSE"):
+        assert [one for one, two in zip(lines["here"], lines[name], strict=True) if one != two] == [], name
+
+
+def noisy(values, scale: float = 4e-15):
+    return np.asarray(values, float) * (1 + scale * np.random.default_rng(1).standard_normal(np.shape(values)))
+
+
+def test_last_digits_are_not_drawn():
+    values = np.random.default_rng(0).random((3, 30)) * 90 + 1
+    for draw in (
+        lambda v: figures.curve(range(30), {"a": v}, {"m": v[:, 0]}, log=True),
+        lambda v: figures.error_against([1, 2.5, 40], {"a": v.T[:3].tolist()}),
+        lambda v: figures.matrices({"a": [v, v]}, ("one", "two")),
+        lambda v: figures.clouds({"a": v.reshape(-1, 2)}),
+    ):
+        one, two = draw(values), draw(noisy(values))
+        assert figures.svg(one) == figures.svg(two) and figures.png(one) == figures.png(two)
+
+
+def test_last_digits_of_the_layout_are_not_drawn(monkeypatch):
+    """The places of axes come of products of matrices, which two processors may round differently."""
+    from matplotlib import transforms
+
+    values, exact = np.random.default_rng(0).random((3, 30)) * 90 + 1, np.dot
+    one = figures.svg(figures.curve(range(30), {"a": values}, log=True))
+
+    class Shaken:
+        def __getattr__(self, name):
+            return getattr(np, name) if name != "dot" else lambda a, b: exact(a, b) * (1 + 4e-16)
+
+    monkeypatch.setattr(transforms, "np", Shaken())
+    assert figures.svg(figures.curve(range(30), {"a": values}, log=True)) == one
+
+
+def test_what_stays_of_an_svg():
+    text = """<!-- 1.23456789 --><path id="p0123456789" d="M 1.2345678 -0.00012 L 2.5 3" transform="translate(9.87654 1) scale(0.08125 -0.08125)"/>
+<image id="image0123456789" xlink:href="data:image/png;base64,AAAA1.23456789+/="/><use clip-path="url(#p0123456789)" xlink:href="#DejaVuSans-4a"/>"""
+    settled = figures._settled(text)
+    assert "<!-- 1.23456789 -->" in settled and "base64,AAAA1.23456789+/=" in settled and "scale(0.08125 -0.08125)" in settled
+    assert 'd="M 1.235 0 L 2.5 3"' in settled and "translate(9.877 1)" in settled
+    assert 'id="p0"' in settled and "url(#p0)" in settled and 'id="image1"' in settled and "#DejaVuSans-4a" in settled
+
+
+def test_rounding():
+    assert statistics.rounded(0.1 + 0.2) == 0.3 and statistics.rounded(-1 / 3, 3) == -0.333 and np.isnan(statistics.rounded(np.nan))
+    assert statistics.rounded(np.inf) == np.inf and statistics.rounded(1.5e300) == 1.5e300
+    assert [statistics.exponent(x) for x in (1000, 999.9, 0.02, -5e-324, 1e308, 0.1 + 0.2)] == [3, 2, -2, -324, 308, -1]
+    nested = figures.rounded({"a": [(0.1 + 0.2, "x", 3)], "b": np.array([[1 / 3]]), "c": np.float32(0.5)})
+    assert nested == {"a": [(0.3, "x", 3)], "b": np.array([[0.333333333]]), "c": 0.5}
