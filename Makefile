@@ -1,6 +1,6 @@
 # make replicate   every notebook at budget smoke (BUDGET=fast PAPER=hinton_mnist SEEDS=3 ENGINE=local DEVICE=cpu for more)
 # make test        ruff, pytest, nbval on the notebooks, a papermill end to end
-# make portable    every arm at smoke, as a processor without AVX-512 runs it
+# make portable    every arm at smoke, as a processor without AVX-512 runs it; the report as three kinds of processor make it
 # make damage      1,000 random bit flips in weights, checkpoints and records      make kill   20 kills at random moments, then the same record
 # make report      tables, figures, page and README scoreboard from the committed records
 # make check       are all records valid, README and tables up to date?
@@ -30,6 +30,7 @@ portable: .venv/ready
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && for paper in notebooks/*.ipynb; do \
 	  $(AVX2) KDCORE_CACHE=$$folder/cache $(BIN)/kdcore run $$(basename $$paper .ipynb) --budget smoke --quiet --results $$folder/results || exit; \
 	done
+	.ci/same-report
 
 damage: .venv/ready
 	KDCORE_FLIPS=250 $(BIN)/pytest tests/test_damage.py
