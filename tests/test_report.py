@@ -399,7 +399,7 @@ def test_page_stands_alone_and_its_links_lead_somewhere(paper, full):
     for line in set(re.findall(r"<code>(kdcore run .*?--seed \d+)</code>", page)):
         words = shlex.split(line.replace("&#34;", '"'))
         options = cli.parser().parse_args(words[1:])
-        assert options.paper == KEY and full.get(paper.trial(options.budget, options.arm[0], options.seed[0])) is not None
+        assert options.paper == [KEY] and full.get(paper.trial(options.budget, options.arm[0], options.seed[0])) is not None
     for row in paper.sheet["deviations"]:
         assert html.escape(row["what"]).replace("&#x27;", "&#39;") in page
 

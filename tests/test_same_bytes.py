@@ -100,8 +100,10 @@ def test_last_digits_of_the_layout_are_not_drawn(monkeypatch):
 
 
 def test_what_stays_of_an_svg():
-    text = """<!-- 1.23456789 --><path id="p0123456789" d="M 1.2345678 -0.00012 L 2.5 3" transform="translate(9.87654 1) scale(0.08125 -0.08125)"/>
-<image id="image0123456789" xlink:href="data:image/png;base64,AAAA1.23456789+/="/><use clip-path="url(#p0123456789)" xlink:href="#DejaVuSans-4a"/>"""
+    text = """<!-- 1.23456789 --><path id="p0123456789" d="M 1.2345678 -0.00012 L 2.5 3"
+transform="translate(9.87654 1) scale(0.08125 -0.08125)"/>
+<image id="image0123456789" xlink:href="data:image/png;base64,AAAA1.23456789+/="/>
+<use clip-path="url(#p0123456789)" xlink:href="#DejaVuSans-4a"/>"""
     settled = figures._settled(text)
     assert "<!-- 1.23456789 -->" in settled and "base64,AAAA1.23456789+/=" in settled and "scale(0.08125 -0.08125)" in settled
     assert 'd="M 1.235 0 L 2.5 3"' in settled and "translate(9.877 1)" in settled
