@@ -1,31 +1,11 @@
 """``kdcore check``: every yaml, record and generated file, and whether they agree."""
 
+import difflib
 from pathlib import Path
 
-from kdcore import notebooks, papers, report
+from kdcore import papers, report, validation
 from kdcore.errors import KdcoreError
 from kdcore.trials.store import Store, read
-
-MARKS = ("V", "C", "I", "M", "M?", "?")
-SECTIONS = tuple(
-    [
-        "title",
-        "authors",
-        "year",
-        "citation",
-        "url",
-        "short",
-        "question",
-        "protocol",
-        "bfloat16",
-        "config",
-        "arms",
-        "budgets",
-        "tables",
-        "claims",
-        "deviations",
-    ]
-)
 
 
 def all_problems(results: Path) -> list[str]:
@@ -40,54 +20,53 @@ def all_problems(results: Path) -> list[str]:
 
 
 def sheet_problems(key: str) -> list[str]:
-    """What is wrong in a paper's yaml: missing sections, unknown marks, arms, parameters or patterns that match nothing."""
-    import fnmatch
+    """What is wrong in a paper's yaml (``papers.sheet``), in the networks that it names, its own figures and its notebook."""
+    from kdcore.papers import sheet
 
-    paper = papers.get(key)
-    where, sheet = f"{key}.yaml", paper.sheet
-    problems = [f"{where} lacks the section '{name}'" for name in SECTIONS if name not in sheet]
-    if problems:
-        return problems
-    problems += [
-        f"{where}: mark '{fact.get('mark')}' of protocol fact '{fact['what']}' is not one of {', '.join(MARKS)}"
-        for fact in sheet["protocol"]
-        if fact.get("mark") not in MARKS
+    try:
+        paper = papers.get(key)
+    except papers.BadSheet as error:
+        return error.problems
+    except KdcoreError as error:
+        return [str(error)]
+    found = sheet.problems(paper) or [
+        each for name in paper.budgets for each in sheet.network_problems(paper, name, paper.budget_arms(name))
     ]
-    for name, budget in paper.budgets.items():
-        for pattern in (*budget.get("arms", {}), *budget.get("only", [])):
-            if not any(fnmatch.fnmatchcase(arm, pattern) for arm in paper.arms):
-                problems.append(f"{where}: '{pattern}' in budget {name} matches no arm")
-        for arm in paper.budget_arms(name):
-            try:
-                paper.trial(name, arm, 0)
-            except KdcoreError as error:
-                problems.append(str(error))
-    for table in paper.tables:
-        for row in table["rows"]:
-            if row["arm"] is not None and row["arm"] not in paper.arms:
-                problems.append(f"{where}: table {table['id']} names the arm '{row['arm']}', which is not there")
-            if row["paper"] is not None and row.get("mark") not in MARKS:
-                problems.append(f"{where}: the reported number of '{row['label']}' in table {table['id']} has no mark")
-            if "reference" in row and "reference" not in table:
-                problems.append(f"{where}: table {table['id']} does not say whose number the reference of '{row['label']}' is")
-    for claim in sheet["claims"]:
-        problems += [
-            f"{where}: claim {claim['id']} names the arm '{arm}', which is not there"
-            for side in ("left", "right")
-            for arm in claim[side].get("arms", [])
-            if arm not in paper.arms
-        ]
-    for claim in sheet["claims"]:
-        if claim["relation"] not in ("<", "same") or (claim["relation"] == "same") != ("margin" in claim):
-            problems.append(f"{where}: claim {claim['id']} needs the relation '<', or 'same' with a margin")
-    if not (notebooks.root() / "notebooks" / f"{key}.ipynb").exists():
+    if not found and hasattr(paper.module, "figures"):
+        try:
+            paper.module.figures([])
+        except Exception as error:  # a table, arm or number that the paper's own code looks for in the sheet
+            found.append(f"{key}.py cannot draw its figures from it ({type(error).__name__}: {error})")
+    problems = [f"{key}.yaml: {problem}" for problem in found]
+    if not (validation.checkout() / "notebooks" / f"{key}.ipynb").exists():
         problems.append(f"notebooks/{key}.ipynb is missing")
     return problems
 
 
+def metric_problems(paper, records: list[dict]) -> list[str]:
+    """Metrics of rows and claims that no record of their arm has; of an arm without records nothing is known."""
+    known: dict[str, set[str]] = {}
+    for record in records:
+        if record["status"] == "done":
+            numbers = {name for name, value in record["metrics"].items() if isinstance(value, int | float) and not isinstance(value, bool)}
+            known.setdefault(record["arm"], set()).update(numbers)
+    wanted = [(f"table {table['id']}, row '{row['label']}'", row["arm"], row["metric"]) for table in paper.tables for row in table["rows"]]
+    for claim in paper.sheet["claims"]:
+        for side in (claim["left"], claim["right"]):
+            wanted += [(f"claim {claim['id']}", arm, side["metric"]) for arm in side.get("arms") or []]
+    problems = []
+    for where, arm, metric in wanted:
+        there = known.get(arm, set())
+        if there and metric not in there:
+            near = difflib.get_close_matches(metric, sorted(there), 1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            problems.append(f"{paper.key}.yaml: {where}: the records of arm '{arm}' have no number '{metric}'{hint}")
+    return list(dict.fromkeys(problems))
+
+
 def record_problems(results: Path) -> list[str]:
-    """Records that cannot be read, stand in the wrong folder, or belong to no paper."""
-    problems, store = [], Store(results)
+    """Records that cannot be read, stand in the wrong folder, or belong to no paper; and metrics that none of them has."""
+    problems, store, found = [], Store(results), {}
     for root in (store.root(""), store.root("smoke")):
         for path in sorted((root / "records").glob("*/*.json")):
             try:
@@ -99,4 +78,8 @@ def record_problems(results: Path) -> list[str]:
                 problems.append(
                     f"the record {path} belongs elsewhere (paper {record['paper']}, budget {record['budget']}): move or delete it"
                 )
+                continue
+            found.setdefault(record["paper"], []).append(record)
+    for key, records in found.items():
+        problems += metric_problems(papers.get(key), records)
     return problems

@@ -1,13 +1,16 @@
 """The project as a whole: requirements, sheets, generated files, layout."""
 
+import copy
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from kdcore import checks, papers
+from kdcore import checks, cli, papers
 from kdcore.errors import KdcoreError
+from kdcore.trials import runner
+from kdcore.trials.store import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,13 +52,16 @@ def test_sheets_are_valid():
 
 def test_a_broken_sheet_is_told(monkeypatch):
     paper = papers.get("hinton_mnist")
-    monkeypatch.setitem(paper.sheet["protocol"][0], "mark", "sure")
     monkeypatch.setitem(paper.budgets["smoke"]["arms"], "smal", {"epochs": 1})
     monkeypatch.setitem(paper.sheet["claims"][0]["left"], "arms", ["tiny"])
     monkeypatch.setitem(paper.tables[0]["rows"][0], "reference", 3)
     text = " ".join(checks.sheet_problems("hinton_mnist"))
     assert "does not say whose number the reference of" in text
-    assert "mark 'sure'" in text and "'smal' in budget smoke matches no arm" in text and "names the arm 'tiny'" in text
+    assert "'smal' in budget smoke matches no arm" in text and "names the arm 'tiny'" in text
+    monkeypatch.setitem(paper.sheet["protocol"][0], "mark", "sure")
+    monkeypatch.setitem(paper.sheet["claims"][0], "relation", "smaller")
+    found = checks.sheet_problems("hinton_mnist")  # what is no sheet at all comes first
+    assert len(found) == 2 and "mark 'sure'" in found[0] and "relation 'smaller'" in found[1]
 
 
 def test_unknown_parameters_in_a_sheet_are_told(monkeypatch):
@@ -63,6 +69,178 @@ def test_unknown_parameters_in_a_sheet_are_told(monkeypatch):
     monkeypatch.setattr(papers, "get", lambda key: paper)
     monkeypatch.setitem(paper.budgets["smoke"]["arms"], "small", {"epoch": 1})
     assert any("unknown parameters for 'small' at smoke: epoch" in problem for problem in checks.sheet_problems("hinton_mnist"))
+
+
+def at(sheet, path):
+    for step in path:
+        sheet = sheet[step]
+    return sheet
+
+
+GONE = object()
+FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 0), ("budgets", "smoke")
+
+
+@pytest.mark.parametrize(
+    "path, value, complaint",
+    [
+        (("title",), GONE, "the section 'title' is missing"),
+        (("config", "teacher"), GONE, "config: 'teacher' is missing"),
+        (("config", "data"), GONE, "config: 'data' is missing"),
+        ((*SMOKE, "about"), GONE, "budgets, smoke: 'about' is missing"),
+        ((*SMOKE, "seeds"), GONE, "budgets, smoke: 'seeds' is missing"),
+        ((*SMOKE, "time"), GONE, "budgets, smoke: 'time' is missing"),
+        ((*SMOKE, "seeds"), 0, "budgets, smoke, seeds 0: it must be greater than or equal to 1"),
+        ((*SMOKE, "seeds"), True, "budgets, smoke, seeds True: it must be a integer"),
+        ((*SMOKE, "onlly"), ["small"], r"budgets, smoke: 'onlly' is no key of it \(did you mean 'only'\?\)"),
+        ((*SMOKE, "only"), ["smal"], "'smal' in budget smoke matches no arm"),
+        ((*SMOKE, "config", "data"), "digts", "data: unknown data set 'digts'"),
+        ((*SMOKE, "arms", "small*", "seeds"), -1, "seeds must be a number from 1"),
+        ((*SMOKE, "config", "epochs"), "25", "epochs must be a number that is not negative, not '25'"),
+        ((*SMOKE, "config", "epochs"), -25, "epochs must be a number that is not negative, not -25"),
+        (("budgets", "smokee"), {}, "budgets: 'smokee' is no name there"),
+        ((*CLAIM, "source"), GONE, "claims 'kd_helps': 'source' is missing"),
+        ((*CLAIM, "id"), GONE, r"claims \[0\]: 'id' is missing"),
+        ((*CLAIM, "id"), "unseen_3", "claims: the id 'unseen_3' is given twice"),
+        ((*CLAIM, "relation"), ">", "claims 'kd_helps', relation '>': write one of '<' or 'same'"),
+        ((*CLAIM, "margin"), 3, "claims 'kd_helps': it needs the relation '<', or 'same' with a margin"),
+        ((*CLAIM, "left"), {"value": 3, "metric": "m"}, "claims 'kd_helps', left: write {arms"),
+        ((*CLAIM, "left", "arms"), ["smal"], r"claim kd_helps names the arm 'smal', which is not there \(did you mean 'small'\?\)"),
+        ((*ROW, "paper"), GONE, r"tables 'errors', rows 'cumbersome .*': 'paper' is missing"),
+        ((*ROW, "arm"), GONE, "'arm' is missing"),
+        ((*ROW, "paper"), "67", "paper '67': it must be a number"),
+        ((*ROW, "paper"), [67, 68], "it stands for 1 rows and has 2 numbers in 'paper'"),
+        ((*ROW, "mark"), GONE, "the reported number has no mark"),
+        ((*ROW, "label"), "{width}", "the placeholder '{width}' of '{width}' must be nothing, for there is no sweep"),
+        ((*ROW, "label"), "{width", "'{width' is no template"),
+        (("tables", 0, "margin"), GONE, "tables 'errors': 'margin' is missing"),
+        (("tables", 0, "margin"), -1, "margin -1: it must be greater than or equal to 0"),
+        (("tables", 1, "id"), "errors", "tables: the id 'errors' is given twice"),
+        (("tables", 0, "id"), "../errors", "id '../errors': it must match pattern"),
+        (("arms", "cumbersome", "is_teacher"), GONE, "its teacher 'cumbersome' keeps no weights: give that arm is_teacher: true"),
+        (("arms", "cumbersome", "teacher"), "cumbersome", "its teachers go in a circle"),
+        (("arms", "small with KD", "teacher"), "cumbersom", r"its teacher 'cumbersom' is no arm \(did you mean 'cumbersome'\?\)"),
+        (("arms", "{width} units, T={temperature}", "sweep"), 3, "sweep must give each variable a list"),
+        (("arms", "{width} units, T={temperature}", "sweep", "width"), [300, 300], "there are two named '300 units, T=1'"),
+        (("arms", "{width} units, T={temperature}", "sweep", "width"), list(range(2000)), "18,000 combinations, more than 10,000"),
+        (("arms", "small", "lrr"), 1, "unknown parameters for 'small' at smoke: lrr"),
+        (("arms", "small", "members"), [2], "hinton_mnist.py cannot read its settings"),
+        ((*FACT, "mark"), "sure", "protocol 'data', mark 'sure': write one of"),
+        (("url",), "arxiv", "url 'arxiv': it must match pattern"),
+        (("year",), "2015", "year '2015': it must be a integer"),
+    ],
+)
+def test_a_sheet_that_would_fail_late_fails_at_once(path, value, complaint):
+    sheet = copy.deepcopy(papers.get("hinton_mnist").sheet)
+    if value is GONE:
+        del at(sheet, path[:-1])[path[-1]]
+    else:
+        at(sheet, path[:-1])[path[-1]] = value
+    with pytest.raises(papers.BadSheet, match="^hinton_mnist.yaml: .*" + complaint) as caught:
+        papers.Paper("hinton_mnist", sheet)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_is_the_network_that_its_arm_trains():
+    sheet = copy.deepcopy(papers.get("fsp").sheet)
+    assert sheet["arms"]["FSP 8"]["teacher_network"] == "resnet_26"
+    sheet["arms"]["FSP 8"]["teacher_network"] = "resnet_32"
+    with pytest.raises(papers.BadSheet, match="teacher_network is 'resnet_32', but its teacher 'teacher 26' trains 'resnet_26' there"):
+        papers.Paper("fsp", sheet)
+
+
+@pytest.mark.parametrize("name", ["resnet_9", "wrn_17_2", "resnett_8", "wrn_28_99999999999", "0k-3"])
+def test_a_network_that_cannot_be_built_is_told_before_anything_trains(name, tmp_path, monkeypatch):
+    sheet = copy.deepcopy(papers.get("fsp").sheet)
+    sheet["budgets"]["smoke"]["arms"]["student 8"] = {"network": name}
+    paper = papers.Paper("fsp", sheet)
+    monkeypatch.setattr(papers, "get", lambda key: paper)
+    with pytest.raises(papers.BadSheet, match="arm 'student 8' at smoke: network: "):
+        runner.plan("fsp", "smoke", ["student 8"], [0], Store(tmp_path))
+    assert runner.plan("fsp", "smoke", ["teacher 26"], [0], Store(tmp_path)).jobs, "nothing else is held up"
+
+
+def test_shared_settings_have_a_shape():
+    for key, path, value, complaint in (
+        ("fitnets", ("config", "augmentation", "flipp"), True, "augmentation: sheet: 'flipp' is no key of it"),
+        ("fitnets", ("config", "soft_weight", "spann"), [0, 1], "soft_weight: sheet: 'spann' is no key of it"),
+        ("fsp", ("config", "train", "until"), [1, 2], "train: .*as many rates as ends"),
+        ("fsp", ("config", "augmentation", "pad"), -4, "pad -4: it must be greater than or equal to 0"),
+    ):
+        sheet = copy.deepcopy(papers.get(key).sheet)
+        at(sheet, path[:-1])[path[-1]] = value
+        with pytest.raises(papers.BadSheet, match=complaint):
+            papers.Paper(key, sheet)
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("", "is empty"),
+        ("- 1", "is not a mapping"),
+        ("a: 1\na: 2", "line 2 is not valid YAML: the key 'a' is given twice"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3", "line 4 is not valid YAML: the key 'b' is given twice"),
+        ("a: {b: 1, b: 2}", "the key 'b' is given twice"),
+        ("a:\n\tb: 1", "is not valid YAML"),
+        ("a: [1", "is not valid YAML"),
+        ("1: 2", "the key 1 must be a text"),
+        ("a: {yes: 1}", "a: the key True must be a text"),
+        ("a: .inf", "a: inf is not a finite number"),
+        ("a: [1, .nan]", r"a \[1\]: nan is not a finite number"),
+        ("a: 123456789012345678901234567890", "is not a finite number"),
+        ("a: " + "9" * 5000, "cannot be read"),
+        ("a: 2015-03-09", "is a date"),
+        ("a: !!set {b}", "is a set"),
+        ("a: !!python/object:os.system {}", "is not valid YAML"),
+        ("? [a]\n: 1", "is not valid YAML"),
+        ("a: &a [*a]", "more than .* levels; does an alias repeat itself"),
+        ("a: " + "[" * 1200, "nested too deep"),
+        ("a: &a0 [1]\n" + "".join(f"b{i}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9)), "more than 100,000 values"),
+        ("a: &a0 {x: 1}\n" + "".join(f"b{i}: &a{i + 1} {{<<: [{', '.join([f'*a{i}'] * 50)}]}}\n" for i in range(9)), "it merges too much"),
+        ("a: 1\n---\nb: 2", "is not valid YAML"),
+        (b"a: \xff", r"is not UTF-8 \(byte 3\)"),
+        ("a: \0", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_sheet_is_told(text, complaint, tmp_path):
+    path = tmp_path / "sheet.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(KdcoreError, match="^sheet.yaml.*" + complaint) as caught:
+        papers.read(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_merges_may_be_overridden(tmp_path):
+    (tmp_path / "sheet.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}")
+    assert papers.read(tmp_path / "sheet.yaml")["b"] == {"x": 1, "y": 3}
+
+
+def test_a_broken_sheet_stops_every_command(tmp_path, monkeypatch, capsys):
+    """As a person would break it: in the file."""
+    text = (ROOT / "kdcore" / "papers" / "hinton_mnist.yaml").read_text()
+    (tmp_path / "hinton_mnist.yaml").write_text(text.replace("    time: under a minute on 2 cores\n", "", 1))
+    monkeypatch.setattr(papers, "HERE", tmp_path)
+    papers._paper.cache_clear()
+    (tmp_path / "results" / "records" / "hinton_mnist").mkdir(parents=True)
+    (tmp_path / "results" / "records" / "hinton_mnist" / "0123456789ab.json").write_text("{}")
+    try:
+        for command in ("plan", "run", "replicate", "report", "check"):
+            words = [command, *(["hinton_mnist"] if command in ("plan", "run", "replicate") else [])]
+            assert cli.main([*words, "--results", str(tmp_path / "results")]) == 1
+            assert capsys.readouterr().err == "kdcore: hinton_mnist.yaml: budgets, smoke: 'time' is missing\n"
+    finally:
+        papers._paper.cache_clear()
+
+
+def test_a_metric_that_no_record_has_is_told():
+    paper = papers.Paper("hinton_mnist")
+    paper.tables[0]["rows"][1]["metric"] = "test_erors"
+    record = {"status": "done", "arm": "small", "metrics": {"test_errors": 3, "note": "x"}}
+    assert checks.metric_problems(paper, [record]) == [
+        "hinton_mnist.yaml: table errors, row 'small (2x800)': the records of arm 'small' have no number 'test_erors' "
+        "(did you mean 'test_errors'?)"
+    ]
+    assert checks.metric_problems(paper, [record | {"status": "nan", "metrics": {"message": "m"}}]) == []
 
 
 def test_a_stray_record_is_told(tmp_path):

@@ -10,6 +10,7 @@ offer ``figures(records)``.
 import copy
 import fnmatch
 import importlib
+import math
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kdcore.training import fast_precision
 from kdcore.trials.spec import Cohort, Trial
 
 HERE = Path(__file__).parent
+MOST_NODES, MOST_LEVELS = 100_000, 20  # of a sheet; the largest has 4,000 and 6
 
 
 def names() -> list[str]:
@@ -38,16 +40,41 @@ def _paper(key: str) -> "Paper":
     return Paper(key)
 
 
+class BadSheet(KdcoreError):
+    """A sheet that no trial or table can be made of; ``problems``: a sentence for each thing that is wrong."""
+
+    def __init__(self, key: str, problems: list[str]):
+        self.problems = [f"{key}.yaml: {problem}" for problem in problems]
+        more = len(problems) - 1
+        super().__init__(self.problems[0] + (f" ({more} more: kdcore check lists them)" if more else ""))
+
+
 class Paper:
     """One replicated work: its yaml as ``sheet``, its arms, budgets and trials."""
 
-    def __init__(self, key: str):
+    def __init__(self, key: str, sheet: dict | None = None):
+        """key: of the yaml that is read where no ``sheet`` is given. Raises BadSheet, unless the machine has no pydantic."""
         self.key = key
-        self.sheet = yaml.safe_load((HERE / f"{key}.yaml").read_text(encoding="utf-8"))
+        self.sheet = read(HERE / f"{key}.yaml") if sheet is None else sheet
+        rules = _rules()
+        if rules and (problems := rules.structure_problems(self.sheet)):
+            raise BadSheet(key, problems)
         self.arms = _expanded(self.sheet["arms"])
         self.budgets = self.sheet["budgets"]
         self._configs: dict[tuple[str, str], dict] = {}
         self._trials: dict[tuple[str, str, int], Trial] = {}
+        if rules and (problems := rules.problems(self)):
+            raise BadSheet(key, problems)
+        self.__dict__.pop("tables", None)  # made for the check alone
+
+    def refuse_unbuildable(self, trials: list[Trial]) -> None:
+        """Raise BadSheet where a network of these trials cannot be built."""
+        arms: dict[str, dict[str, None]] = {}
+        for trial in trials:
+            arms.setdefault(trial.budget, {})[trial.arm] = None
+        rules = _rules()
+        if rules and (problems := [problem for budget in arms for problem in rules.network_problems(self, budget, arms[budget])]):
+            raise BadSheet(self.key, problems)
 
     @cached_property
     def tables(self) -> list[dict]:
@@ -112,10 +139,11 @@ class Paper:
     def _config(self, budget: str, arm: str) -> dict:
         """``config``, resolved once for all trials: not to be changed."""
         if (budget, arm) not in self._configs:
-            self._configs[budget, arm] = self._resolve(budget, arm)
+            self._configs[budget, arm] = self.resolved(budget, arm)
         return self._configs[budget, arm]
 
-    def _resolve(self, budget: str, arm: str) -> dict:
+    def resolved(self, budget: str, arm: str) -> dict:
+        """``config``, made anew."""
         validation.one_of(arm, "arm", self.arms, start=f"{self.key} has no {{what}} {{value}}")
         config = copy.deepcopy(self.sheet["config"] | self.arms[arm])
         for key, value in self._overrides(budget, arm).items():
@@ -183,6 +211,73 @@ class Paper:
             key = self.module.cohort(trial.config)
             groups.setdefault((trial.budget, trial.seed, trial.teacher, key if key is not None else trial.id), []).append(trial)
         return [Cohort(tuple(group)) for group in groups.values()]
+
+
+def _rules():
+    """``papers.sheet``, or None on a machine without pydantic."""
+    try:
+        return importlib.import_module("kdcore.papers.sheet")
+    except ModuleNotFoundError as error:
+        if error.name != "pydantic":
+            raise
+        return None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a repeated key is an error, where the last one would silently win, and merges do not grow without end."""
+
+    def construct_mapping(self, node, deep=False):
+        known = set()
+        for name, _ in node.value:
+            if (name.tag, name.value) in known if isinstance(name, yaml.ScalarNode) else False:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{name.value}' is given twice", name.start_mark)
+            known.add((name.tag, name.value if isinstance(name, yaml.ScalarNode) else id(name)))
+        return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node):
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_NODES:
+            raise yaml.constructor.ConstructorError(None, None, "it merges too much", node.start_mark)
+
+
+def read(path: Path) -> dict:
+    """A sheet as its yaml has it: text keys, plain values, finite numbers. Raises KdcoreError with the file and the place."""
+    try:
+        found = yaml.load(path.read_bytes().decode("utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+    except UnicodeDecodeError as error:
+        raise KdcoreError(f"{path.name} is not UTF-8 (byte {error.start}): save it so") from error
+    except RecursionError as error:
+        raise KdcoreError(f"{path.name} is nested too deep: a sheet has six levels") from error
+    except yaml.YAMLError as error:
+        mark, words = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise KdcoreError(f"{path.name}{line} is not valid YAML: {' '.join(words.split())}") from error
+    except (ValueError, TypeError, OverflowError, AttributeError, OSError) as error:
+        raise KdcoreError(f"{path.name} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise KdcoreError(f"{path.name} {'is empty' if found is None else 'is not a mapping'}: copy the sections of another sheet")
+    _plain(found, path.name, [MOST_NODES])
+    return found
+
+
+def _plain(value, where: str, left: list[int], depth: int = 0) -> None:
+    """Raise KdcoreError for what no record could hold: keys that are no text, dates and sets, infinities; and for aliases that
+    unfold without end (``left``: how many values there may still be)."""
+    left[0] -= 1
+    if left[0] < 0 or depth > MOST_LEVELS:
+        raise KdcoreError(f"{where}: it holds more than {MOST_NODES:,} values or {MOST_LEVELS} levels; does an alias repeat itself?")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise KdcoreError(f"{where}: the key {validation.shown(key)} must be a text: write it in quotes")
+            _plain(inner, f"{where}, {key}" if len(where) < 200 else where, left, depth + 1)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _plain(inner, f"{where} [{number}]" if len(where) < 200 else where, left, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value) or isinstance(value, int) and abs(value) > 2**53:
+        raise KdcoreError(f"{where}: {validation.shown(value)} is not a finite number that every machine can hold")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise KdcoreError(f"{where}: {validation.shown(value)} is a {type(value).__name__}: write a text, in quotes, or a number")
 
 
 def _expanded(arms: dict) -> dict:

@@ -126,6 +126,7 @@ def plan(
         if missing:
             jobs.append(Job(cohort, redo=[trial.id for trial in missing if trial.id in records]))
     jobs = jobs[i - 1 :: n]
+    found.refuse_unbuildable([trial for job in jobs for trial in job.cohort.trials])
     # Teachers come first, and theirs before them: those without a record, and those with one whose weights are not in
     # this machine's cache. A teacher that failed is not run again unasked: its students then say so.
     scheduled = {id for job in jobs for id in job.ids}
