@@ -29,6 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KdcoreError as error:
         print(f"kdcore: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "kdcore":
+            raise
+        print(f"kdcore: this command needs {error.name}, which is not installed: pip install -r requirements.txt", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # `kdcore plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -140,6 +145,7 @@ seeds, shard = _typed(validation.parsed_seeds), _typed(validation.parsed_shard)
 def plan(options) -> int:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from kdcore import papers
     from kdcore.trials import runner
@@ -157,7 +163,7 @@ def plan(options) -> int:
                 print(f"kdcore: {error}", file=sys.stderr)
                 code = 1
         about = papers.get(key).budget(options.budget)["about"]
-        table = Table(title=f"{papers.get(key).sheet['short']}, budget {options.budget}: {about}")
+        table = Table(title=Text(f"{papers.get(key).sheet['short']}, budget {options.budget}: {about}"))
         for column in ("arm", "done", "missing", "failed", "hours"):
             table.add_column(column, justify="left" if column == "arm" else "right")
         done = {trial.id for trial in planned.done}
@@ -168,7 +174,7 @@ def plan(options) -> int:
         for arm, ids in arms.items():
             ended, failed = sum(id in done for id in ids), sum(id in planned.records and id not in done for id in ids)
             missing = [share[id] for id in ids if id in share]
-            table.add_row(arm, str(ended), str(len(ids) - ended), str(failed), f"{sum(missing) / 3600:.2f}" if missing else "")
+            table.add_row(Text(arm), str(ended), str(len(ids) - ended), str(failed), f"{sum(missing) / 3600:.2f}" if missing else "")
         console.print(table)
         if seconds:
             count = min(options.jobs or os.cpu_count() or 1, max(1, len(planned.jobs)))

@@ -8,6 +8,8 @@ A notebook never trains by itself: it asks for trials and reads their records.
 """
 
 import ast
+import difflib
+import math
 import os
 import sys
 import textwrap
@@ -19,6 +21,8 @@ from kdcore.trials import runner
 from kdcore.trials.progress import Progress
 from kdcore.trials.store import Store
 
+TYPES = {"str": str, "int": int, "float": int | float, "bool": bool}
+OPENED = ("budget", "seeds", "device", "engine", "results_dir")  # ``open`` checks them
 CELL_SECONDS = 600.0  # the longest a cell may take in batch, where trials are recorded before: to draw takes seconds
 
 
@@ -193,6 +197,7 @@ def execute(key: str, options) -> int:
     if options.seeds is not None:
         values["seeds"] = options.seeds
     refuse_unknown(source, values)
+    _refuse_foreign_kernel()
     page = Page(key, options.budget, options.seeds, options.device, options.engine, str(results))
     print(f"{key}: executing at budget {options.budget} ...", flush=True)
     page.run(quiet=False)
@@ -236,6 +241,24 @@ def execute(key: str, options) -> int:
     return 0
 
 
+def _refuse_foreign_kernel() -> None:
+    """Raise KdcoreError unless the kernel that papermill starts is this Python, whose kdcore made the records."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    cure = f"`{sys.executable} -m ipykernel install --sys-prefix` makes it this Python's"
+    try:
+        program = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except (NoSuchKernel, OSError, ValueError, IndexError) as error:
+        raise KdcoreError(f"Jupyter has no kernel python3 that it could start ({error}): {cure}") from error
+    own = {
+        "python",
+        f"python{sys.version_info.major}",
+        f"python{sys.version_info.major}.{sys.version_info.minor}",
+    }  # jupyter's words for it
+    if program not in own and os.path.realpath(os.path.dirname(program)) != os.path.realpath(os.path.dirname(sys.executable)):
+        raise KdcoreError(f"the Jupyter kernel python3 is {program}, another Python than {sys.executable}, which runs kdcore: {cure}")
+
+
 def _forget_paths(path: Path, source: str, target: str) -> None:
     """papermill notes where it read and wrote; a committed copy should not tell one machine's folders."""
     import nbformat
@@ -260,43 +283,66 @@ def unfinished(path: Path) -> str | None:
     return None
 
 
-def parameters(path: Path) -> list[str]:
-    """Names in a notebook's cell tagged ``parameters``."""
+def parameters(path: Path) -> dict[str, str]:
+    """Names in a notebook's cell tagged ``parameters``, each with its annotation ("" where it has none)."""
     import nbformat
 
     for cell in nbformat.read(path, 4).cells:
         if "parameters" in cell.metadata.get("tags", []):
-            return _assigned(cell.source)
+            return _declared(cell.source)
     raise KdcoreError(f"{path} has no cell tagged parameters: restore it from git")
 
 
 def refuse_unknown(path: Path, values: dict) -> None:
-    """Raise KdcoreError for a parameter that the notebook does not have; papermill itself only warns."""
-    known = parameters(path)
-    if unknown := [name for name in values if name not in known]:
-        raise KdcoreError(f"{path.name} has no parameter {', '.join(unknown)}: it has {', '.join(known)}")
+    """Raise KdcoreError for a parameter that the notebook does not have, or of another type; papermill itself only warns."""
+    _refuse(parameters(path), values, path.name)
 
 
 def _refuse_unknown_parameters() -> None:
     """The same inside a running notebook: what papermill injected must be among the names of the parameters cell."""
     cells = getattr(sys.modules.get("__main__"), "In", None) or []
     injected = [i for i, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
-    if not injected or injected[-1] < 1:
-        return
-    known = _assigned(cells[injected[-1] - 1])
-    if unknown := [name for name in _assigned(cells[injected[-1]]) if name not in known]:
-        raise KdcoreError(f"unknown parameter {', '.join(unknown)}: this notebook has {', '.join(known)}")
+    if injected and injected[-1] >= 1:
+        _refuse(_declared(cells[injected[-1] - 1]), _values(cells[injected[-1]]), "this notebook")
 
 
-def _assigned(source: str) -> list[str]:
+def _refuse(known: dict[str, str], values: dict, where: str) -> None:
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise KdcoreError(f"unknown parameter {name}: {where} has {', '.join(known)}{hint}")
+        kind = TYPES.get(known[name])
+        if name in OPENED or kind is None:
+            continue
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind) or value in (math.inf, -math.inf) or value != value:
+            raise KdcoreError(f"the parameter {name} must be of type {known[name]}, not {validation.shown(value)}")
+
+
+def _declared(source: str) -> dict[str, str]:
+    """{name: annotation} of the variables that a cell assigns."""
+    found = {}
+    for node in _statements(source):
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name):
+                found[target.id] = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
+    return found
+
+
+def _values(source: str) -> dict:
+    """{name: value} of the cell that papermill injects. What is no literal (nan, infinity) counts as nan."""
+    found = {}
+    for node in _statements(source):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                found[node.targets[0].id] = math.nan
+    return found
+
+
+def _statements(source: str) -> list[ast.stmt]:
     try:
-        body = ast.parse(source).body
+        return ast.parse(source).body
     except SyntaxError:
         return []
-    targets = [
-        target
-        for node in body
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in getattr(node, "targets", [getattr(node, "target", None)])
-    ]
-    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -115,8 +115,8 @@ def checkout() -> Path:
     own, here = _checkout(Path(__file__).resolve().parent), _checkout(Path.cwd())
     if own is not None and here not in (None, own):
         raise KdcoreError(
-            f"this folder is in the checkout {here}, but the kdcore that runs is the one of {own}: call {here}/.venv/bin/kdcore "
-            "(`make` installs it), or leave the folder"
+            f"this folder is in the checkout {here}, but the kdcore that runs is the one of {own}: use the Python in "
+            f"{here}/.venv (any `make` target installs it; in Jupyter, its kernel), or leave the folder"
         )
     if own is None and here is None:
         raise KdcoreError("there is no checkout of the repository here: go into one, or name a folder for the records with --results DIR")

@@ -1,5 +1,6 @@
 """The command line: words, exit codes, one sentence for what is wrong."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from kdcore import cli, papers, validation
 from kdcore.errors import KdcoreError
 from kdcore.trials import runner
+from kdcore.trials.spec import Trial
 from kdcore.trials.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -281,6 +283,33 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_trains(tmp_pa
     monkeypatch.setenv("KDCORE_CACHE", str(tmp_path / "file"))
     assert cli.main(["run", "hinton_mnist", "--arm", "small", "--seed", "0", "--quiet", "--results", str(tmp_path / "results")]) == 1
     assert "cannot write" in capsys.readouterr().err and not list(tmp_path.rglob("*.lease"))
+
+
+def test_a_command_whose_library_is_missing_says_which(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert cli.main(["plan", "fsp", "--results", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "kdcore: this command needs rich.console, which is not installed: pip install -r requirements.txt\n"
+
+
+def test_names_are_not_markup(tmp_path, monkeypatch, capsys):
+    """rich would read [/b] as the end of bold, and fail."""
+    sheet = copy.deepcopy(papers.get("hinton_mnist").sheet)
+    sheet["arms"]["small [/b]"] = {}
+    sheet["budgets"]["smoke"]["about"] = "[/i] about"
+    paper = papers.Paper("hinton_mnist", sheet)
+    monkeypatch.setattr(papers, "get", lambda key: paper)
+    assert cli.main(["plan", "hinton_mnist", "--no-forecast", "--results", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "│ small [/b] " in shown and "[/i] about" in shown
+
+
+def test_the_plan_of_a_large_grid_takes_time_in_proportion(tmp_path, monkeypatch):
+    """2,500 trials: each record is looked for once, and no trial is compared with another."""
+    looked, get = [], Store.get
+    monkeypatch.setattr(Store, "get", lambda store, trial: (looked.append(trial.id), get(store, trial))[1])
+    monkeypatch.setattr(Trial, "__eq__", lambda *_: pytest.fail("compared"))
+    assert cli.main(["plan", "hinton_mnist", "--no-forecast", "--seeds", "100", "--results", str(tmp_path)]) == 0
+    assert len(looked) == len(set(looked)) + 200 == 2700, "a trial that is a teacher too is looked for twice"
 
 
 def test_windows_gets_one_sentence():

@@ -82,7 +82,10 @@ def test_replicate_end_to_end(tmp_path, capsys):
 def test_unknown_parameters_are_refused_before_anything_trains(tmp_path):
     """papermill itself only warns and runs with the defaults."""
     source = ROOT / "notebooks" / "hinton_mnist.ipynb"
-    with pytest.raises(KdcoreError, match="has no parameter bugdet: it has budget, seeds, device, engine, results_dir"):
+    with pytest.raises(
+        KdcoreError,
+        match="unknown parameter bugdet: hinton_mnist.ipynb has budget, seeds, device, engine, results_dir .did you mean budget",
+    ):
         notebooks.refuse_unknown(source, {"bugdet": "fast"})
     words = ["-p", "bugdet", "fast", "-p", "results_dir", str(tmp_path / "results"), "-k", "python3", "--cwd", str(ROOT)]
     done = subprocess.run(
@@ -147,6 +150,54 @@ def test_a_control_redraws_its_figure(tmp_path, monkeypatch):
     assert before[:4] == image.value[:4] == b"\x89PNG" and before != image.value
     with pytest.raises(KdcoreError, match="no record keeps a gallery"):
         notebooks.open("hinton_mnist", **values).explore_temperature()
+
+
+@pytest.mark.parametrize(
+    "line, complaint",
+    [
+        ("lr = 0.5", None),
+        ("lr = 1", None),
+        ("steps = 3", None),
+        ("name = 'x'", None),
+        ("free = [1]", None),
+        ("seeds = [0, 3]", None),
+        ("lr = '0.5'", "the parameter lr must be of type float, not '0.5'"),
+        ("lr = True", "must be of type float, not True"),
+        ("lr = float('nan')", "must be of type float, not nan"),
+        ("lr = None", "must be of type float, not None"),
+        ("steps = 3.0", "the parameter steps must be of type int, not 3.0"),
+        ("steps = False", "the parameter steps must be of type int, not False"),
+        ("fast = 1", "the parameter fast must be of type bool, not 1"),
+        ("name = 3", "the parameter name must be of type str, not 3"),
+        ("stepz = 3", r"unknown parameter stepz: this notebook has .* \(did you mean steps\?\)"),
+    ],
+)
+def test_injected_parameters_have_the_declared_type(line, complaint, monkeypatch):
+    declared = "seeds: int = 0  # how many\nlr: float = 0.1  # rate\nsteps: int = 5\nfast: bool = True\nname: str = 'a'\nfree = 3"
+    monkeypatch.setattr(sys.modules["__main__"], "In", ["", declared, f"# Parameters\n{line}\n", "page = ..."], raising=False)
+    if complaint is None:
+        notebooks._refuse_unknown_parameters()
+    else:
+        with pytest.raises(KdcoreError, match=complaint):
+            notebooks._refuse_unknown_parameters()
+
+
+def test_a_foreign_kernel_is_refused(monkeypatch):
+    """A python3 kernel of the user's that shadows this environment's: its kdcore is another, or none."""
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+
+    def found(spec):
+        monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: spec)
+
+    for own in ("python", "python3", sys.executable):
+        found(KernelSpec(argv=[own, "-m", "ipykernel_launcher"]))
+        notebooks._refuse_foreign_kernel()
+    found(KernelSpec(argv=["/opt/other/bin/python", "-m", "ipykernel_launcher"]))
+    with pytest.raises(KdcoreError, match="the Jupyter kernel python3 is /opt/other/bin/python, another Python than .* --sys-prefix"):
+        notebooks._refuse_foreign_kernel()
+    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: (_ for _ in ()).throw(NoSuchKernel(name)))
+    with pytest.raises(KdcoreError, match="Jupyter has no kernel python3"):
+        notebooks._refuse_foreign_kernel()
 
 
 @pytest.fixture
