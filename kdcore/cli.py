@@ -1,31 +1,36 @@
 """``kdcore plan | run | replicate | report | check``."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from kdcore import __version__, paths, validation
-from kdcore.errors import KdcoreError
+from kdcore.errors import KdcoreError, Stopped
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code: 0 done, 1 failed or refused, 2 wrong usage, 3 paused."""
     try:
-        importlib.import_module("kdcore.trials")
-    except ImportError as error:  # Windows
-        print(f"kdcore: {error}", file=sys.stderr)
-        return 1
-    try:
+        _let_sigterm_interrupt()
+        try:
+            importlib.import_module("kdcore.trials")
+        except ImportError as error:  # Windows
+            raise KdcoreError(str(error)) from error
         top = parser()
         options = top.parse_args(arguments)
         if options.command is None:
             top.print_help(sys.stderr)
             top.exit(2, "\nkdcore: error: name a command, such as kdcore plan\n")
         return options.command(options)
+    except (KeyboardInterrupt, Stopped) as error:
+        print(f"kdcore: {str(error) or 'stopped'}; the same command goes on from here", file=sys.stderr)
+        return 3
     except KdcoreError as error:
         print(f"kdcore: {error}", file=sys.stderr)
         return 1
@@ -37,6 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `kdcore plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _let_sigterm_interrupt() -> None:
+    """What ends this process politely is as Ctrl-C: nothing is left behind. (A run of trials listens to both by itself.)"""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def parser() -> argparse.ArgumentParser:

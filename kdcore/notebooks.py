@@ -8,6 +8,7 @@ A notebook never trains by itself: it asks for trials and reads their records.
 """
 
 import ast
+import contextlib
 import difflib
 import math
 import os
@@ -16,7 +17,7 @@ import textwrap
 from pathlib import Path
 
 from kdcore import papers, paths, validation
-from kdcore.errors import KdcoreError
+from kdcore.errors import KdcoreError, Stopped
 from kdcore.trials import runner
 from kdcore.trials.progress import Progress
 from kdcore.trials.store import Store
@@ -60,8 +61,10 @@ class Page:
         planned = runner.plan(self.paper.key, self.budget, None, self.seeds, self.store)
         with Progress(planned, quiet) as progress:
             outcome = runner.run(planned, self.store, device=self.device, watch=progress)
-        if outcome.exit_code:
-            raise KdcoreError("; ".join(outcome.problems or ["paused: run the same again to go on"]))
+        if outcome.problems:
+            raise KdcoreError("; ".join(outcome.problems))
+        if outcome.paused:
+            raise Stopped(f"stopped, {len(outcome.paused)} trials left")
         new = sum(len(job.ids) for job in planned.jobs)
         print(f"budget {self.budget}: {len(planned.trials)} trials recorded" + (f", {new} of them just now" if new else ""))
 
@@ -235,6 +238,9 @@ def execute(key: str, options) -> int:
         paths.write_atomically(target, run_to)
     except papermill.exceptions.PapermillExecutionError as error:
         raise KdcoreError(f"{source.name} stopped in cell {error.exec_count}: {error.evalue}") from error
+    except KeyboardInterrupt:
+        _end_children()
+        raise
     except RuntimeError as error:  # nbclient's DeadKernelError
         raise KdcoreError(f"the kernel of {source.name} died ({error}): run the same command again") from error
     print(f"{key}: {outcome['trials']} trials at budget {options.budget}; {os.path.relpath(target)}")
@@ -257,6 +263,15 @@ def _refuse_foreign_kernel() -> None:
     }  # jupyter's words for it
     if program not in own and os.path.realpath(os.path.dirname(program)) != os.path.realpath(os.path.dirname(sys.executable)):
         raise KdcoreError(f"the Jupyter kernel python3 is {program}, another Python than {sys.executable}, which runs kdcore: {cure}")
+
+
+def _end_children() -> None:
+    """Whatever was interrupted, no kernel outlives this process."""
+    import psutil  # Jupyter's own dependency
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _forget_paths(path: Path, source: str, target: str) -> None:

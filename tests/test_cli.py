@@ -2,8 +2,10 @@
 
 import copy
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -332,6 +334,18 @@ def test_no_command_is_wrong_usage(capsys):
         cli.main([])
     err = capsys.readouterr().err
     assert caught.value.code == 2 and "replicate" in err and err.splitlines()[-1].startswith("kdcore: error: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_one_sentence_and_exit_3(number, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr(runner, "plan", interrupted)
+    for words in (["run", "hinton_mnist"], ["replicate", "hinton_mnist"], ["plan", "hinton_mnist"]):
+        assert cli.main(words) == 3
+        assert capsys.readouterr().err == "kdcore: stopped; the same command goes on from here\n"
 
 
 def test_read_only_results(tmp_path, capsys):

@@ -2,8 +2,10 @@
 
 import ast
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -271,3 +273,32 @@ def test_workers_need_no_jupyter():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_papermill_runs_is_one_sentence_and_leaves_nothing(checkout):
+    """A cell runs for ever; what is left afterwards: no file, no kernel."""
+    folder, _ = checkout
+    notebook = nbformat.read(ROOT / "notebooks" / "hinton_mnist.ipynb", 4)
+    parameters = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    endless = "import os, pathlib, time; pathlib.Path('kernel').write_text(str(os.getpid())); time.sleep(600)"
+    notebook.cells = [parameters, nbformat.v4.new_code_cell(endless)]
+    nbformat.write(notebook, folder / "notebooks" / "hinton_mnist.ipynb")
+    code = (
+        "import pathlib, sys; from kdcore import cli, notebooks, validation; notebooks.Page.run = lambda *_, **__: None\n"
+        "validation.checkout = pathlib.Path.cwd; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", code, "replicate", "hinton_mnist", "--results", "results"]
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not ((folder / "kernel").exists() and (folder / "kernel").read_text()) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (3, "kdcore: stopped; the same command goes on from here\n")
+    assert not list(folder.rglob("executed/*"))
+    with pytest.raises(ProcessLookupError):
+        for _ in range(50):  # a killed process whose parent is gone is there until init has heard of it
+            os.kill(int((folder / "kernel").read_text()), 0)
+            time.sleep(0.1)

@@ -218,11 +218,11 @@ def read_weights(trial_id: str) -> tuple[dict, dict[str, str]]:
     """(tensors, {"trial", "processor", "commit"}) of a teacher. Raises TeacherMissing; a damaged file is moved aside."""
     path = weights_path(trial_id)
     if not path.exists():
-        raise TeacherMissing(f"the teacher's weights {path} are missing")
+        raise TeacherMissing(f"the teacher's file {path} is missing")
     try:
         return paths.load_tensors(path, trial=trial_id)
     except Damaged as error:
-        raise TeacherMissing(f"the teacher's weights {error}") from error
+        raise TeacherMissing(f"the teacher's file {error}") from error
 
 
 if __name__ == "__main__":
