@@ -280,7 +280,9 @@ class EngineTable:
 
 # ---------------------------------------------------------------- the two agree
 
-LOSS_TOLERANCE, KL_TOLERANCE, CHECKED_STEPS = 1e-5, 1e-4, 20
+# The first losses are of the same weights: a few roundings apart. Later ones are apart by more than that wherever a ReLU's input
+# rounds to the other side of 0 and a case's gradient jumps: by 7e-5 on some processors. A rate 1 % off shows as 1e-3 and more.
+FIRST_TOLERANCE, LOSS_TOLERANCE, KL_TOLERANCE, CHECKED_STEPS = 1e-5, 3e-4, 1e-4, 20
 
 
 def check_numerics(task: Task, device: str = "cpu", tamper: Callable[[MLP], object] = lambda net: None) -> None:
@@ -344,10 +346,11 @@ def plain_losses(student: nn.Module, teacher: nn.Module | None, batches: list, r
 
 def compare(ours: list[float], plain: list[float]) -> None:
     for number, (own, reference) in enumerate(zip(ours, plain, strict=True), 1):
-        if not abs(own - reference) <= LOSS_TOLERANCE * abs(reference):  # also caught: nan
+        tolerance = FIRST_TOLERANCE if number == 1 else LOSS_TOLERANCE
+        if not abs(own - reference) <= tolerance * abs(reference):  # also caught: nan
             raise BenchmarkError(
                 f"no speed is reported: kdcore's loop does not train as the plain loop does (step {number}: loss {own:.8g} "
-                f"against {reference:.8g}, allowed {LOSS_TOLERANCE:g} relative)"
+                f"against {reference:.8g}, allowed {tolerance:g} relative)"
             )
 
 

@@ -595,7 +595,8 @@ def activation_boundary(
     authors' code, the teacher is in train mode in the first phase: it sees the batch's statistics, its running ones drift
     (its weights never move), and the second phase runs with the drifted ones in eval mode. They are then part of the
     method's state, so that a resumed run goes on with them: bring the teacher to its device before. task_teacher: who
-    teaches in the second phase, the same for None; in the authors' code a copy of the teacher that has not drifted.
+    teaches in the second phase, the same for None, as in most versions of the authors' code (bhheo/AB_distillation); from 4ac7d04
+    to d305517 (December 2018) it is a copy that has not drifted.
     Raises ValueError for no or repeated taps, unknown ones, sizes that differ, and numbers out of range.
     """
     pairs = [_names(tap) for tap in _listed(taps, "taps")]

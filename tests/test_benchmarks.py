@@ -37,6 +37,21 @@ def test_gate_refuses_a_loss_that_is_not_a_number():
         mlp.compare([1.0, float("nan")], [1.0, 1.0])
 
 
+def test_gate_allows_what_rounding_does():
+    mlp.compare([1.000009, 1.0001], [1.0, 1.0])
+    with pytest.raises(BenchmarkError, match="step 1: .* allowed 1e-05"):
+        mlp.compare([1.0001, 1.0], [1.0, 1.0])
+    with pytest.raises(BenchmarkError, match="step 2: .* allowed 0.0003"):
+        mlp.compare([1.0, 1.0005], [1.0, 1.0])
+
+
+def test_gate_sees_a_rate_that_is_off_by_a_hundredth(monkeypatch):
+    right = mlp.plain_losses
+    monkeypatch.setattr(mlp, "plain_losses", lambda student, teacher, batches: right(student, teacher, batches, 1.01 * mlp.RATE))
+    with pytest.raises(BenchmarkError, match="no speed is reported"):
+        mlp.check_numerics(SMALL)
+
+
 def test_gate_refuses_a_table_of_another_teacher():
     def table(seed: int) -> torch.Tensor:
         return torch.from_numpy(mlp.teacher_table(SMALL, mlp.MLP(SMALL.teacher).reset([seed])))
@@ -70,7 +85,7 @@ def test_gate_refuses_other_views(monkeypatch):
 
 def test_gate_sees_the_optimiser_at_its_small_rate(monkeypatch):
     monkeypatch.setattr(cifar, "MOMENTUM", 0.5)
-    with pytest.raises(BenchmarkError, match=r"step [3-6]:"):  # weights show a momentum from the third step on
+    with pytest.raises(BenchmarkError, match=r"step [3-9]:"):  # weights show a momentum from the third step on
         cifar.check_numerics(SMALL_NETS)
 
 

@@ -112,6 +112,7 @@ def test_the_papers_protocol():
         f"FitNet {n}": ["conv2", guided] for n, guided in zip((1, 2, 3, 4), ("conv6", "conv6", "conv8", "conv11"), strict=True)
     }
     assert PAPER.config("paper", "FitNet (MNIST)")["hint"] == ["conv2", "conv4"]
+    assert PAPER.config("paper", "FitNet 4, released code")["network"] == "fitnet_4_released"
     for budget in ("fast", "paper"):
         assert all(PAPER.config(budget, f"FitNet {n}")["network"] == f"fitnet_{n}" for n in (1, 2, 3, 4))
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from kdcore.errors import KdcoreError
 from kdcore.models import Maxout, Tap, count_parameters, create
-from kdcore.models.maxout import DESIGNS, Layer, MaxoutConv, largest, limit_rows
+from kdcore.models.maxout import DESIGNS, Layer, MaxoutConv, MaxoutDense, largest, limit_rows
 
 # Weights without biases, counted by hand from the papers' layers: kernel^2 * inputs * channels * pieces, and the dense layers.
 WEIGHTS = {
@@ -53,6 +53,9 @@ def test_weights_counted_by_hand(name):
 def test_counts_that_are_known_to_the_unit():
     assert weights(on_meta("maxout_cifar")) == 9_044_360
     assert (weights(on_meta("fitnet_3")), on_meta("fitnet_3").multiply_adds) == FITNET_3
+    # five linear maps for two of each of the 500 units, from 128 inputs
+    assert weights(on_meta("fitnet_4_released")) - weights(on_meta("fitnet_4")) == 3 * 500 * 128
+    assert weights(on_meta("fitnet_4_released")) == 2_736_712
     assert weights(on_meta("fitnet_mnist")) / weights(on_meta("maxout_mnist")) == pytest.approx(0.086, abs=5e-4), "about 8 %"
     # 100 classes: 90 more rows of 500; biases: one a linear map
     assert weights(on_meta("fitnet_4", classes=100)) - weights(on_meta("fitnet_4")) == 90 * 500
@@ -125,6 +128,15 @@ def test_a_layer_equals_a_float64_loop(layer):
     assert conv(x).shape == expected.shape and conv.sizes(8)[1] == expected.shape[-1]
     assert np.allclose(conv(x).detach().numpy(), expected, atol=1e-5)
     assert torch.allclose(conv(x.to(memory_format=torch.channels_last)), conv(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [2, 5])
+def test_a_dense_unit_is_the_largest_of_its_pieces(pieces):
+    layer = shaken(MaxoutDense(4, 3, pieces).double())
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values = x.numpy() @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+    expected = np.stack([values[:, unit::3].max(1) for unit in range(3)], 1)
+    assert np.allclose(layer(x).detach().numpy(), expected, rtol=1e-12)
 
 
 def test_the_net_is_its_layers_in_turn():

@@ -204,6 +204,14 @@ def test_nothing_alternates_at_0_and_everything_at_1():
         assert (cases[:, 0] == cases[:, 1]).mean() == pytest.approx(together, abs=4 * math.sqrt(0.25 / 20_000))
 
 
+def test_each_replaced_variable_has_a_donor_of_its_own():
+    """Cases (0, 0) and (1, 1), half of the variables replaced. Two values of a case are equal where both are kept (1/4) or by
+    chance in half of the rest: 5/8. With one donor for both, as in generalizedtrees, also where both are replaced: 6/8."""
+    smearing = one_per_column([[0.0, 0.0], [1.0, 1.0]], 0.5)
+    cases = smearing.draw(40_000, smearing.everywhere, np.random.default_rng(0))
+    assert (cases[:, 0] == cases[:, 1]).mean() == pytest.approx(5 / 8, abs=4 * math.sqrt(0.25 / 40_000))
+
+
 @pytest.mark.parametrize("alternate", [0.0, 0.25, 0.5, 1.0])
 def test_each_variable_keeps_its_marginal(alternate):
     x = np.random.default_rng(1).integers(0, 4, (30, 3)) ** 2

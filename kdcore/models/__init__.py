@@ -23,13 +23,13 @@ FAMILIES = {
     r"densenet_bc_([1-9]\d*)_([1-9]\d*)": DenseNet,
     r"resnet50": ResNet50,
     r"darts_(v1|v2)_([1-9]\d*)_([1-9]\d*)": Darts,
-    r"(maxout_(?:cifar|mnist)|fitnet_(?:[1-4]|mnist))(?:/([1-9]\d*))?": Maxout,
+    r"(maxout_(?:cifar|mnist)|fitnet_(?:[1-4]|4_released|mnist))(?:/([1-9]\d*))?": Maxout,
     r"(\d+k?(?:c|lc|fc|L)?-[\w-]+)": Layered,
 }
 CHOICES = (
     "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50, "
     "darts_v1_N_C or darts_v2_N_C (N cells, C channels), "
-    'maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4 or fitnet_mnist (with "/K" behind it for a K-th of its widths), '
+    'maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4, fitnet_4_released or fitnet_mnist (with "/K" behind it for a K-th of its widths), '
     "or layers such as 128c-p-1200L-30k"
 )
 

@@ -29,15 +29,17 @@ class Layer(NamedTuple):
 
 
 class Design(NamedTuple):
-    """A network but for its classes: what enters, the convolutions, and the units of the dense maxout layer (0 for none)."""
+    """A network but for its classes: what enters, the convolutions, and the units of the dense maxout layer (0 for none), each
+    the largest of ``pieces`` linear maps."""
 
     channels: int
     size: int
     layers: tuple[Layer, ...]
     dense: int
+    pieces: int = 2
 
 
-DENSE_PIECES, DENSE_LIMIT, SOFTMAX_LIMIT = 2, 1.9, 1.9365
+DENSE_LIMIT, SOFTMAX_LIMIT = 1.9, 1.9365
 
 
 def _thin(*groups: Sequence[int]) -> Design:
@@ -59,6 +61,8 @@ DESIGNS = {
     "fitnet_2": _thin([16, 32, 32], [48, 64, 80], [96, 96, 128]),
     "fitnet_3": _thin([32, 48, 64, 64], [80] * 4, [128] * 3),
     "fitnet_4": _thin([32, 32, 32, 48, 48], [80] * 6, [128] * 6),
+    # as in FitNets' yaml/cifar10_fitnet19_all.yaml (lines 248 to 254): with two pieces it has the parameters that the paper prints
+    "fitnet_4_released": _thin([32, 32, 32, 48, 48], [80] * 6, [128] * 6)._replace(pieces=5),
     "fitnet_mnist": Design(
         1,
         28,
@@ -97,7 +101,7 @@ class Maxout(Network):
         hidden_dropout: float = 0.0,
     ):
         super().__init__()
-        channels, size, layers, dense = DESIGNS[design]
+        channels, size, layers, dense, pieces = DESIGNS[design]
         self.irange, self.input_dropout, self.hidden_dropout = irange, input_dropout, hidden_dropout
         self.multiply_adds = 0
         self.convs = nn.ModuleList()
@@ -111,9 +115,9 @@ class Maxout(Network):
             self.convs.append(conv)
         inputs, self.dense = channels * size**2, None
         if dense:
-            self.dense = MaxoutDense(inputs, max(1, dense // divisor))
+            self.dense = MaxoutDense(inputs, max(1, dense // divisor), pieces)
             self.multiply_adds += self.dense.weight.numel()
-            inputs = len(self.dense.weight) // DENSE_PIECES
+            inputs = len(self.dense.weight) // pieces
             self._declare("dense", inputs, 1, self.dense, relu=False)
         self.linear = nn.Linear(inputs, classes)
         self.multiply_adds += self.linear.weight.numel()
@@ -172,13 +176,14 @@ class MaxoutConv(nn.Conv2d):
 
 
 class MaxoutDense(nn.Linear):
-    """The dense maxout layer: unit u is the largest of the outputs u and u + units."""
+    """The dense maxout layer: unit u is the largest of the outputs u, u + units, u + 2 units, ..."""
 
-    def __init__(self, inputs: int, units: int):
-        super().__init__(inputs, DENSE_PIECES * units)
+    def __init__(self, inputs: int, units: int, pieces: int):
+        super().__init__(inputs, pieces * units)
+        self.pieces = pieces
 
     def forward(self, x: Tensor) -> Tensor:
-        return largest(super().forward(x), DENSE_PIECES)
+        return largest(super().forward(x), self.pieces)
 
 
 def largest(h: Tensor, pieces: int) -> Tensor:
