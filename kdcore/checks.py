@@ -1,6 +1,7 @@
 """``kdcore check``: every yaml, record and generated file, and whether they agree."""
 
 import difflib
+import re
 from pathlib import Path
 
 from kdcore import papers, report, validation
@@ -14,8 +15,11 @@ def all_problems(results: Path) -> list[str]:
     for key in papers.names():
         problems += sheet_problems(key)
     if not problems:  # tables of a broken sheet would only repeat its faults
-        problems += record_problems(results)
-        problems += report.stale(results)
+        problems, records = _read_all(results)
+        try:
+            problems += report.stale(results, records)
+        except KdcoreError as error:  # no table can be made of what is told above
+            problems.append(str(error))
     return problems
 
 
@@ -65,21 +69,50 @@ def metric_problems(paper, records: list[dict]) -> list[str]:
 
 
 def record_problems(results: Path) -> list[str]:
-    """Records that cannot be read, stand in the wrong folder, or belong to no paper; and metrics that none of them has."""
-    problems, store, found = [], Store(results), {}
+    """What lies among the records and is none: damaged, under another name than its id, in the wrong folder, or no record at all; and
+    metrics of the sheets that no record has."""
+    return _read_all(results)[0]
+
+
+def _read_all(results: Path) -> tuple[list[str], dict[str, list[dict]]]:
+    """What is wrong among the records, and those of each paper with which nothing is."""
+    problems, records, store = [], {}, Store(results)
     for root in (store.root(""), store.root("smoke")):
-        for path in sorted((root / "records").glob("*/*.json")):
-            try:
-                record = read(path)
-            except KdcoreError as error:
-                problems.append(str(error))
-                continue
-            if record["paper"] != path.parent.name or record["paper"] not in papers.names() or store.root(record["budget"]) != root:
-                problems.append(
-                    f"the record {path} belongs elsewhere (paper {record['paper']}, budget {record['budget']}): move or delete it"
-                )
-                continue
-            found.setdefault(record["paper"], []).append(record)
-    for key, records in found.items():
-        problems += metric_problems(papers.get(key), records)
-    return problems
+        for folder in _entries(root / "records"):
+            if not folder.is_dir():
+                problems.append(f"{folder} is not the folder of a paper's records: move or delete it")
+            elif folder.name not in papers.names():
+                problems.append(f"{folder} holds records of no paper (they are {', '.join(papers.names())}): move or delete it")
+            else:
+                for path in _entries(folder):
+                    found = _read(path, root, store)
+                    if isinstance(found, dict):
+                        records.setdefault(folder.name, []).append(found)
+                    elif found:
+                        problems.append(found)
+    for key, found in records.items():
+        problems += metric_problems(papers.get(key), found)
+    return problems, records
+
+
+def _read(path: Path, root: Path, store: Store) -> dict | str | None:
+    """The record in a file, or what is wrong with it; None for a file that may lie there."""
+    if path.suffix == ".lease" and ID.fullmatch(path.stem):  # of a run, or left by one that was killed: it does no harm
+        return None
+    if path.suffix != ".json" or not ID.fullmatch(path.stem) or not path.is_file():
+        return f"{path} is not a record (a record is called by its id, 12 hex digits, and .json): move or delete it"
+    try:
+        record = read(path)
+    except KdcoreError as error:
+        return str(error)
+    if record["paper"] != path.parent.name or store.root(record["budget"]) != root:
+        return f"the record {path} belongs elsewhere (paper {record['paper']}, budget {record['budget']}): move or delete it"
+    return record
+
+
+ID = re.compile(r"[0-9a-f]{12}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, but for git's own files; nothing where there is no folder."""
+    return sorted(path for path in folder.iterdir() if path.name not in (".gitignore", ".gitkeep")) if folder.is_dir() else []

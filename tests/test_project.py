@@ -1,6 +1,7 @@
 """The project as a whole: requirements, sheets, generated files, layout."""
 
 import copy
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from kdcore import checks, cli, papers
 from kdcore.errors import KdcoreError
 from kdcore.trials import runner
+from kdcore.trials import store as store_module
 from kdcore.trials.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -249,6 +251,61 @@ def test_a_stray_record_is_told(tmp_path):
     (folder / "0123456789ab.json").write_text("{")
     (problem,) = checks.record_problems(tmp_path)
     assert "0123456789ab.json is damaged" in problem
+
+
+def test_whatever_is_no_record_is_told(tmp_path):
+    """Planted one at a time beside a good record: the file, and a word of what is said of it."""
+    store, paper = Store(tmp_path), papers.get("hinton_mnist")
+    asked = dataclasses.asdict(trial := paper.trial("fast", "small", 0))
+    record = asked | {
+        "id": trial.id, "status": "done", "metrics": {"test_errors": 146}, "history": [], "data": {"fingerprint": trial.data},
+        "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "CPU"}, "environment": {"python": "3"},
+    }  # fmt: skip
+    store.put(record)
+    good = store.path(trial)
+    assert checks.record_problems(tmp_path) == []
+    (good.parent / f"{trial.id}.lease").touch()
+    (good.parent.parent / ".gitkeep").touch()
+    assert checks.record_problems(tmp_path) == [], "a run's lease and git's own files may lie there"
+    for name, words in {
+        "records/hinton_mnist/0123456789ab.json": f"says that it is {trial.id}",  # its name is not its id
+        f"records/hinton_mnist/{trial.id}.json.bak": "is not a record",
+        f"records/hinton_mnist/{trial.id.upper()}x.json": "is not a record",
+        "records/hinton_mnist/notes.txt": "is not a record",
+        "records/hinton_mnist/.tmp-abc.json": "is not a record",
+        "records/hinton_mnist/other.lease": "is not a record",
+        f"records/fsp/{trial.id}.json": "belongs elsewhere",
+        f"records/hinton/{trial.id}.json": "no paper",
+        f"records/{trial.id}.json": "not the folder of a paper",
+        f"smoke/records/hinton_mnist/{trial.id}.json": "belongs elsewhere",
+    }.items():
+        stray = tmp_path / name
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.write_bytes(good.read_bytes())
+        (problem,) = checks.record_problems(tmp_path)
+        assert words in problem and (str(stray) in problem or str(stray.parent) in problem), name
+        assert any(problem == each for each in checks.all_problems(tmp_path))
+        stray.unlink()
+        if not any(stray.parent.iterdir()):
+            stray.parent.rmdir()
+    (good.parent / "0123456789ab.json").mkdir()
+    (problem,) = checks.record_problems(tmp_path)
+    assert "is not a record" in problem
+
+
+def test_check_reads_each_record_once(tmp_path, monkeypatch):
+    """10,000 records in 10 s: a time would depend on the machine, so reads and ids are counted."""
+    store, paper, seen = Store(tmp_path), papers.get("hinton_mnist"), []
+    for seed in range(20):
+        asked = dataclasses.asdict(trial := paper.trial("fast", "small", seed))
+        store.put(asked | {
+            "id": trial.id, "status": "done", "metrics": {"test_errors": 146}, "history": [], "data": {"fingerprint": trial.data},
+            "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "CPU"}, "environment": {"python": "3"},
+        })  # fmt: skip
+    loads = store_module.loads
+    monkeypatch.setattr(store_module, "loads", lambda content, where: seen.append(where) or loads(content, where))
+    checks.all_problems(tmp_path)
+    assert len(seen) == len(set(seen)) == 20
 
 
 def test_sweeps_expand():

@@ -276,6 +276,17 @@ def test_without_records_everything_works(paper, store):
         (-7.6, "−7.6"),
         (0, "0"),
         (math.nan, ""),
+        (math.inf, "∞"),
+        (-math.inf, "−∞"),
+        (-0.0, "0"),
+        (-0.00001, "−0.00001"),
+        (1000, "1000"),
+        (999.96, "1000"),
+        (1.5e20, "1.5e+20"),
+        (-1e300, "−1e+300"),
+        (2.5e-13, "2.5e-13"),
+        (-5e-324, "−4.941e-324"),
+        (0.1 + 0.2, "0.3"),
     ],
 )
 def test_number(value, words):
@@ -288,6 +299,23 @@ def test_difference_has_the_decimals_of_ours():
     assert tables.difference(25.0, 92.0) == "+25"
     assert tables.difference(-0.001, 146.2) == "0"
     assert tables.difference(math.nan, 92.0) == ""
+    assert tables.difference(math.inf, 92.0) == "+∞" and tables.difference(1e20, math.inf) == "+1e+20"
+    assert tables.difference(-0.0, 0.0) == "0"
+
+
+def test_other_numbers_of_any_size():
+    assert [tables.reported(x) for x in (math.nan, math.inf, -math.inf, -0.0, 1e300, -3.5)] == ["", "∞", "−∞", "0", "1e+300", "−3.5"]
+    assert tables.reported(8.5, 1e-9) == "8.5 ± 1e-09"
+    assert [tables.hours(x) for x in (0, 0.004, 0.01, 3.456, 1e20, math.inf)] == ["0", "< 0.01", "0.01", "3.5", "1e+20", "∞"]
+    assert [tables.p_value(x) for x in (math.nan, 0.0, 1e-300, 0.0123, 0.999, 1.0)] == ["", "< 0.001", "< 0.001", "0.012", "1", "1"]
+    assert [tables._csv_cell(x) for x in (math.nan, -0.0, 1e300, -5e-324, 0.1 + 0.2)] == ["", "0", "1e+300", "-4.94066e-324", "0.3"]
+
+
+@pytest.mark.parametrize("values", [[1e308, 1.5e308], [5e-324, 1e-323], [-0.0, 0.0], [1e16, 1e16 + 4], [1e-200, 1e200]])
+def test_a_table_of_any_numbers_can_be_made(paper, values):
+    frame = tables.table(paper, "errors", of_arm(paper, "fast", "small", values), "fast")
+    for text in (tables.to_markdown(frame), tables.to_html(frame, details=True), tables.to_csv(frame)):
+        assert "nan" not in re.sub("[a-z]nan", "", text) and "−0 " not in text and len(max(text.split(), key=len)) < 200
 
 
 @pytest.mark.parametrize(
@@ -299,6 +327,11 @@ def test_difference_has_the_decimals_of_ours():
         (12.5, math.nan, math.nan, "12.5"),
         (math.nan, math.nan, math.nan, ""),
         (-0.5, -1.25, 0.25, "−0.5000 [−1.25, 0.25]"),
+        (1e300, -1e300, 3e300, "1e+300 [−1e+300, 3e+300]"),
+        (1e-20, 0.0, 2e-20, "1e-20 [0, 2e-20]"),
+        (math.inf, -math.inf, math.inf, "∞ [−∞, ∞]"),
+        (5.0, math.nan, math.inf, "5"),
+        (-0.0, -0.0, 0.0, "0.000 [0.00, 0.00]"),
     ],
 )
 def test_estimate(mean, low, high, words):
@@ -348,7 +381,7 @@ def test_smoke_report_touches_nothing_committed(full):
 
 
 def test_written_tables_can_be_read(paper, full):
-    tables.write_tables(paper, full)
+    tables.write_tables(tables.Findings(paper, full.records(KEY)), full, ["laptop"])
     folder = full.results / "tables" / KEY
     rows = list(csv.DictReader((folder / "laptop_errors.csv").open()))
     assert [row["label"] for row in rows] == [row["label"] for row in paper.tables[0]["rows"]]

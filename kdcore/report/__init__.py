@@ -13,7 +13,7 @@ from kdcore import papers, paths
 from kdcore.errors import KdcoreError
 from kdcore.report import figures, tables
 from kdcore.report.site import write_site
-from kdcore.trials.store import Store
+from kdcore.trials.store import Store, order
 
 MARKERS = ("<!-- scoreboard -->", "<!-- /scoreboard -->")
 
@@ -27,42 +27,41 @@ def write(results_dir: Path | str, budget: str | None = None) -> list[Path]:
     Raises KdcoreError for a damaged record, or a README without markers.
     """
     store = Store(results_dir)
-    written = []
-    for key in papers.names():
-        paper = papers.get(key)
-        chosen = _budgets(paper, store, budget)
-        mine = tables.write_tables(paper, store, chosen)
+    written, everything = [], _findings(store)
+    for found in everything:
+        key, chosen = found.paper.key, _budgets(found, budget)
+        mine = tables.write_tables(found, store, chosen)
         for name in chosen:
             folder = store.root(name) / "figures" / key
-            for title, draw in figures.figures_of(paper, store.records(key, name)).items():
+            for title, draw in _figures(found, name).items():
                 mine += figures.save(draw(), folder, f"{name}_{title}")
-        for path in _leftovers(paper, store, budget, mine):
+        for path in _leftovers(found.paper, store, budget, mine):
             path.unlink()
         written += mine
     if budget is None:
-        written.append(write_site(store))
+        written.append(write_site(store, everything))
         if (readme := _readme(store)).exists():
-            update_readme(readme, readme_block(store))
+            update_readme(readme, _block(everything))
             written.append(readme)
     return written
 
 
-def stale(results_dir: Path | str) -> list[str]:
+def stale(results_dir: Path | str, records: dict[str, list[dict]] | None = None) -> list[str]:
     """What is not up to date with the committed records, a sentence for each file: nothing is written.
 
-    Tables and the README's scoreboard are compared word for word; figures and the page must be there.
+    records: those of each paper, where they are read already. Tables and the README's scoreboard are compared word for word; figures
+    and the page must be there.
     """
     store = Store(results_dir)
-    problems, reported = [], False
-    for key in papers.names():
-        paper = papers.get(key)
-        chosen = _budgets(paper, store, None)
-        expected = tables.texts(paper, store, chosen)
+    problems, reported, everything = [], False, _findings(store, records)
+    for found in everything:
+        paper, chosen = found.paper, _budgets(found, None)
+        expected = tables.texts(found, store, chosen)
         problems += [_problem(path, text) for path, text in expected.items() if _read(path) != text]
         drawn = [
-            store.root(name) / "figures" / key / f"{name}_{title}.{kind}"
+            store.root(name) / "figures" / paper.key / f"{name}_{title}.{kind}"
             for name in chosen
-            for title in figures.figures_of(paper, store.records(key, name))
+            for title in _figures(found, name)
             for kind in ("svg", "png")
         ]
         problems += [_problem(path) for path in drawn if not path.exists()]
@@ -75,7 +74,7 @@ def stale(results_dir: Path | str) -> list[str]:
     if readme.exists():
         text = readme.read_text(encoding="utf-8")
         try:
-            expected = with_block(text, readme_block(store), readme)
+            expected = with_block(text, _block(everything), readme)
         except KdcoreError as error:
             problems.append(str(error))
         else:
@@ -85,7 +84,20 @@ def stale(results_dir: Path | str) -> list[str]:
 
 def readme_block(store: Store) -> str:
     """The scoreboard in Markdown: a row for each paper and budget, smoke left out."""
-    return tables.scoreboard_markdown(tables.scoreboard([(papers.get(key), store.records(key)) for key in papers.names()]))
+    return _block(_findings(store))
+
+
+def _findings(store: Store, records: dict[str, list[dict]] | None = None) -> list[tables.Findings]:
+    read = store.records if records is None else lambda key: sorted(records.get(key, ()), key=order)
+    return [tables.Findings(papers.get(key), read(key)) for key in papers.names()]
+
+
+def _block(everything: list[tables.Findings]) -> str:
+    return tables.scoreboard_markdown(tables.scoreboard(everything))
+
+
+def _figures(found: tables.Findings, budget: str) -> dict:
+    return figures.figures_of(found.paper, [record for record in found.records if record["budget"] == budget], found.frames(budget))
 
 
 def update_readme(path: Path | str, block: str) -> None:
@@ -103,10 +115,9 @@ def with_block(text: str, block: str, where: Path | str = "the README") -> str:
     return f"{before}{start}\n\n{block}\n\n{end}{rest.partition(end)[2]}"
 
 
-def _budgets(paper, store: Store, budget: str | None) -> list[str]:
+def _budgets(found: tables.Findings, budget: str | None) -> list[str]:
     """The budgets to report, of those with current records: all but smoke, or the one asked for."""
-    found = tables.budgets(paper, store.records(paper.key))
-    return [name for name in found if (name != "smoke" if budget is None else name == budget)]
+    return [name for name in found.budgets if (name != "smoke" if budget is None else name == budget)]
 
 
 def _leftovers(paper, store: Store, budget: str | None, expected: list[Path]) -> list[Path]:

@@ -209,17 +209,18 @@ def curve(x, lines: dict, marks: dict | None = None, *, xlabel: str = "", ylabel
     at each)}.
     """
     figure, ax = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
-    x = np.asarray(x, float)
+    x, shown = np.asarray(x, float), {}
     for (label, seeds), colour in zip(lines.items(), PALETTE, strict=False):
         seeds = np.atleast_2d(np.asarray(seeds, float))
         if len(seeds) > 1:
             ax.plot(x, seeds.T, color=colour, lw=0.8, alpha=0.45)
-        ax.plot(x, seeds.mean(0), color=colour, lw=2.4, label=label)
+        (shown[label],) = ax.plot(x, seeds.mean(0), color=colour, lw=2.4)
     dashes = ((0, (6, 3)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2)), "-")
     for i, (label, places) in enumerate((marks or {}).items()):
         places = np.atleast_1d(np.asarray(places, float))
         colour = PALETTE[::-1][i % len(PALETTE)]
-        ax.axvline(places.mean(), color=colour, lw=1.6, ls=dashes[i % len(dashes)], label=f"{label}: {tables.number(places.mean(), 3)}")
+        mark = ax.axvline(places.mean(), color=colour, lw=1.6, ls=dashes[i % len(dashes)])
+        shown[f"{label}: {tables.number(places.mean(), 3)}"] = mark
         if len(places) > 1:
             ax.plot(places, np.full(len(places), 0.015 + 0.025 * i), "|", color=colour, ms=9, mew=1.4, transform=ax.get_xaxis_transform())
     if log:
@@ -229,7 +230,7 @@ def curve(x, lines: dict, marks: dict | None = None, *, xlabel: str = "", ylabel
     ax.margins(x=0.01)
     if title:
         _heading(figure, title)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -531,16 +532,18 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
     The points set the axes: a band over few groups is wide, and may leave the figure."""
     figure, ax = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
     found = pd.DataFrame([(label, *point) for label, points in groups.items() for point in points], columns=["group", "x", "y"])
+    shown = {}
     if len(groups) > 2 and found["x"].nunique() > 1:
         import seaborn  # slow to import
 
-        shown = {"scatter": False, "color": "#777777", "line_kws": {"lw": 1.2}, "label": "line through all, 95 % band"}
-        seaborn.regplot(found, x="x", y="y", units="group", seed=0, truncate=True, ax=ax, **shown)
+        look = {"scatter": False, "color": "#777777", "line_kws": {"lw": 1.2}}
+        seaborn.regplot(found, x="x", y="y", units="group", seed=0, truncate=True, ax=ax, **look)
         (line,), (band,) = ax.lines, ax.collections  # a thousand fits, each with its processor's last digits
+        shown["line through all, 95 % band"] = line
         line.set_data(rounded(line.get_xdata()), rounded(line.get_ydata()))
         band.set_verts([rounded(path.vertices) for path in band.get_paths()])
     for (label, points), colour, marker in zip(groups.items(), PALETTE * 4, "os^Dv<>ph" * 4, strict=False):
-        ax.plot(*zip(*points, strict=True), marker, color=colour, ms=7, alpha=0.8, mew=0, label=label)
+        (shown[label],) = ax.plot(*zip(*points, strict=True), marker, color=colour, ms=7, alpha=0.8, mew=0)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.margins(x=0.08)
@@ -549,7 +552,7 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
         ax.set_ylim(found["y"].min() - room, found["y"].max() + room)
     if title:
         _heading(figure, title)
-    figure.legend(loc="outside lower center", ncols=min(3, len(ax.get_legend_handles_labels()[0])))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(3, max(1, len(shown))))
     return figure
 
 
@@ -752,7 +755,7 @@ def logits_and_softmax(cases: dict[str, list[float]], title: str = "") -> Figure
         row[1].set_ylim(chances.min() / 30, 300)
         for place, logit, chance in zip(places, logits, chances, strict=True):
             row[0].annotate(
-                f"{logit:g}", (place, logit), (0, 7 if logit >= 0 else -8), textcoords="offset points", ha="center", va="center"
+                f"{logit + 0.0:g}", (place, logit), (0, 7 if logit >= 0 else -8), textcoords="offset points", ha="center", va="center"
             )
             row[1].annotate(f"{chance:.3g}", (place, chance), (0, 7), textcoords="offset points", ha="center", va="center")
         for ax in row:
@@ -769,13 +772,13 @@ def logits_and_softmax(cases: dict[str, list[float]], title: str = "") -> Figure
     return figure
 
 
-def figures_of(paper, records: list[dict]) -> dict[str, Callable[[], Figure]]:
+def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = None) -> dict[str, Callable[[], Figure]]:
     """Every figure of a paper at one budget: what draws it, by name; {} without current results.
 
     ``paper_TABLE`` for each table with reported numbers, then what the paper's module offers as ``figures(records)``
     (given current, done records; functions without arguments, too), then ``learning_TABLE`` for the arms of each table
     (not of one whose sheet says ``curves: false``) and each measure of the history. Nothing is drawn before it is called: to
-    know the names costs nothing.
+    know the names costs nothing. frames: the tables of these records, where they are made already.
     Raises ValueError for records of two budgets.
     """
     if len(found := {record["budget"] for record in records}) > 1:
@@ -785,16 +788,17 @@ def figures_of(paper, records: list[dict]) -> dict[str, Callable[[], Figure]]:
         return {}
     (budget,) = found
     figures = {}
+    made = {frame.attrs["id"]: frame for frame in frames or ()}
     for sheet in paper.tables:
-        frame = tables.table(paper, sheet, done, budget)
+        frame = made[sheet["id"]] if sheet["id"] in made else tables.table(paper, sheet, records, budget)
         if (frame["paper"].notna() & (frame["n"] > 0)).any():
             figures[f"paper_{sheet['id']}"] = functools.partial(paper_against_ours, frame)
     if hasattr(paper.module, "figures"):
         figures |= {name: functools.partial(_of_budget, draw, budget) for name, draw in paper.module.figures(done).items()}
-    drawn = set()
+    drawn, of_arm = set(), tables.of_arms(done)
     for sheet in paper.tables:
         arms = tuple(dict.fromkeys(row["arm"] for row in sheet["rows"]))
-        by_arm = {arm: mine for arm in arms if (mine := [record for record in done if record["arm"] == arm])}
+        by_arm = {arm: of_arm[arm] for arm in arms if arm in of_arm}
         if arms in drawn or not by_arm or not sheet.get("curves", True):
             continue
         drawn.add(arms)
@@ -848,6 +852,7 @@ def _lay_out(figure: Figure) -> None:
 
 def _settled(text: str) -> str:
     """An SVG with its coordinates rounded to 3 decimals, and its ids, hashes of unrounded ones, numbered instead."""
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)  # not even a comment may hold them
     names: dict[str, str] = {}
 
     def settle(found: re.Match) -> str:

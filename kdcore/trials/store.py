@@ -54,7 +54,7 @@ class Store:
         roots = {self.root(budget)} if budget else {self.root(""), self.root("smoke")}
         found = [read(path) for root in roots for path in sorted((root / "records" / paper).glob("*.json"))]
         found = [record for record in found if budget in (None, record["budget"])]
-        return sorted(found, key=lambda record: (record["budget"], record["arm"], record["seed"], record["id"]))
+        return sorted(found, key=order)
 
     def lease(self, trial: Trial):
         """Hold the trial while a block runs. Raises Busy where another process holds it."""
@@ -90,6 +90,11 @@ def lease(path: Path, what: str):
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def order(record: dict) -> tuple:
+    """Records are sorted by this: budget, arm, seed."""
+    return record["budget"], record["arm"], record["seed"], record["id"]
 
 
 def _same_file(handle: int, path: Path) -> bool:

@@ -1,0 +1,276 @@
+"""Whatever a name, a device or a message holds, Markdown, HTML and plots show it as it is and nothing of it takes effect."""
+
+import html
+import re
+import shlex
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from markdown_it import MarkdownIt
+from matplotlib.text import Text
+from test_report import KEY, README, contents, made, of_arm
+
+from kdcore import papers, report
+from kdcore.report import figures, tables
+from kdcore.report.site import write_site
+from kdcore.trials.store import Store
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<!-- /scoreboard -->",
+    "<!-- scoreboard -->",
+    "a | b \\| c \\",
+    "one\n\n# two\r\nthree\u2028| four |",
+    "`code` ``x",
+    "**bold** _it_ __x__ ~~gone~~ a_b",
+    "[x](javascript:alert(1)) [y][z] [w]: http://x",
+    "![i](http://e.example/x.png)",
+    "$\\frac{1}{2}$ and $",
+    "&lt;b&gt; &amp; & &#60;",
+    "\x00\x1b[31mred\x07 \u202eright",
+    '" onmouseover="alert(1)" \'x',
+    "{{ 7 * 7 }} {% raw %}",
+    "# head #",
+    "</table></details></style><b>",
+    "_hidden",
+    "<a@b.example> <http://x.example>",
+]
+
+
+class Words(HTMLParser):
+    """The words that a browser shows, and the tags that it sees."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.words, self.tags = "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.words += "\n" if tag == "br" else ""
+
+    def handle_comment(self, data):
+        self.tags.append("comment")
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def shown(text: str) -> str:
+    return squeezed(tables.plain(text))
+
+
+def rendered(markdown: str) -> str:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown)
+
+
+def hostile_paper(text: str):
+    """A paper whose names, labels, claims and notes hold a text."""
+    paper = papers.Paper(KEY)
+    sheet = paper.sheet
+    sheet |= {"short": text, "title": text, "authors": text, "citation": text, "question": text}
+    sheet["tables"][0] |= {"title": text, "source": text, "reference": text}
+    for row in sheet["tables"][0]["rows"]:
+        row |= {"label": text.replace("{", "{{").replace("}", "}}"), "unit": text, "reference": 3}
+    for claim in sheet["claims"]:
+        claim |= {"text": text, "source": text}
+    for part in ("protocol", "deviations"):
+        sheet[part][0]["what"] = text
+    paper.budgets["fast"]["about"] = text
+    return paper
+
+
+def hostile_records(paper, text: str) -> list[dict]:
+    records = of_arm(paper, "fast", "small", [145, 146, 147]) + of_arm(paper, "fast", "small with KD", [90, 91, 92])
+    for record in records:
+        record["cost"]["device"] = text
+        record["environment"]["processor"] = f"{text} {record['arm']}"
+    return records
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_markdown_shows_any_text(text):
+    lone = rendered(f"before **{'x'}** {tables.markdown(text)} after")
+    assert squeezed(Words(lone).words) == f"before x {shown(text)} after"
+    assert set(Words(lone).tags) <= {"p", "strong"}
+    head = rendered(f"# {tables.markdown(text)}")
+    assert squeezed(Words(head).words) == shown(text) and set(Words(head).tags) == {"h1"}
+    table = rendered(tables.markdown_table([text, "n"], [[text, 1], ["second", text]]))
+    assert set(Words(table).tags) <= {"table", "thead", "tbody", "tr", "th", "td", "br"}
+    cells = [squeezed(Words(cell).words) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", table, flags=re.S)]
+    assert cells == [shown(text), "n", shown(text), "1", "second", shown(text)]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_tables_show_any_text(text, monkeypatch):
+    paper = hostile_paper(text)
+    records = hostile_records(paper, text)
+    frames = [tables.table(paper, "errors", records, "fast"), tables.claims(paper, records, "fast")]
+    for frame in frames:
+        page = rendered(tables.to_markdown(frame))
+        assert set(Words(page).tags) <= {"h1", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "br"}
+        assert squeezed(Words(page).words).count(shown(text)) >= 5
+    own = {
+        "table",
+        "caption",
+        "b",
+        "span",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "br",
+        "style",
+        "details",
+        "summary",
+        "ul",
+        "li",
+        "a",
+        "code",
+        "p",
+    }
+    for frame in [*frames, tables.facts(paper, "protocol"), tables.budget_table(paper, "fast"), tables.scoreboard([(paper, records)])]:
+        page = Words(tables.to_html(frame, details=True))
+        assert set(page.tags) <= own
+        if frame.attrs.get("kind") != "budget":
+            assert shown(text) in squeezed(page.words)
+        assert 'class="kd tex2jax_ignore"' in tables.to_html(frame), "Jupyter would typeset formulas"
+
+
+@pytest.mark.parametrize("text", ["<script>--></script>", "$\\frac{1}{2}$ and $", "\x00\x1b[31mred\x07 \u202e", "_hidden & ]]>"])
+def test_plots_show_any_text(text):
+    frame = tables.table(hostile_paper(text), "errors", hostile_records(papers.get(KEY), "x"), "fast")
+    curve = figures.curve([0, 1], {text: [[1, 2]]}, {text + "!": 1.0}, xlabel=text, ylabel=text, title=text)
+    for figure in (figures.paper_against_ours(frame), curve, figures.scatter({text: [(0, 1)]}), figures.learning_curves(
+        {text: [{"history": [{"error": 1.0}, {"error": 2.0}]}]}, "error", text
+    )):  # fmt: skip
+        assert not any(part.get_parse_math() for part in figure.findobj(Text) if part.get_text())
+        ElementTree.fromstring(figures.svg(figure))
+        assert figures.png(figure).startswith(b"\x89PNG")
+    assert text in [part.get_text() for part in curve.legends[0].get_texts()]
+
+
+def test_a_hostile_device_breaks_no_later_report(tmp_path):
+    store, paper = Store(tmp_path / "results"), papers.get(KEY)
+    (tmp_path / "README.md").write_text(README)
+    for number, record in enumerate(of_arm(paper, "laptop", "small", list(range(100, 100 + len(HOSTILE))))):
+        record["cost"]["device"] = HOSTILE[number]
+        store.put(record)
+    failed = made(paper.trial("laptop", "small", 99), {"message": "".join(HOSTILE)}, status="error")
+    store.put(failed)
+    report.write(store.results)
+    first = contents(tmp_path)
+    readme = first["README.md"].decode()
+    assert readme.count("<!-- scoreboard -->") == readme.count("<!-- /scoreboard -->") == 1 and readme.endswith("The end.\n")
+    tags = Words(rendered(readme)).tags
+    assert tags.count("comment") == 2 and set(tags) <= {"h1", "p", "table", "thead", "tbody", "tr", "th", "td", "br", "comment"}
+    report.write(store.results)
+    assert contents(tmp_path) == first and report.stale(store.results) == []
+    page = Words((store.results / "index.html").read_text())
+    assert not {"script", "b@"} & set(page.tags) and "comment" not in page.tags
+    assert shown("".join(HOSTILE)) in squeezed(page.words)
+
+
+def test_names_of_files_and_links(tmp_path, monkeypatch):
+    store = Store(tmp_path / "results")
+    (store.results / "executed").mkdir(parents=True)
+    (store.results / "executed" / f'{KEY}"><script>#?.ipynb').write_text("{}")
+    paper = papers.Paper(KEY)
+    paper.sheet["url"] = "javascript:alert(1)"
+    monkeypatch.setattr(papers, "get", lambda key: paper)
+    page = write_site(store).read_text()
+    assert "<script" not in page and "javascript:" not in page
+    assert f"executed/{KEY}%22%3E%3Cscript%3E%23%3F.ipynb" in page
+
+
+@pytest.mark.parametrize("arm", ["small", 'a "b"', "$(touch x)", "a`b`", "x\\", "it's", "a!b", "two\nlines", "\N{GREEK SMALL LETTER TAU}"])
+def test_a_command_gives_the_shell_the_arm_as_it_is(arm):
+    assert shlex.split(tables.command(KEY, "fast", arm, 3)) == ["kdcore", "run", KEY, "--budget", "fast", "--arm", arm, "--seed", "3"]
+    words = tables.command(KEY, "fast", arm, 3)
+    assert not re.search(r'"[^"]*[$`\\!][^"]*"', words), "these mean something between double quotes"
+
+
+# -- pairs that mix processors ----------------------------------------------------------------------------------------
+
+
+def pair(paper, seed: int, student: str, teacher: str | None, noted: str | None = None) -> list[dict]:
+    """A teacher's record (none where ``teacher`` is None) and its student's."""
+    small, big = paper.trial("fast", "small with KD", seed), paper.trial("fast", "cumbersome", seed)
+    assert small.teacher == big.id
+    found = [made(small, {"test_errors": 90 + seed})] + ([made(big, {"test_errors": 70})] if teacher else [])
+    for record, where in zip(found, (student, teacher), strict=False):
+        record["environment"] |= {"processor": where}
+        record["cost"] |= {"device": where, "cpu_seconds": 720.0}
+    found[0]["environment"]["teacher_processor"] = noted
+    return found
+
+
+def test_a_pair_that_mixes_processors_is_marked():
+    paper = papers.get(KEY)
+    records = [
+        *pair(paper, 0, "Intel", "Intel"),
+        *pair(paper, 1, "Intel", "AMD"),  # the teacher's record says so
+        *pair(paper, 2, "Intel", None),  # nothing says so
+        *pair(paper, 3, "Intel", None, "AMD"),  # its own record says so
+        *pair(paper, 4, "Intel", "AMD", "Intel"),  # trained again since: the student's own word counts
+    ]
+    frame = tables.table(paper, "errors", records, "fast")
+    row = frame[frame["arm"] == "small with KD"].iloc[0]
+    assert [each["mixed"] for each in row["seeds"]] == ["", "teacher on AMD, student on Intel", "", "teacher on AMD, student on Intel", ""]
+    assert (row["cpu_hours"], row["hours"]) == (pytest.approx(1.0), pytest.approx(0.5))
+    lines = tables.to_csv(frame).splitlines()
+    assert lines[0].endswith(",seeds,mixed") and [line.rsplit(",", 1)[1] for line in lines[1:]] == ["", "", "1 3"]
+    assert "Student and teacher ran on different processors: small with KD (T=20) (seeds 1, 3)." in tables.to_markdown(frame)
+    page = tables.to_html(frame, details=True)
+    assert page.count("teacher on AMD, student on Intel") == 2 and "mixed processors: seeds 1, 3" in page
+    assert "360 s (720 s of CPU time)" in page and "of CPU time) of one process" in tables.to_markdown(frame)
+    assert "mixed processors: seeds 1, 3" in tables.to_html(frame), "a notebook says it too"
+    claims = tables.claims(paper, records + of_arm(paper, "fast", "small", [140, 141, 142, 143, 144]), "fast").set_index("id")
+    assert claims.loc["kd_helps", "mixed"] == [1, 3]
+    plain = tables.to_html(tables.table(paper, "errors", pair(paper, 0, "Intel", "Intel"), "fast"), details=True)
+    assert "mixed" not in plain and "different processors" not in tables.to_markdown(frame[frame["arm"] == "cumbersome"])
+
+
+def test_on_a_gpu_the_gpu_counts():
+    paper = papers.get(KEY)
+    records = pair(paper, 0, "Intel", "AMD")
+    for record in records:
+        record["environment"]["gpu"] = record["cost"]["device"] = "H100"
+    by_id = {record["id"]: record for record in records}
+    assert tables.mixed(records[0], by_id) == ""
+    records[1]["cost"]["device"] = "AMD"  # the teacher was trained on the processor of a machine with a GPU
+    assert tables.mixed(records[0], by_id) == "teacher on AMD, student on H100"
+
+
+def test_committed_pairs_that_mix():
+    store, found = Store(papers.HERE.parents[1] / "results"), 0
+    for key in papers.names():
+        records = [record for record in store.records(key) if record["budget"] != "smoke"]
+        by_id = {record["id"]: record for record in records}
+        found += sum(bool(tables.mixed(record, by_id)) for record in records)
+    assert found >= 9
+
+
+# -- hours ------------------------------------------------------------------------------------------------------------
+
+
+def test_cpu_time_is_shown_where_every_record_has_it():
+    paper = papers.get(KEY)
+    records = of_arm(paper, "fast", "small", [145, 146])
+    assert "CPU time" not in tables.to_markdown(tables.table(paper, "errors", records, "fast"))
+    records[0]["cost"]["cpu_seconds"] = 700.0
+    frame = tables.table(paper, "errors", records, "fast")
+    assert "CPU time" not in tables.to_markdown(frame), "the sum would be of one of two"
+    assert "360 s (700 s of CPU time)" in tables.to_html(frame, details=True)
+    assert "hours of wall time" in tables.scoreboard_markdown(tables.scoreboard([(paper, records)]))
+
+
+def test_html_escape_agrees_with_the_standard_library():
+    page = tables.to_html(tables.scoreboard([(papers.get(KEY), hostile_records(papers.get(KEY), "<i>&\"'"))]))
+    assert html.escape("<i>&\"'").replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
