@@ -247,7 +247,7 @@ class Phase:
         if not isinstance(loss, Tensor) or loss.dim():
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the terms of stage '{self.name}' must be scalars, not {shape}: take the mean over cases")
-        if torch.is_grad_enabled() and not loss.requires_grad:
+        if torch.is_grad_enabled() and not (loss.requires_grad and any(parameter.requires_grad for parameter in self.parameters)):
             raise ValueError(f"the loss of stage '{self.name}' depends on no parameter that asks for a gradient: was the student frozen?")
         return loss
 
@@ -499,7 +499,7 @@ def fsp(
     for names in {tap: None for section in sections for tap in section}:
         own, target = _taps(student, teacher, names)
         if not len(own.shape) == len(target.shape) == 3:
-            raise ValueError(f"FSP is defined for maps: {_both(names)} are {_shape(own)} and {_shape(target)}")
+            raise ValueError(f"FSP is defined for maps: of {_both(names)}, student {_shape(own)}, teacher {_shape(target)}")
         connectors[names] = _placed(_widened(own, target, normalised=False), student)
     method = Method(student, list(connectors.values()))
     places = [tuple((tap, list(connectors).index(tap)) for tap in section) for section in sections]
@@ -607,7 +607,7 @@ def activation_boundary(
     for names in pairs:
         own, target = _taps(student, teacher, names)
         if len(own.shape) == 2 or len(target.shape) == 2:
-            raise ValueError(f"activation boundaries are defined for maps and vectors: {_both(names)} are tokens")
+            raise ValueError(f"activation boundaries are defined for maps and vectors, not for tokens: {_both(names)}")
         if own.shape[1:] != target.shape[1:]:
             raise ValueError(f"activation boundaries of {_both(names)} differ in size: student {_shape(own)}, teacher {_shape(target)}")
         connectors.append(_placed(_widened(own, target, normalised=True), student))

@@ -1,6 +1,8 @@
 """Methods: what a step moves and what it leaves alone, losses summed by hand, weights that count, connectors, taps of foreign nets."""
 
 import copy
+import io
+import pickle
 import re
 from pathlib import Path
 
@@ -638,9 +640,10 @@ def test_methods_train_wrapped_nets(build):
     assert moved(teacher, frozen) == set()
 
 
-def test_the_example_of_the_readme_runs():
+def test_the_examples_of_the_readme_run(monkeypatch, tmp_path):
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"## As a library\n.*?```python\n(.*?)```", text, re.DOTALL)
+    section = text.partition("## As a library")[2].partition("## How it works")[0]
+    code, distributed = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(code.splitlines()) <= 25
     names: dict = {}
     exec(code, names)  # noqa: S102
@@ -650,3 +653,488 @@ def test_the_example_of_the_readme_runs():
     assert all(trained[key].isfinite().all() for key in fresh)
     assert trained["bn1.num_batches_tracked"] > 0 and not names["teacher"].training
     assert names["teacher"].net.state_dict()["bn1.num_batches_tracked"] == 0, "the teacher is frozen"
+
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(key, value)  # as torchrun sets them, for one process
+    before = {key: value.clone() for key, value in trained.items()}
+    try:
+        exec(distributed, names)  # noqa: S102
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not torch.equal(names["student"].net.state_dict()["conv1.weight"], before["conv1.weight"])
+
+
+# ---------------------------------------------------------------- what is refused, by kind, over all methods
+
+SMALL_TAPS = {"a": "0", "b": "2", "c.pre": "4"}
+X, LABELS = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3, 4])
+
+
+def small(width=4, classes=10, seed=0):
+    """Without BatchNorm: its loss on a batch is the mean of those on its halves."""
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1), nn.Tanh(), nn.Conv2d(width, width, 3, 2, 1)]
+    return nn.Sequential(*layers, nn.Sigmoid(), nn.Dropout(0.0), nn.Flatten(), nn.Linear(4 * width, classes))
+
+
+def small_tapped(width=4, **options):
+    return Tapped(small(width, **options), SMALL_TAPS, X[:1])
+
+
+def small_teacher(**options):
+    return freeze(small_tapped(6, seed=1, **options))
+
+
+EVERY = {
+    "plain": methods.plain,
+    "kd": methods.kd,
+    "logit_mimic": methods.logit_mimic,
+    "ban": methods.ban,
+    "cwtm": methods.cwtm,
+    "dkpp": methods.dkpp,
+    "jacobian": methods.jacobian,
+    "fitnets": lambda s, t, **o: methods.fitnets(s, t, hint="b", guided="b", **o),
+    "fsp": lambda s, t, **o: methods.fsp(s, t, pairs=[("a", "b")], **o),
+    "attention_transfer": lambda s, t, **o: methods.attention_transfer(s, t, taps=["b"], **o),
+    "activation_boundary": lambda s, t, **o: methods.activation_boundary(s, t, taps=["b"], weights=[0.1], **o),
+}
+OF_LOGITS = list(EVERY)[:7]
+OF_FEATURES = list(EVERY)[7:]
+
+
+def refused(words, call, *arguments, **options):
+    with pytest.raises(ValueError, match=words) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400, "one sentence"
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("thaw", [
+    lambda net: net.train(),
+    lambda net: net.net[6].train(),  # its dropout alone
+    lambda net: net.net.requires_grad_(True),
+    lambda net: net.net[8].bias.requires_grad_(True),
+])  # fmt: skip
+def test_a_teacher_that_is_not_frozen_is_refused(name, thaw):
+    teacher = small_teacher()
+    thaw(teacher)
+    refused("call freeze", EVERY[name], small_tapped(), teacher)
+    frozen = small_teacher()
+    method = EVERY[name](small_tapped(), frozen)
+    for phase in method.phases:
+        phase.loss(X, LABELS)
+    thaw(frozen)  # later
+    refused("call freeze", method.phases[0].loss, X, LABELS)
+    refused("call freeze", Knowledge, frozen, X)
+    knowledge = Knowledge(freeze(frozen), X)
+    thaw(frozen)
+    refused("call freeze", lambda: knowledge.logits)
+
+
+def test_a_boundary_teacher_must_be_frozen_too_and_so_must_that_of_the_task():
+    build = methods.activation_boundary
+    options = {"taps": ["b"], "weights": [1.0]}
+    refused("eval mode", build, small_tapped(), small_teacher().train(), batch_statistics=True, **options)
+    refused("eval mode", build, small_tapped(), small_teacher(), task_teacher=small_teacher().train(), **options)
+    method = build(small_tapped(), small_teacher(), batch_statistics=True, **options)
+    refused("batch_statistics=True", method.phases[0].loss, X, LABELS, Knowledge(small_teacher(), X))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_student_that_is_its_own_teacher_says_so(name):
+    student = small_tapped()
+    refused("call freeze", EVERY[name], student, student)
+    terms = soft_targets(4.0, 0.5)
+    phase = methods.Phase("train", student, student, terms, list(student.parameters()), live_teacher=True)
+    with torch.no_grad():
+        expected = 0.5 * losses.cross_entropy(student(X), LABELS)
+    assert phase.loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert student.training, "in its own mode"
+
+
+def test_a_table_needs_a_frozen_teacher_of_its_classes():
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    views = methods.Views(images, 0)
+    index = torch.tensor([[0, 0, 0], [1, 0, 0]])
+    for thaw in (lambda net: net.train(), lambda net: net[6].train(), lambda net: net[8].requires_grad_(True)):
+        net = freeze(small())
+        table = methods.LogitTable(net, views, 10)
+        thaw(net)
+        refused("call freeze", table, index, views(index))
+        refused("call freeze", methods.LogitTable, net, views, 10)
+    refused("10 for each of 2|10 logits for each of 2", methods.LogitTable(freeze(small(classes=1)), views, 10), index, views(index))
+    large = freeze(small())
+    large[8].weight.mul_(1e6)
+    refused("not finite in float16", methods.LogitTable(large, views, 10), index, views(index))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_student_that_nothing_would_train_is_refused(name):
+    refused("train nothing|no gradient of the student", EVERY[name], freeze(small_tapped()), small_teacher())
+    student = small_tapped()
+    method = EVERY[name](student, small_teacher())
+    student.requires_grad_(False)  # later
+    refused("was the student frozen|no gradient of the student|depends on none", method.phases[-1].loss, X, LABELS)
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_a_student_that_is_frozen_up_to_its_taps_is_refused(name):
+    student = small_tapped()
+    student.net[:3].requires_grad_(False)
+    refused("train nothing|no gradient of the student", EVERY[name], student, small_teacher())
+    student.net[0].requires_grad_(True)
+    for phase in EVERY[name](student, small_teacher()).phases:
+        own = {id(p) for p in phase.parameters}
+        assert all(id(p) in own for p in student.net[0].parameters()), "thawed after Tapped() looked"
+        assert not any(id(p) in own for p in student.net[2].parameters()), "what is frozen is no part of a stage"
+
+
+def test_a_student_in_a_checkpoint():
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self, reentrant, always=True):
+            super().__init__()
+            self.net, self.reentrant, self.always = small(), reentrant, always
+
+        def forward(self, x):
+            h = self.net[:1](x)
+            middle = self.net[1:4]
+            h = checkpoint(middle, h, use_reentrant=self.reentrant) if self.training or self.always else middle(h)
+            return self.net[4:](h)
+
+    teacher = small_teacher()
+
+    def fitnets(student):
+        return methods.fitnets(Tapped(student, {"b": "net.2"}, X[:1]), teacher, hint="b", guided="b")
+
+    refused("use_reentrant=False", fitnets, Checkpointed(True))
+    refused("use_reentrant=False", fitnets(Checkpointed(True, always=False)).train().phases[0].loss, X, LABELS)
+    expected = fitnets(Checkpointed(False).eval())
+    found = gradients(expected, expected.phases[0], X, LABELS)
+    torch.manual_seed(0)
+    method = methods.fitnets(small_tapped(), teacher, hint="b", guided="b", regressor=expected.connectors[0])
+    for gradient, plain in zip(found, gradients(method, method.phases[0], X, LABELS), strict=True):
+        assert torch.allclose(gradient, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_a_copy_of_a_method_trains_itself(name, how):
+    method = EVERY[name](small_tapped(), small_teacher())
+    if how == "deepcopy":
+        twin = copy.deepcopy(method)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(method))
+    else:
+        file = io.BytesIO()
+        torch.save(method, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    before = state(method)
+    torch.manual_seed(5)
+    losses_of_twin = []
+    for phase in twin.phases:
+        trained = {id(p) for p in phase.parameters}
+        names = {key for key, p in twin.named_parameters() if id(p) in trained}
+        start = state(twin)
+        losses_of_twin.append(phase.loss(X, LABELS).item())
+        torch.manual_seed(5)
+        step(twin, phase, X, LABELS)
+        assert {key for key, _ in twin.named_parameters()} & moved(twin, start) == names and len(names) == len(phase.parameters)
+    assert moved(method, before) == set() and all(p.grad is None for p in method.parameters())
+    torch.manual_seed(5)
+    assert method.phases[0].loss(X, LABELS).item() == losses_of_twin[0]
+
+
+def test_copies_keep_knobs_and_drifting_statistics_together():
+    method = copy.deepcopy(EVERY["fitnets"](small_tapped(), small_teacher()))
+    values = []
+    for value in (0.0, 4.0):
+        method.knobs["soft_weight"].fill_(value)
+        values.append(method.phases[1].loss(X, LABELS).item())
+    assert values[1] > values[0] + 1, "the copy's knob is that of its terms"
+    method, teacher = boundary()
+    twin, before = copy.deepcopy(method), state(teacher)
+    step(twin, twin.phases[0], *batch())
+    assert moved(teacher, before) == set(), "the copy's teacher drifts, not the original's"
+    drifted = dict(twin.phases[0].nets[1].named_buffers())
+    assert all(any(own is buffer for buffer in drifted.values()) for own in twin.statistics.buffers())
+    assert "conv" not in moved(twin, state(method)) and any("statistics" in key for key in moved(twin, state(method)))
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda s, t: methods.kd(s, t, temperature=0.0), "temperature"),
+    (lambda s, t: methods.kd(s, t, temperature=float("nan")), "temperature"),
+    (lambda s, t: methods.kd(s, t, soft_weight=90), "soft_weight must be a finite number from 0 to 1, not 90"),
+    (lambda s, t: methods.kd(s, t, soft_weight=-0.1), "soft_weight"),
+    (lambda s, t: methods.kd(s, t, soft_weight=float("nan")), "soft_weight"),
+    (lambda s, t: soft_targets(-4.0, 0.5), "temperature"),
+    (lambda s, t: soft_targets(4.0, 1.5), "soft_weight"),
+    (lambda s, t: methods.ban(s, t, label_weight=-1.0), "label_weight"),
+    (lambda s, t: methods.jacobian(s, t, weight=float("inf")), "weight"),
+    (lambda s, t: EVERY["fitnets"](s, t, weight=-1.0), "weight"),
+    (lambda s, t: EVERY["fitnets"](s, t, temperature=0), "temperature"),
+    (lambda s, t: EVERY["fitnets"](s, t, variant="codes"), "variant"),
+    (lambda s, t: EVERY["fsp"](s, t, weights=[-1.0]), "a weight"),
+    (lambda s, t: EVERY["fsp"](s, t, weights=[]), "one weight a pair: 0 for 1"),
+    (lambda s, t: EVERY["attention_transfer"](s, t, beta=-1.0), "beta"),
+    (lambda s, t: EVERY["attention_transfer"](s, t, variant="print"), "variant"),
+    (lambda s, t: EVERY["attention_transfer"](s, t, resize="crop"), "resize"),
+    (lambda s, t: EVERY["attention_transfer"](s, t, skip_tokens=1), "skip_tokens"),
+    (lambda s, t: EVERY["activation_boundary"](s, t, margin=-1.0), "margin"),
+    (lambda s, t: methods.activation_boundary(s, t, taps=["b"], weights=[float("nan")]), "a weight"),
+    (lambda s, t: methods.activation_boundary(s, t, taps=[], weights=[]), "at least one"),
+    (lambda s, t: methods.attention_transfer(s, t, taps=[]), "at least one"),
+    (lambda s, t: methods.attention_transfer(s, t, taps="b"), "a list"),
+    (lambda s, t: methods.fsp(s, t, pairs=[]), "at least one"),
+    (lambda s, t: methods.fsp(s, t, pairs=[("a", "b", "b")]), "other than two"),
+    (lambda s, t: methods.fsp(s, t, pairs=[("a", "b"), ("a", "b")]), "twice"),
+    (lambda s, t: methods.attention_transfer(s, t, taps=["b", ("b", "b")]), "twice"),
+    (lambda s, t: methods.activation_boundary(s, t, taps=["b", "b"], weights=[1.0, 1.0]), "twice"),
+    *((lambda s, t, name=name: EVERY[name](s, t, task=[]), "task has no terms") for name in ("fitnets", "fsp", "jacobian")),
+    (lambda s, t: methods.plain(s, task=[]), "task has no terms"),
+    (lambda s, t: methods.plain(s, task=[(-1.0, methods.hard_labels()[0][1])]), "a weight of stage 'train'"),
+    (lambda s, t: methods.Phase("p", s, t, [], list(s.parameters())), "no terms"),
+    (lambda s, t: methods.Phase("p", s, t, methods.hard_labels(), []), "train nothing"),
+    (lambda s, t: methods.Phase("p", s, t, methods.hard_labels(), [nn.Parameter(torch.zeros(1))]), "train nothing"),
+    (lambda s, t: EVERY["fitnets"](s, None), "give it a teacher"),
+    (lambda s, t: methods.kd(s, lambda x: x), "must be a torch.nn.Module"),
+    (lambda s, t: methods.kd(s, None).phases[0].loss(X, LABELS), "has no teacher"),
+    (lambda s, t: methods.plain(s, task=[(1.0, lambda view: view.logits)]).phases[0].loss(X, LABELS), "must be scalars"),
+    (lambda s, t: methods.plain(s, task=[(1.0, lambda view: view.logits.detach().mean())]).phases[0].loss(X, LABELS), "depends on no"),
+    (lambda s, t: methods.StageLoss(methods.kd(s, t), methods.kd(s, t).phases[0]), "none of the method's"),
+])  # fmt: skip
+def test_numbers_and_lists_out_of_range(call, words):
+    refused(words, call, small_tapped(), small_teacher())
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("plain", "logit_mimic")])
+def test_labels_and_batches_that_do_not_fit_are_refused_by_the_stage(name):
+    phase = EVERY[name](small_tapped(), small_teacher()).phases[-1]
+    if name not in ("ban", "dkpp"):
+        for labels in (LABELS[:1], LABELS.float(), F.one_hot(LABELS, 10), LABELS + 10, -LABELS):
+            refused("labels", phase.loss, X, labels)
+    if name in ("kd", "cwtm", "ban", "dkpp"):
+        refused("does not fit student", phase.loss, X, LABELS, Knowledge(small_teacher(), X[:2]))
+        refused("does not fit student", phase.loss, X, LABELS, Knowledge(None, X, torch.zeros(1, 10)))
+
+
+def test_a_jacobian_through_a_hard_sigmoid_is_refused():
+    net = small()
+    net[5] = nn.Hardsigmoid()
+    refused("second derivative", methods.jacobian(net, small_teacher()).phases[0].loss, X, LABELS)
+    methods.jacobian(small(), freeze(net)).phases[0].loss(X, LABELS).backward()  # of a teacher one is enough
+
+
+# ---------------------------------------------------------------- connectors: device, type, rank, sides, names
+
+
+def connectors(build, student, teacher):
+    return [tuple(p.shape) for p in build(student, teacher).connectors.parameters()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_connectors_are_of_the_students_type(name, dtype):
+    student, teacher = (Tapped(small(width, seed=width).to(dtype), SMALL_TAPS, X[:1].to(dtype)) for width in (4, 6))
+    method = EVERY[name](student, freeze(teacher))
+    assert {p.dtype for p in method.parameters()} == {dtype}
+    for phase in method.phases:
+        phase.loss(X.to(dtype), LABELS).backward()
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_connectors_are_on_the_students_device_and_drawn_alike_everywhere(name):
+    x = torch.empty(1, 3, 8, 8, device="meta")
+    student, teacher = (Tapped(small(width).to("meta"), SMALL_TAPS, x) for width in (4, 6))
+    method = EVERY[name](student, freeze(teacher))
+    assert {p.device.type for p in method.parameters()} == {"meta"}
+    own = nn.Conv2d(4, 6, 1)
+    assert methods.fitnets(student, teacher, hint="b", guided="b", regressor=own).connectors[0].weight.is_meta
+    states = []
+    for dtype in (torch.float32, torch.float64):
+        student, teacher = (Tapped(small(width).to(dtype), SMALL_TAPS, X[:1].to(dtype)) for width in (4, 6))
+        torch.manual_seed(3)
+        states.append(EVERY[name](student, freeze(teacher)).connectors.state_dict())
+    assert all(torch.equal(states[0][key].double(), states[1][key].double()) for key in states[0])
+
+
+def oblong(width, kernel=3, seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, width, kernel, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1), nn.ReLU(), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.LazyLinear(10))
+    net(torch.zeros(1, 3, 8, 12))
+    return net
+
+
+def test_maps_that_are_not_square():
+    x, labels = torch.randn(4, 3, 8, 12), LABELS
+    student = Tapped(oblong(4), {"one": "0", "two": "2"}, x[:1])
+    teacher = freeze(Tapped(oblong(6, seed=1), {"one": "0", "two": "2"}, x[:1]))
+    assert student.taps["one"] == (4, (8, 12)) and student.taps["two"].shape == (4, 4, 6)
+    assert connectors(lambda s, t: methods.fitnets(s, t, hint="two", guided="one"), student, teacher) == [(6, 4, 5, 7), (6,)]
+    narrow = freeze(Tapped(oblong(6, kernel=(3, 5), seed=1).requires_grad_(False), {"one": "0"}, x[:1]))
+    assert narrow.taps["one"].shape == (6, 8, 10)
+    assert connectors(lambda s, t: methods.fitnets(s, t, hint="one", guided="one"), student, narrow)[0] == (6, 4, 1, 3)
+    refused(r"differ in size: student 4 x 8 x 12, teacher 6 x 8 x 10; resize", methods.attention_transfer, student, narrow, taps=["one"])
+    for build in (
+        lambda s, t: methods.fitnets(s, t, hint="two", guided="one", weight=1e-3),
+        lambda s, t: methods.fsp(s, t, pairs=[("one", "two")]),
+        lambda s, t: methods.attention_transfer(s, t, taps=["one", "two"]),
+        lambda s, t: methods.activation_boundary(s, t, taps=["one"], weights=[0.1]),
+    ):
+        method = build(student, teacher)
+        for phase in method.phases:
+            method.zero_grad()
+            phase.loss(x, labels).backward()
+            assert all(p.grad is not None for p in phase.parameters)
+
+
+def test_taps_of_other_names():
+    """The same losses and gradients as with equal names, in every method."""
+    mine = Tapped(small(), {f"my {tap}": name for tap, name in SMALL_TAPS.items()}, X[:1])
+    teacher = small_teacher()
+    pair = {tap: (f"my {tap}", tap) for tap in SMALL_TAPS}
+    builds = {
+        "fitnets": lambda s, t: methods.fitnets(s, t, guided="my b", hint="b"),
+        "fsp": lambda s, t: methods.fsp(s, t, pairs=[(pair["a"], pair["b"])]),
+        "attention_transfer": lambda s, t: methods.attention_transfer(s, t, taps=[pair["b"]]),
+        "activation_boundary": lambda s, t: methods.activation_boundary(s, t, taps=[pair["b"]], weights=[0.1]),
+    }
+    for name, build in builds.items():
+        found = []
+        for maker, student in ((EVERY[name], small_tapped()), (build, mine)):
+            torch.manual_seed(4)
+            method = maker(student, teacher)
+            found.append(gradients(method, method.phases[0], X, LABELS))
+        assert all(torch.equal(p, q) for p, q in zip(*found, strict=True)), name
+    # one layer of the student may learn from two of the teacher, each through a connector of its own
+    method = methods.activation_boundary(mine, freeze(small_tapped(6)), taps=[("my b", "b")], weights=[1.0])
+    assert len(method.connectors) == 1
+    refused("the teacher has no tap 'my b'", methods.attention_transfer, mine, teacher, taps=["my b"])
+
+
+def test_attention_between_maps_of_different_size():
+    student, teacher = small_tapped(), small_teacher()
+    refused(
+        'differ in size: student 4 x 4 x 4, teacher 6 x 8 x 8; resize="pool"',
+        methods.attention_transfer,
+        student,
+        teacher,
+        taps=[("b", "a")],
+    )
+    method = methods.attention_transfer(student, teacher, taps=[("b", "a")], resize="pool", beta=10.0)
+    own, known = student.features(X)[1]["b"], teacher.features(X)[1]["a"]
+    energy = known.square().sum(1).unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4)).flatten(1)  # windows of 2 x 2
+    distance = (F.normalize(own.square().sum(1).flatten(1)) - F.normalize(energy)).square().mean()
+    expected = losses.cross_entropy(student(X), LABELS) + 10 * distance
+    assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+class TinyViT(nn.Module):
+    """4 patches and a class token."""
+
+    def __init__(self, width, depth, seed=0, classes=10):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.start = nn.Conv2d(3, width, 4, 4), nn.Parameter(torch.randn(1, 1, width))
+        layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        patches = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.encoder(torch.cat([self.start.expand(len(x), -1, -1), patches], 1))[:, 0])
+
+
+def transformers(**options):
+    student = Tapped(TinyViT(8, 1), {"block": "encoder.layers.0", "logits": "head", "embed": "embed"}, X[:1])
+    taps = {"block": "encoder.layers.1", "logits": "head", "embed": "embed"}
+    return student, freeze(Tapped(TinyViT(12, 2, seed=1, **options), taps, X[:1]))
+
+
+def test_tokens_of_transformers():
+    student, teacher = transformers()
+    assert student.taps["block"].shape == (5, 8) and teacher.taps["block"] == (12, 5) and student.taps["logits"].shape == (10,)
+    method = methods.fitnets(student, teacher, hint="block", guided="block")
+    (regressor,) = method.connectors
+    own, known = student.features(X)[1]["block"], teacher.features(X)[1]["block"]
+    expected = 0.5 * (known - own @ regressor.weight.T - regressor.bias).square().sum((1, 2)).mean()
+    assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+    before = state(student)
+    step(method, method.phases[0], X, LABELS)
+    assert moved(student, before) == {key for key in before if "head" not in key}, "the pass ends at the tap"
+
+    for skip in (0, 1):
+        student, teacher = transformers()
+        method = methods.attention_transfer(student, teacher, taps=["block"], skip_tokens=skip)
+        own, known = (F.normalize(net.features(X)[1]["block"][:, skip:].square().sum(2)) for net in (student, teacher))
+        expected = losses.cross_entropy(student(X), LABELS) + 1000 * (own - known).square().mean()
+        assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-4)
+    refused("one position", methods.attention_transfer, student, teacher, taps=["block"], skip_tokens=4)
+    refused("skip_tokens", methods.attention_transfer, student, teacher, taps=["block"], skip_tokens=-1)
+    refused("FSP is defined for maps", methods.fsp, student, teacher, pairs=[("block", "block")])
+    refused("not for tokens", methods.activation_boundary, student, teacher, taps=["block"], weights=[1.0])
+    refused("two maps or the tokens", methods.attention_transfer, student, teacher, taps=[("block", "embed")])
+    refused("two maps or the tokens", methods.attention_transfer, student, teacher, taps=["logits"])
+    refused("no regressor leads", methods.fitnets, student, teacher, guided="block", hint="embed")
+    refused("defined for maps", methods.fitnets, student, teacher, guided="block", hint="block", variant="code")
+    longer = freeze(Tapped(TinyViT(12, 1), {"block": "encoder.layers.0"}, torch.zeros(1, 3, 12, 8)))
+    refused("differs in their number", methods.attention_transfer, student, longer, taps=["block"])
+    refused("no regressor leads", methods.fitnets, student, longer, guided="block", hint="block")
+
+
+def test_vectors_have_linear_connectors():
+    student, teacher = transformers(classes=12)
+    method = methods.fitnets(student, teacher, guided="logits", hint="logits", task=methods.hard_labels())
+    assert [tuple(p.shape) for p in method.connectors.parameters()] == [(12, 10), (12,)]
+    step(method, method.phases[0], X, LABELS)
+    method = methods.activation_boundary(student, teacher, taps=["logits"], weights=[1.0], task=methods.hard_labels())
+    ((layer, norm),) = method.connectors
+    assert layer.weight.shape == (12, 10) and layer.bias is None and isinstance(norm, nn.BatchNorm1d)
+    step(method, method.phases[0], X, LABELS)
+    same = methods.fitnets(*transformers(), guided="logits", hint="logits")
+    assert shapes(same) == [nn.Identity]
+
+
+# ---------------------------------------------------------------- defaults
+
+
+DEFAULTS = {
+    name: METHODS[name][1] for name in ("kd", "logit_mimic", "ban", "cwtm", "dkpp", "fitnets", "fsp", "attention_transfer", "jacobian")
+}
+DEFAULTS["attention_transfer"] = lambda s, t: methods.attention_transfer(s, t, taps=GROUPS)
+DEFAULTS["activation_boundary"] = lambda s, t: methods.activation_boundary(s, t, taps=PRE, weights=[0.00075, 0.0015, 0.003])  # the authors'
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_no_default_explodes_at_the_rate_of_the_readme(name):
+    """50 steps at 0.01 with momentum 0.9: finite, and lower at the end of each phase than at its start."""
+    student, teacher = create("resnet_8").reset(1), create("resnet_8").reset(2)
+    x, labels = batch(8, 8)
+    teacher.train()  # statistics of data, as a trained teacher has them
+    with torch.no_grad():
+        for _ in range(30):
+            teacher(x)
+    torch.manual_seed(0)
+    for phase in (method := DEFAULTS[name](student, freeze(teacher)).train()).phases:
+        optimiser = torch.optim.SGD(phase.parameters, lr=0.01, momentum=0.9)
+        values = []
+        for _ in range(50):
+            optimiser.zero_grad()
+            loss = phase.loss(x, labels)
+            loss.backward()
+            optimiser.step()
+            values.append(loss.item())
+        assert method.training and all(value < 1e4 for value in values), (phase.name, values)
+        assert max(values[-3:]) < values[0], (phase.name, values[0], values[-3:])
+
+
+def test_the_default_weight_of_fsp_is_the_suites():
+    student, teacher = resnets()
+    found = [
+        gradients(method, method.phases[0], *batch())
+        for method in (methods.fsp(student, teacher, pairs=PAIRS), methods.fsp(student, teacher, pairs=PAIRS, weights=[0.01] * 3))
+    ]
+    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))

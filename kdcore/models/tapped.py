@@ -110,16 +110,21 @@ class Tapped(nn.Module):
             print(Tapped.suggest(resnet18(), resnet34(), torch.zeros(1, 3, 224, 224)))
 
         example: a batch of one image or sequence that both take. Returns a list of ``Match`` rows that prints as a table. A
-        layer's match has the same shape if there is such a layer, or else the same resolution (height and width, or number
-        of tokens); among several it is the one at the same relative depth. Layers that run twice, are overwritten in place
-        or give no map, vector or tokens are left out.
+        layer's match has the same resolution (height and width, or number of tokens): among those of its type, or else
+        those that consist of layers as it does or does not, the one at the same relative depth. Layers that run twice, are
+        overwritten in place or give no map, vector or tokens are left out, and so are dropout and identities.
         """
         own, others = _layers(student, example), _layers(teacher, example)
-        pairs = _aligned(own, others, lambda shape: shape)
-        pairs |= _aligned({name: shape for name, shape in own.items() if name not in pairs}, others, _resolution)
-        rows = [Match(name, shape, other := pairs.get(name), others.get(other)) for name, shape in own.items()]
+        pairs = {}
+        for kind in (lambda module: type(module), lambda module: any(module.children())):
+            rest = {name: layer for name, layer in own.items() if name not in pairs}
+            pairs |= _aligned(rest, others, kind)
+        rows = []
+        for name, (_, shape) in own.items():
+            other = pairs.get(name)
+            rows.append(Match(name, shape, other, None if other is None else others[other][1]))
         matched = set(pairs.values())
-        return Matches(rows + [Match(None, None, name, shape) for name, shape in others.items() if name not in matched])
+        return Matches(rows + [Match(None, None, name, shape) for name, (_, shape) in others.items() if name not in matched])
 
 
 class Match(NamedTuple):
@@ -230,15 +235,18 @@ def _sources(output: Tensor, net: nn.Module) -> set[str]:
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
-def _layers(net: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
+def _layers(net: nn.Module, example: Tensor) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     """Modules that could be tapped, with the shape of one case, in the order in which they end."""
     found: dict[str, list] = {}
 
     def keep(name: str, module: nn.Module, inputs: tuple, output) -> None:
         found.setdefault(name, []).append((module, output, output._version if isinstance(output, Tensor) else None))
 
-    names = {module: name for name, module in net.named_modules() if name}
-    hooks = [module.register_forward_hook(partial(keep, name)) for module, name in names.items()]
+    hooks = [
+        module.register_forward_hook(partial(keep, name))
+        for name, module in net.named_modules()
+        if name and not isinstance(module, nn.Dropout | nn.Identity)
+    ]
     try:
         with _undisturbed(net):
             net(example)
@@ -253,22 +261,24 @@ def _layers(net: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
         except ValueError:
             continue
         if not again and output._version == version:
-            layers[name] = tuple(output.shape[1:])
+            layers[name] = module, tuple(output.shape[1:])
     return layers
 
 
-def _resolution(shape: tuple[int, ...]) -> tuple:
-    """What two layers share that can be brought to one width: rank, and height and width or the number of tokens."""
-    return (len(shape), *(shape[1:] if len(shape) == 3 else shape[: len(shape) - 1]))
+def _aligned(own: Mapping, others: Mapping, kind: Callable[[nn.Module], object]) -> dict[str, str]:
+    """For each layer the other network's of the same resolution and ``kind``, at the same relative depth among them."""
 
+    def groups(layers: Mapping) -> dict[tuple, list[str]]:
+        found: dict[tuple, list[str]] = {}
+        for name, (module, shape) in layers.items():
+            sides = shape[1:] if len(shape) == 3 else shape[:-1]  # of a map; number of tokens; nothing of a vector
+            found.setdefault((len(shape), *sides, kind(module)), []).append(name)
+        return found
 
-def _aligned(own: Mapping[str, tuple], others: Mapping[str, tuple], kind: Callable[[tuple], tuple]) -> dict[str, str]:
-    """For each layer whose ``kind`` of shape the other network has, too, the layer there at the same relative depth."""
-    pairs = {}
-    for key in {kind(shape): None for shape in own.values()}:
-        mine, theirs = ([name for name, shape in layers.items() if kind(shape) == key] for layers in (own, others))
-        if theirs:
-            last = max(len(mine) - 1, 1)
-            # the last of one is the last of the other: where a resolution ends
-            pairs |= {name: theirs[-1 - round((len(mine) - 1 - i) * (len(theirs) - 1) / last)] for i, name in enumerate(mine)}
+    pairs, theirs = {}, groups(others)
+    for key, names in groups(own).items():
+        if key in theirs:
+            # counted from the end: the last of one is the last of the other, where a resolution ends
+            step = (len(theirs[key]) - 1) / max(len(names) - 1, 1)
+            pairs |= {name: theirs[key][-1 - round(step * place)] for place, name in enumerate(reversed(names))}
     return pairs

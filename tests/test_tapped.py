@@ -1,0 +1,383 @@
+"""Networks of other people: what Tapped leaves as it was, what it refuses, wrapped and compiled networks, dict outputs, matches."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing import spawn
+from torch.nn import functional as F
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from kdcore import losses, methods
+from kdcore.methods import Tapped, freeze
+
+X, LABELS = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3, 4])
+TAPS = {"early": "0", "late": "3"}
+
+
+def plain(width=4, seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, width, 3, padding=1), nn.Tanh(), nn.Dropout(0.0), nn.Conv2d(width, width, 3, 2, 1), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 10))
+
+
+def normalised(seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.BatchNorm2d(4)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+
+
+def teacher():
+    return freeze(Tapped(plain(6, seed=1), TAPS, X[:1]))
+
+
+def refused(words, call, *arguments, **options):
+    with pytest.raises(ValueError, match=words) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500, "one sentence"
+
+
+# ---------------------------------------------------------------- left as it was
+
+
+class Restless(nn.Module):
+    """Counts its passes, draws random numbers, and keeps some modules in eval mode whatever ``train`` says."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = normalised()
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(()))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.net[1].eval()
+        return self
+
+    def forward(self, x):
+        self.passes += 1
+        self.last = torch.rand(())  # a new tensor
+        return self.net(x)
+
+
+def snapshot(net):
+    tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    return tensors, [module.training for module in net.modules()], [parameter.requires_grad for parameter in net.parameters()]
+
+
+def test_tapped_and_suggest_leave_the_network_as_it_was():
+    net = Restless().train()
+    net.net[4].eval(), net.net[6].eval(), net.net[0].weight.requires_grad_(False)
+    net(X).sum().backward()
+    gradients = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    tensors, modes, asking = snapshot(net)
+    buffers = [id(buffer) for buffer in net.buffers()]
+    for look in (lambda: Tapped(net, {"a": "net.3"}, X[:1]), lambda: Tapped.suggest(net, net, X[:1])):
+        state = torch.get_rng_state()
+        wrapped = look()
+        assert torch.equal(torch.get_rng_state(), state)
+        found = snapshot(net)
+        assert all(torch.equal(found[0][key], tensors[key]) for key in tensors) and found[1:] == (modes, asking)
+        assert [id(buffer) for buffer in net.buffers()] == buffers
+        assert all(p.grad is old or torch.equal(p.grad, old) for p, old in zip(net.parameters(), gradients, strict=True))
+        assert all(not module._forward_hooks for module in net.modules())
+        if isinstance(wrapped, Tapped):
+            assert wrapped.training == net.training
+    assert modes[1:] != [True] * len(modes[1:])
+
+
+def test_tapped_leaves_the_network_as_it_was_where_it_refuses():
+    net = normalised().train()
+    net[1].eval()
+    before = snapshot(net)
+    refused("has no module", Tapped, net, {"a": "9"}, X[:1])
+    refused("neither a map", Tapped, nn.Sequential(net, nn.Unflatten(1, (1, 2, 5, 1))), {"a": "1"}, X[:1])
+    assert snapshot(net)[1:] == before[1:]
+
+
+def test_what_depends_on_frozen_parameters_is_known_when_they_thaw():
+    net = freeze(plain())
+    wrapped = Tapped(net, TAPS, X[:1])
+    assert len(wrapped.parameters_before("late")) == 4 and not any(p.requires_grad for p in net.parameters())
+    refused("train nothing", methods.fitnets, wrapped, teacher(), hint="late", guided="late")
+    net.requires_grad_(True)
+    assert len(methods.fitnets(wrapped, teacher(), hint="late", guided="late").phases[0].parameters) == 4 + 2
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_taps_itself(how):
+    wrapped = Tapped(plain(), TAPS, X[:1])
+    twin = how(wrapped)
+    with torch.no_grad():
+        twin.net[0].weight.zero_()
+    assert not torch.equal(twin.features(X)[1]["early"], wrapped.features(X)[1]["early"])
+    assert twin.parameters_before("early")[0] is twin.net[0].weight and twin.taps["late"].shape == (4, 4, 4)
+
+
+# ---------------------------------------------------------------- outputs that are no tensor
+
+
+class Answer(nn.Module):
+    def __init__(self, kind, seed=0):
+        super().__init__()
+        self.net, self.kind = plain(seed=seed), kind
+
+    def forward(self, x):
+        logits = self.net(x)
+        return {"dict": {"logits": logits, "loss": None}, "tuple": (x, logits), "list": [x, logits]}[self.kind]
+
+
+OUTPUTS = {"dict": lambda out: out["logits"], "tuple": lambda out: out[1], "list": lambda out: out[-1]}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_output_makes_logits_of_what_a_network_returns(kind):
+    net = Answer(kind)
+    wrapped, same = Tapped(net, {"late": "net.3"}, X[:1], output=OUTPUTS[kind]), Tapped(net.net, {"late": "3"}, X[:1])
+    assert torch.equal(wrapped(X), net.net(X))
+    (logits, taps), (expected, maps) = wrapped.features(X), same.features(X)
+    assert torch.equal(logits, expected) and torch.equal(taps["late"], maps["late"])
+    assert wrapped.features(X, until=["late"])[0] is None
+    guide = freeze(Tapped(Answer(kind, seed=1), {"late": "net.3"}, X[:1], output=OUTPUTS[kind]))
+    for build in (
+        methods.kd,
+        methods.jacobian,
+        lambda s, t: methods.attention_transfer(s, t, taps=["late"]),
+        lambda s, t: methods.fitnets(s, t, guided="late", hint="late"),
+    ):
+        bare = freeze(Tapped(guide.net.net, {"late": "3"}, X[:1]))
+        found, plainly = (build(s, t).phases[-1].loss(X, LABELS).item() for s, t in ((wrapped, guide), (same, bare)))
+        assert found == pytest.approx(plainly, rel=1e-6)
+    refused(f"returns a {kind}.*output=", Tapped, net, {}, X[:1])
+    refused("output= returns a", Tapped, net, {}, X[:1], output=lambda out: {"logits": out})
+    # raw networks in methods of logits
+    refused("output=", methods.kd(net, freeze(plain())).phases[0].loss, X, LABELS)
+    refused("output=", methods.kd(plain(), freeze(net)).phases[0].loss, X, LABELS)
+
+
+# ---------------------------------------------------------------- raw networks, and a module called features
+
+
+LOGITS = ["plain", "kd", "logit_mimic", "ban", "cwtm", "dkpp", "jacobian"]
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_methods_of_logits_take_raw_networks(name):
+    build, found = getattr(methods, name), []
+    for wrap in (lambda net: net, lambda net: Tapped(net, {}, X[:1])):
+        method = build(wrap(plain()), freeze(wrap(plain(6, seed=1))))
+        torch.manual_seed(0)
+        method.phases[0].loss(X, LABELS).backward()
+        found.append([p.grad for p in method.student.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("build", [
+    lambda s, t: methods.fitnets(s, t, guided="late", hint="late"),
+    lambda s, t: methods.fsp(s, t, pairs=[("early", "late")]),
+    lambda s, t: methods.attention_transfer(s, t, taps=["late"]),
+    lambda s, t: methods.activation_boundary(s, t, taps=["late"], weights=[1.0]),
+])  # fmt: skip
+def test_methods_of_features_ask_for_taps(build):
+    refused(r"the student \(Sequential\) has no taps: wrap it, Tapped\(student", build, plain(), teacher())
+    refused(r"the teacher \(VGG\) has no taps: wrap it, Tapped\(teacher", build, Tapped(plain(), TAPS, X[:1]), freeze(VGG()))
+    refused("DataParallel hides the taps.*StageLoss", build, DataParallel(Tapped(plain(), TAPS, X[:1])), teacher())
+
+
+class VGG(nn.Module):
+    """Built as torchvision's VGG, DenseNet and AlexNet are: ``features`` is a module."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.features, self.classifier = plain(seed=seed)[:-1], nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+def test_a_network_whose_features_are_a_module():
+    net, guide = VGG(), freeze(VGG(1))
+    expected = 0.1 * losses.cross_entropy(net(X), LABELS) + 0.9 * losses.kd(net(X), guide(X), 4.0)
+    assert methods.kd(net, guide).phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert Tapped(net, {"late": "features.3"}, X[:1]).taps["late"].shape == (4, 4, 4)
+
+
+# ---------------------------------------------------------------- what cannot be tapped
+
+
+class Sometimes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.never, self.head = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Linear(192, 10)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.head((h if self.training else self.b(h)).flatten(1))
+
+
+@pytest.mark.parametrize("make, name, words", [
+    (lambda: Sometimes(), "never", "module 'never' did not run"),
+    (lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 2, 1), nn.Flatten(), nn.Linear(128, 10)), "1", r"a sequence \[B, C, N\]"),
+    (lambda: nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Flatten(), nn.Linear(192, 10)), "0", "of shape"),
+    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 1), nn.Flatten(0), nn.Unflatten(0, (-1, 1))), "2", "of shape"),
+    (lambda: nn.Sequential(nn.Flatten(2), nn.LSTM(64, 5, batch_first=True), Pick()), "1", "a tuple: tap a module inside it"),
+])  # fmt: skip
+def test_modules_that_give_no_map_vector_or_tokens(make, name, words):
+    refused(words, Tapped, make(), {"tap": name}, X[:1])
+
+
+class Pick(nn.Module):
+    def forward(self, pair):
+        return pair[0][:, -1]
+
+
+def test_a_module_that_stops_running_is_noticed():
+    wrapped = Tapped(Sometimes(), {"b": "b"}, X[:1]).train()
+    for until in (None, ["b"]):
+        refused("module 'b' did not run in a forward pass", wrapped.features, X, until)
+    refused("no tap 'c': choose one of b", wrapped.features, X, ["c"])
+
+
+# ---------------------------------------------------------------- compiled, and in parallel
+
+
+def test_compiled_networks():
+    compiled = torch.compile(plain(), backend="eager")
+    guide = freeze(torch.compile(plain(6, seed=1), backend="eager"))
+    for student in (compiled, Tapped(compiled, {}, X[:1])):
+        method = methods.kd(student, guide)
+        expected = methods.kd(plain(), freeze(plain(6, seed=1))).phases[0].loss(X, LABELS)
+        method.zero_grad()
+        found = method.phases[0].loss(X, LABELS)
+        found.backward()
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5) and compiled._orig_mod[0].weight.grad.abs().sum() > 0
+    in_place = plain()
+    in_place.compile(backend="eager")
+    for net, name in ((compiled, "_orig_mod.3"), (in_place, "3"), (nn.Sequential(compiled), "0._orig_mod.3")):
+        refused("before torch.compile", Tapped, net, {"late": name}, X[:1])
+    refused("before torch.compile", methods.jacobian, compiled, freeze(plain()))
+    refused("before torch.compile", methods.jacobian, plain(), guide)
+    # taps first, then compiled: its features are those of the network itself
+    outside = torch.compile(Tapped(plain(), TAPS, X[:1]), backend="eager")
+    method = methods.fitnets(outside, teacher(), guided="late", hint="late")
+    method.phases[0].loss(X, LABELS).backward()
+    assert outside.net[0].weight.grad.abs().sum() > 0 and outside.net[7].weight.grad is None
+
+
+def test_data_parallel():
+    method = methods.kd(DataParallel(plain()), freeze(DataParallel(plain(6, seed=1))))
+    expected = methods.kd(plain(), freeze(plain(6, seed=1))).phases[0].loss(X, LABELS).item()
+    assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected, rel=1e-6)
+    refused("inside DataParallel.*StageLoss", Tapped, DataParallel(plain()), {"late": "module.3"}, X[:1])
+
+
+STAGED = {
+    "fitnets": lambda s, t: methods.fitnets(s, t, guided="late", hint="late"),
+    "fsp": lambda s, t: methods.fsp(s, t, pairs=[("early", "late")], weights=[1.0]),
+    "attention_transfer": lambda s, t: methods.attention_transfer(s, t, taps=["late"]),
+    "jacobian": methods.jacobian,
+}
+
+
+def in_two(rank, folder):
+    """One of two processes: its half of the batch, each stage of each method under DistributedDataParallel."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    x, labels, found = X[2 * rank :][:2], LABELS[2 * rank :][:2], {}
+    for name, build in STAGED.items():
+        student = Tapped(plain(), TAPS, X[:1])
+        torch.manual_seed(3)
+        method = build(student, teacher())
+        for stage in method.phases:
+            loss = DistributedDataParallel(methods.StageLoss(method, stage), find_unused_parameters=True)
+            method.zero_grad()
+            loss(x, labels).backward()
+            found[f"{name}, {stage.name}"] = [p.grad for p in stage.parameters]
+    # a student wrapped on its own: right where the whole pass is seen and nothing stands beside it, else refused
+    for name, build in (("kd", methods.kd), ("attention_transfer", STAGED["attention_transfer"])):
+        net = DistributedDataParallel(plain())
+        student = net if name == "kd" else Tapped(net, {"late": "module.3"}, X[:1])
+        build(student, teacher()).phases[0].loss(x, labels).backward()
+        found[f"{name}, wrapped"] = [p.grad for p in net.parameters()]
+    student = Tapped(DistributedDataParallel(plain()), {tap: f"module.{name}" for tap, name in TAPS.items()}, X[:1])
+    for name in ("fitnets", "fsp", "jacobian"):
+        refused("methods.StageLoss", STAGED[name], student, teacher())
+    refused("methods.StageLoss", student.features, x, ["late"])
+    refused("hides the taps", STAGED["fitnets"], DistributedDataParallel(Tapped(plain(), TAPS, X[:1])), teacher())
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_compute_the_gradient_of_the_joint_batch(tmp_path):
+    spawn(in_two, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    expected = {}
+    for name, build in STAGED.items():
+        torch.manual_seed(3)
+        student = Tapped(plain(), TAPS, X[:1])
+        torch.manual_seed(3)
+        method = build(student, teacher())
+        for stage in method.phases:
+            method.zero_grad()
+            stage.loss(X, LABELS).backward()
+            expected[f"{name}, {stage.name}"] = [p.grad.clone() for p in stage.parameters]
+    for name, build in (("kd", methods.kd), ("attention_transfer", STAGED["attention_transfer"])):
+        student = Tapped(plain(), TAPS, X[:1])
+        build(student, teacher()).phases[0].loss(X, LABELS).backward()
+        expected[f"{name}, wrapped"] = [p.grad for p in student.parameters()]
+    assert set(first) == set(second) == set(expected) and len(first) == 8
+    for stage, gradients in expected.items():
+        assert all(torch.equal(p, q) for p, q in zip(first[stage], second[stage], strict=True)), f"{stage}: not synchronised"
+        for found, own in zip(first[stage], gradients, strict=True):
+            assert torch.allclose(found, own, rtol=1e-4, atol=1e-5 * own.abs().max().item()), f"{stage}: not the joint batch's"
+    assert "fitnets, hint" in first and "fsp, fsp" in first
+
+
+# ---------------------------------------------------------------- which layers match
+
+
+def test_suggest_by_hand():
+    student, deep = plain(4), nn.Sequential(plain(8)[:4], nn.Conv2d(8, 4, 3, padding=1), *list(plain(4).children())[4:])
+    table = Tapped.suggest(student, deep, X[:1])
+    rows = {row.student: row for row in table}
+    assert list(rows)[:6] == ["0", "1", "3", "4", "5", "6"], "in the order in which they run, without dropout"
+    assert rows["0"] == ("0", (4, 8, 8), "0.0", (8, 8, 8)) and rows["0"].match == "same resolution"
+    assert rows["3"] == ("3", (4, 4, 4), "1", (4, 4, 4)) and rows["3"].match == "same shape", "the last of each"
+    assert rows["7"] == ("7", (10,), "5", (10,)) and rows["7"].match == "same shape"
+    others = [row for row in table if row.student is None]
+    assert ("0.3", (8, 4, 4)) in {(row.teacher, row.teacher_shape) for row in others} and all(row.match == "" for row in others)
+    lines = str(table).splitlines()
+    assert lines[0].split() == ["student", "shape", "teacher", "shape", "match"] and len(lines) == len(table) + 1
+    assert lines[1].split("  ")[0] == "0" and "4 x 8 x 8" in lines[1] and lines[1].endswith("same resolution")
+
+
+def test_suggested_layers_can_be_tapped():
+    from torchvision.models import resnet18, resnet50  # slow to import for the processes of the test above
+
+    x = torch.zeros(1, 3, 32, 32)
+    student, deep = resnet18(num_classes=10), resnet50(num_classes=10)
+    table = Tapped.suggest(student, deep, x)
+    pairs = {row.student: row.teacher for row in table if row.student}
+    assert all(pairs[f"layer{k}"] == f"layer{k}" for k in (1, 2, 3, 4)) and pairs["fc"] == "fc"
+    assert "bn1" not in pairs, "overwritten in place"
+    assert not any(row.student and row.student.endswith(".relu") for row in table), "runs twice"
+    chosen = [row for row in table if row.match and len(row.student_shape) == 3][:6]
+    own = Tapped(student, {row.student: row.student for row in chosen}, x)
+    other = Tapped(deep, {row.teacher: row.teacher for row in chosen}, x)
+    for row in chosen:
+        assert own.taps[row.student].shape == row.student_shape and other.taps[row.teacher].shape == row.teacher_shape
+    methods.attention_transfer(own, freeze(other), taps=[(row.student, row.teacher) for row in chosen])
+
+
+def test_attention_is_that_of_the_layers_suggested():
+    """From the table to a loss, by hand."""
+    student, guide = plain(), plain(6, seed=1)
+    row = next(row for row in Tapped.suggest(student, guide, X[:1]) if row.student == "3")
+    own, known = Tapped(student, {"late": row.student}, X[:1]), freeze(Tapped(guide, {"late": row.teacher}, X[:1]))
+    q, p = (F.normalize(net.features(X)[1]["late"].square().sum(1).flatten(1)) for net in (own, known))
+    expected = losses.cross_entropy(own(X), LABELS) + 1000 * (q - p).square().mean()
+    assert methods.attention_transfer(own, known, taps=["late"]).phases[0].loss(X, LABELS).item() == pytest.approx(
+        expected.item(), rel=1e-4
+    )
