@@ -21,6 +21,15 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def float64():
+    """Networks and tensors in float64: for a test of what is computed. In float32 two right ways to compute it, or two processors,
+    differ by as much as the sums round, and by far more where large terms nearly cancel (a KL of two nets alike)."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def distinct_configs(paper, config_of):
     """(budget, arm) pairs as parameters of a test, one for each config that ``config_of(budget, arm)`` gives."""
     found = {}
