@@ -311,6 +311,7 @@ def test_jacobian_matching_is_one_more_backward_pass_a_net(monkeypatch):
         assert len(calls) == 2
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_boundary_loss_is_the_authors():
     """Written out as a sum over neurons by cases: 3/1000 of group 3, half as much of group 2, a quarter of group 1."""
     student, teacher = create(TINY), create(TINY).reset(1)
@@ -322,7 +323,7 @@ def test_the_boundary_loss_is_the_authors():
     for share, group in ((1 / 4, "group1.pre"), (1 / 2, "group2.pre"), (1, "group3.pre")):
         s, t = own[group].double(), target[group].double()
         expected += share * 0.003 / 2 * (((s + 1) ** 2)[(t <= 0) & (s > -1)].sum() + ((s - 1) ** 2)[(t > 0) & (s < 1)].sum()).item()
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 # ---------------------------------------------------------------- sides and drift
@@ -474,7 +475,7 @@ def test_the_toys_losses_by_hand():
             own = nets[name].features(points[:4])[1]["hidden2.pre"]
             hinge = torch.where(target > 0, (1 - own).clamp(min=0), (1 + own).clamp(min=0)) ** 2
             expected = 0.1 * hinge if name == "boundary" else 0.5 * (own.clamp(min=0) - target.clamp(min=0)) ** 2
-            assert stage.loss(index).item() == pytest.approx(expected.sum(1).mean().item(), rel=1e-5)
+            assert stage.loss(index).item() == pytest.approx(expected.sum(1).mean().item(), rel=1e-4)
 
 
 def test_figures_put_the_arms_where_the_paper_has_them():

@@ -414,7 +414,7 @@ def test_as_coded_nothing_is_ever_taught():
     net, index = context.model.student.train(), context.stages[0].indices(torch.Generator().manual_seed(1))[0]
     vision = Vision(config_of("paper", CODED), Context())
     hard = losses.cross_entropy(net(vision.views(index)), vision.train_labels[index[:, 0]])
-    assert context.stages[0].loss(index).item() == pytest.approx(0.1 * hard.item(), rel=1e-5)
+    assert context.stages[0].loss(index).item() == pytest.approx(0.1 * hard.item(), rel=1e-4)
     for generation in range(3):
         part = rows_found[generation * each : (generation + 1) * each]
         best = min(range(each), key=lambda i: part[i]["test_loss"])
@@ -448,7 +448,7 @@ def test_as_coded_the_statistics_become_those_of_the_test_set():
     net.train()
     logits = [net(x[:3]), net(x[3:])]
     hand = [F.cross_entropy(z.double(), y).item() for z, y in zip(logits, labels.split(3), strict=True)]
-    assert found["test_loss"].item() == pytest.approx(np.mean(hand), rel=1e-5)
+    assert found["test_loss"].item() == pytest.approx(np.mean(hand), rel=1e-4)
     assert found["test_error_percent"] == pytest.approx(100 * np.mean(torch.cat(logits).argmax(-1).numpy() != labels.numpy()))
 
 

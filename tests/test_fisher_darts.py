@@ -291,6 +291,7 @@ def test_calibration_is_the_mean_of_the_batches_statistics():
     assert norm.momentum == 0.1
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_auxiliary_loss_counts_with_its_weight():
     values = {}
     for weight in (0.0, 0.4):
@@ -303,7 +304,7 @@ def test_the_auxiliary_loss_counts_with_its_weight():
         torch.manual_seed(0)
         logits, taps = net.features(x)
         by_hand = [losses.cross_entropy(z, labels).item() for z in (logits, taps["auxiliary"])]
-        assert values[weight].item() == pytest.approx(by_hand[0] + weight * by_hand[1], rel=1e-5)
+        assert values[weight].item() == pytest.approx(by_hand[0] + weight * by_hand[1], rel=1e-9)
     assert values[0.4] > values[0.0]
 
 
@@ -542,13 +543,14 @@ def test_cutout_is_part_of_training_batches_alone(monkeypatch):
         assert changed.max() <= side * side
 
 
+@pytest.mark.usefixtures("float64")
 def test_attention_transfer_between_taps_of_different_names():
     student, teacher = create("wrn_10_1"), methods.freeze(create("densenet_bc_10_6"))
     x, labels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
     method = methods.attention_transfer(student, teacher, taps=[("group2.sum", "stage2")], beta=10.0)
     logits, own = student.features(x)
     expected = losses.cross_entropy(logits, labels) + 10 * losses.attention_transfer(own["group2.sum"], teacher.features(x)[1]["stage2"])
-    assert method.phases[0].loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert method.phases[0].loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-9)
     with pytest.raises(ValueError, match="taps 'group1.sum' and 'stage2' differ in size: student 16 x 32 x 32, teacher"):
         methods.attention_transfer(student, teacher, taps=[("group1.sum", "stage2")])
     with pytest.raises(ValueError, match="the teacher has no tap 'group1.sum'"):

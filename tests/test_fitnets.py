@@ -224,7 +224,7 @@ def test_the_held_out_loss_is_the_hint_loss_of_the_images_themselves(monkeypatch
         expected = losses.hint(regressed, guide.features(x)[1]["conv2"]).item()
         monkeypatch.setitem(EVALUATED, "cpu", 2)
         found = fitnets._hint_loss("loss", method.phases[0], seen.views, seen.train_labels, cases)
-    assert found["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert found["loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_first_stage_trains_what_its_loss_reaches_at_its_own_rates():
@@ -246,6 +246,7 @@ def test_norms_are_limited_after_each_step():
     assert model.connectors[0].layer.limit == 0.9
 
 
+@pytest.mark.usefixtures("float64")
 def test_variants_differ_in_stage_2():
     """On the same nets and batch: the code's soft term leaves the student as it is, so that its gradient is another."""
     gradients = {}
@@ -263,7 +264,7 @@ def test_variants_differ_in_stage_2():
         logits, target = method.student(x), guide(x)
         q = (logits / (3 if variant == "paper" else 1)).log_softmax(1)
         by_hand = -logits.log_softmax(1)[range(4), labels].mean() - 4 * ((target / 3).softmax(1) * q).sum(1).mean()
-        assert phase.loss(x, labels).item() == pytest.approx(by_hand.item(), rel=1e-5)
+        assert phase.loss(x, labels).item() == pytest.approx(by_hand.item(), rel=1e-9)
     assert torch.allclose(gradients["paper", 0.0], gradients["code", 0.0]), "labels alone"
     assert not torch.allclose(gradients["paper", 4.0], gradients["paper", 0.0]), "the weight changes the gradient"
     assert not torch.allclose(gradients["paper", 4.0], gradients["code", 4.0], rtol=0.1)
