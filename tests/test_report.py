@@ -4,6 +4,7 @@ import base64
 import csv
 import dataclasses
 import html
+import io
 import itertools
 import math
 import re
@@ -12,6 +13,7 @@ import shlex
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
 from matplotlib.text import Text
 
 from kdcore import cli, papers, report
@@ -513,6 +515,19 @@ def test_saved_figures_have_the_same_bytes(tmp_path):
     assert [path.name for path in figures.save(draw(), one, "t")] == ["t.svg", "t.png"]
     figures.save(draw(), two, "t")
     assert contents(one) == contents(two) and b"<dc:date>" not in (one / "t.svg").read_bytes()
+
+
+def test_no_label_reaches_the_edge_of_a_saved_figure(paper):
+    """Letters are not as wide at every resolution."""
+    frame = tables.table(paper, "errors", synthetic(paper, "fast", 2), "fast")
+    frame["label"] = [
+        "student of thirty-six letters, alone",
+        "iiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiii",
+        "MWMWMWMWMWMWMWMWMWMWMWMWMWMWMWMWMWMW",
+    ][: len(frame)]
+    pixels = imread(io.BytesIO(figures.png(figures.paper_against_ours(frame))))[..., :3].min(-1) < 0.5
+    rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    assert rows[0] >= 4 and columns[0] >= 4 and rows[-1] < len(pixels) - 4 and columns[-1] < pixels.shape[1] - 4
 
 
 def test_figures_of_asks_the_papers_module(paper, monkeypatch):

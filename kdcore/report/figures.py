@@ -61,6 +61,7 @@ STYLE = {
     "axes.unicode_minus": True,
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
+DPI = 150  # of a PNG
 DIGITS = 9  # significant ones of what is drawn: far finer than a line is wide, far coarser than what processors differ by
 
 
@@ -820,11 +821,11 @@ def svg(figure: Figure) -> bytes:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, 150 dots an inch."""
+    """The figure as PNG, ``DPI`` dots an inch."""
     drawn, dpi = io.BytesIO(), figure.dpi
     with style():
         _lay_out(figure)
-        figure.dpi = 150
+        figure.dpi = DPI
         FigureCanvasAgg(figure).print_png(drawn)
         figure.dpi = dpi
     return drawn.getvalue()
@@ -841,10 +842,14 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Find the places of a figure's axes once, for the SVG and the PNG; rounded, as they come of products of matrices."""
+    """Find the places of a figure's axes once, for the SVG and the PNG; rounded, as they come of products of matrices.
+
+    At the PNG's resolution: at a coarser one letters are narrower, and a label would reach the figure's edge."""
     if (engine := figure.get_layout_engine()) is None:
         return
+    dpi, figure.dpi = figure.dpi, DPI
     engine.execute(figure)
+    figure.dpi = dpi
     figure.set_layout_engine("none")
     for ax in figure.axes:
         ax.set_position(np.round(ax.get_position(original=True).bounds, 6), which="original")

@@ -461,7 +461,7 @@ def markdown(text, line_break: str = " ") -> str:
 
     Characters that mean nothing where they stand are left alone, so that the source stays legible.
     """
-    text = re.sub(r"([\\`*|~$#])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\])[(\[:]", r"\\\g<0>", plain(text))
+    text = re.sub(r"([\\`*|~$#])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\])[(\[]|^\s*\[(?=.*\]:)", r"\\\g<0>", plain(text))
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
     return re.sub(r"\s*\n\s*", line_break, text.strip())
