@@ -2,6 +2,7 @@
 # make test        ruff, pytest, nbval on the notebooks, a papermill end to end
 # make portable    every arm at smoke, as a processor without AVX-512 runs it; the report as three kinds of processor make it
 # make damage      1,000 random bit flips in weights, checkpoints and records      make kill   20 kills at random moments, then the same record
+# make fuzz        1,000 odd command lines, sheets, records and notebook parameters each (EXAMPLES=100 for fewer)
 # make report      tables, figures, page and README scoreboard from the committed records
 # make check       are all records valid, README and tables up to date?
 # make bench       the speed table          make lab   JupyterLab on the notebooks
@@ -10,6 +11,7 @@ PAPER ?=
 SEEDS ?=
 ENGINE ?= local
 DEVICE ?= cpu
+EXAMPLES ?= 1000
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -38,6 +40,9 @@ damage: .venv/ready
 kill: .venv/ready
 	KDCORE_KILLS=20 $(BIN)/pytest tests/test_runner.py -k kill_9
 
+fuzz: .venv/ready
+	KDCORE_FUZZ=$(EXAMPLES) $(BIN)/pytest tests/test_fuzz.py
+
 report: .venv/ready
 	$(BIN)/kdcore report
 
@@ -57,4 +62,4 @@ lab: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
-.PHONY: replicate test portable damage kill report check bench lab
+.PHONY: replicate test portable damage kill fuzz report check bench lab

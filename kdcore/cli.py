@@ -235,9 +235,15 @@ def run(options) -> int:
 
 def replicate(options) -> int:
     from kdcore import notebooks, papers
+    from kdcore.trials import runner
 
+    keys = options.paper or papers.names()
+    for key in keys:  # what one of them lacks is told before hours go into the others
+        papers.get(key).budget(options.budget)
+    validation.engine(options.engine)
+    runner.devices(options.device)
     code, options.results = 0, str(validation.writable(validation.results(options.results)))
-    for key in options.paper or papers.names():
+    for key in keys:
         code = max(code, notebooks.execute(key, options))
     return code
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcore import cli, papers, validation
+from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
 from kdcore.trials import runner
 from kdcore.trials.spec import Trial
@@ -24,27 +24,6 @@ def test_plan_shows_the_grid(tmp_path, capsys):
     assert cli.main(["plan", "hinton_mnist", "--budget", "fast", "--no-forecast", "--results", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "small with KD, only 7s and 8s" in shown and "GiB free" in shown
-
-
-BARE = """
-from importlib.machinery import PathFinder
-find, absent = PathFinder.find_spec, ("IPython", "papermill", "matplotlib", "pandas", "nbformat", "jinja2", "pydantic", "rich")
-PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in absent else find(name, *rest)
-"""
-
-
-def test_one_cell_can_be_run_again_on_a_bare_machine(tmp_path):
-    """With torch, numpy, scikit-learn, safetensors and PyYAML alone, in the command line and in its children."""
-    (tmp_path / "sitecustomize.py").write_text(BARE)
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    words = ["run", "hinton_mnist", "--arm", "small", "--seed", "3", "--results", str(tmp_path / "results")]
-    done = subprocess.run(
-        [sys.executable, "-m", "kdcore.cli", *words], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
-    )
-    assert done.returncode == 0 and not done.stderr
-    started, ended = done.stdout.splitlines()
-    assert started.startswith("1/1 small, seed 3 done in ") and ended == "1 of 1 trials of hinton_mnist at smoke are recorded"
-    assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -172,6 +151,19 @@ def test_a_run_refuses_limits_before_anything_trains(limits, tmp_path):
 def test_a_misspelt_paper_gets_a_suggestion(typo, meant, tmp_path, capsys):
     assert cli.main(["plan", typo, "--results", str(tmp_path)]) == 1
     assert f"(did you mean '{meant}'?)" in capsys.readouterr().err
+
+
+def test_replicate_refuses_before_it_runs_what_is_right(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(notebooks, "execute", lambda *_: pytest.fail("executed"))
+    for words, complaint in (
+        (["hinton_mnist", "hinton"], "unknown paper 'hinton'"),
+        (["hinton_mnist", "born_again_trees", "--budget", "fast"], "born_again_trees has no budget 'fast'"),
+        (["hinton_mnist", "--engine", "ray"], "unknown engine 'ray'"),
+        (["hinton_mnist", "--device", "cuda:99"], "device 'cuda:99' is not there"),
+    ):
+        assert cli.main(["replicate", *words, "--results", str(tmp_path / "results")]) == 1
+        assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 def test_seeds_and_shards():

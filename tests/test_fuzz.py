@@ -158,6 +158,12 @@ def test_command_lines(words, folder):
 # -- sheets ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded():
+    for key in papers.names():
+        papers.get(key)
+
+
 def places(value, at=()):
     """The paths of everything inside a sheet."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
@@ -209,7 +215,7 @@ def sheets(draw):
     return key, sheet, done
 
 
-@examples(60)
+@examples(30)
 @given(changed=sheets())
 def test_sheets(changed):
     """A changed sheet is refused with the place, or everything that is made of a sheet can be made of it."""

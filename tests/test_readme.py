@@ -1,0 +1,160 @@
+"""Every command line of the README is run, with the smallest arguments that keep its meaning; a new one must be given its test here."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from kdcore import cli, notebooks, papers
+from kdcore.trials import runner
+from kdcore.trials.environment import device_name
+from kdcore.trials.store import Store
+from kdcore.trials.worker import record
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+
+BARE = """
+from importlib.machinery import PathFinder
+find, absent = PathFinder.find_spec, ("IPython", "papermill", "matplotlib", "pandas", "nbformat", "jinja2", "pydantic", "rich")
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in absent else find(name, *rest)
+"""
+
+AT_ONCE = ["--time-limit", "1e-9"]  # the plan is made and nothing starts: exit code 3, as for any time that is up
+
+
+def commands():
+    """The lines of fenced blocks and the inline code that somebody could type, without comments."""
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    lines = [line for block in fenced for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", README)
+    stripped = [re.split(r"\s+# ", line)[0].strip() for line in lines]
+    return list(
+        dict.fromkeys(line for line in stripped if re.match(r"(make|kdcore|papermill|pip|jupyter|python|\S*/python) \S|kdcore$", line))
+    )
+
+
+def make(line, wanted):
+    """The target exists, its programs too, and what it calls of kdcore can be parsed."""
+    done = subprocess.run([*shlex.split(line), "-n", "-o", ".venv/ready"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and wanted in done.stdout, done.stderr
+    for program, rest in re.findall(r"\.venv/bin/(\S+)([^\n;|]*)", done.stdout):
+        assert (BIN / program).exists(), program
+        if program == "kdcore" and "$" not in rest:
+            cli.parser().parse_args(shlex.split(rest))
+
+
+def plan(line, tmp_path):
+    assert cli.main([*shlex.split(line)[1:], "--no-forecast", "--results", str(tmp_path)]) == 0
+
+
+def stopped_run(line, tmp_path):
+    """At budget smoke, and with no time: everything but the training."""
+    words = shlex.split(line)[1:]
+    cli.parser().parse_args(words)
+    if "--time-limit" in words:
+        words[words.index("--time-limit") + 1] = AT_ONCE[1]
+    else:
+        words += AT_ONCE
+    words[words.index("--budget") + 1] = "smoke"
+    words += ["--arm", "small"] if "fsp" not in words else []
+    assert cli.main([*words, "--quiet", "--results", str(tmp_path)]) == 3
+
+
+def bare_run(line, tmp_path):
+    """One cell, on a machine that has torch, numpy, scikit-learn, safetensors and PyYAML alone, in the command line and in its children."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    words = [sys.executable, "-m", "kdcore.cli", *shlex.split(line)[1:], "--results", str(tmp_path / "results")]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and not done.stderr
+    *started, ended = done.stdout.splitlines()
+    assert ended == "1 of 1 trials of hinton_mnist at smoke are recorded" and "small with KD, seed 3 done in " in started[-1]
+    assert len(list(tmp_path.rglob("*.json"))) == 2, "its teacher's too"
+
+
+def inject(line, tmp_path):
+    """papermill takes the parameters, and the notebook would take them: nothing is executed."""
+    words = shlex.split(line)
+    words[2] = str(tmp_path / words[2])
+    subprocess.run([BIN / words[0], *words[1:], "--prepare-only", "--no-progress-bar"], cwd=ROOT, check=True, capture_output=True)
+    (cell,) = (c for c in nbformat.read(words[2], 4).cells if "injected-parameters" in c.metadata.get("tags", []))
+    values = {}
+    exec(cell.source, values)
+    page = notebooks.open(
+        "hinton_mnist", budget=values["budget"], seeds=values["seeds"], device="cpu", engine="local", results_dir="results"
+    )
+    assert (page.budget, page.seeds) == ("fast", [0, 1, 2])
+
+
+def shows_help(line, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+
+
+def made(wanted):
+    return lambda line, tmp_path: make(line, wanted)
+
+
+RUN = {
+    "make replicate": made("kdcore replicate  --budget smoke  --engine local --device cpu"),
+    "make replicate BUDGET=fast PAPER=hinton_mnist SEEDS=3": made("kdcore replicate hinton_mnist --budget fast --seeds 3 --engine local"),
+    "make test": made("pytest"),
+    "make lab": made("jupyter lab"),
+    "make check": made("kdcore check"),
+    "make portable": made("kdcore run"),
+    "make damage": made("tests/test_damage.py"),
+    "make kill": made("kill_9"),
+    "make fuzz": made("KDCORE_FUZZ=1000 .venv/bin/pytest tests/test_fuzz.py"),
+    "make bench": made("-m benchmarks"),
+    "make report": made("kdcore report"),
+    "make gpu": made("gpu"),
+    "kdcore": shows_help,
+    "kdcore plan hinton_mnist --budget fast": plan,
+    "kdcore run hinton_mnist --budget fast --time-limit 600": stopped_run,
+    'kdcore run hinton_mnist --arm "small with KD" --seed 3': bare_run,
+    "kdcore run hinton_mnist --budget paper --shard 2/8": stopped_run,
+    "kdcore run hinton_mnist fsp --budget paper --order value --time-limit 60": stopped_run,
+    "python -m kdcore.cli run ...": shows_help,  # bare_run runs it
+    "papermill notebooks/hinton_mnist.ipynb out.ipynb -p budget fast -p seeds 3": inject,
+}
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_of_the_readme(line, tmp_path):
+    assert line in RUN, f"the README says `{line}`: add to RUN how a test runs it"
+    RUN[line](line, tmp_path)
+
+
+def test_the_commands_are_found():
+    assert len(commands()) > 12 and "make test" in commands() and "kdcore run hinton_mnist --budget paper --shard 2/8" in commands()
+
+
+@pytest.mark.parametrize("variables", ["SEEDS=x", "SEEDS=1000000000000", "PAPER=typo", "BUDGET=typo", "ENGINE=slurm", "DEVICE=cuda:x"])
+def test_make_ends_in_one_sentence(variables, capsys):
+    """The first line of its recipe, as make would run it."""
+    done = subprocess.run(["make", "replicate", variables, "-n", "-o", ".venv/ready"], cwd=ROOT, capture_output=True, text=True, check=True)
+    line = next(line for line in done.stdout.splitlines() if "kdcore replicate" in line)
+    try:
+        code = cli.main(shlex.split(line)[1:])
+    except SystemExit as exit:
+        code = exit.code
+    assert code in (1, 2) and re.match(r"kdcore( replicate: error)?: ", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_a_forecast_takes_records_that_do_not_say_their_precision(tmp_path):
+    """Those of before it was written down were made in float32."""
+    store = Store(tmp_path)
+    (trial,) = papers.get("hinton_mnist").trials("smoke", ["small"], [0])
+    cost = {"seconds": 12.0, "peak_memory_mb": 1.0, "device": device_name("cpu")}
+    made = record(trial, "done", {"metrics": {"test_errors": 3}, "history": []}, cost, "float32")
+    del made["environment"]["precision"]
+    store.put(made)
+    planned = runner.plan("hinton_mnist", "smoke", ["small"], [0, 1], store)
+    assert list(runner.forecast(planned, "cpu", "float32").values()) == [12.0], "no child had to be asked"
