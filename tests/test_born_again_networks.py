@@ -270,7 +270,8 @@ def test_permuted_targets_keep_the_teachers_first_choice():
     guide = vision.teacher("wrn_10_1", create("wrn_10_1").reset(7).state_dict())
     index = vision.indices(torch.Generator().manual_seed(1)).flatten(0, 1)
     x = vision.views(index)
-    plain, permuted = guide(x), ban._table(vision, guide)(index, x)
+    with torch.no_grad():  # as the table asks: with a graph, a processor may take another way to the same logits
+        plain, permuted = guide(x), ban._table(vision, guide)(index, x)
     assert torch.equal(plain.argmax(-1), permuted.argmax(-1)) and not torch.equal(plain, permuted)
     assert torch.equal(plain.sort(-1).values, permuted.sort(-1).values)
     other = ban._table(Vision(config, Context(seed=1)), guide)(index, x)
