@@ -1,9 +1,10 @@
 """The engine: resume after kill -9, two runners on one store, failures, time limits, lost weights, shards.
 
-A paper of one tiny trial stands in for the real ones where only the machinery is at stake.
+Nets are tiny. What a child does is done by a thread of this process (``inside``) where no death or signal of it is at stake.
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from kdcore import papers
+from kdcore import papers, paths, training
 from kdcore.errors import KdcoreError
-from kdcore.trials import runner
+from kdcore.trials import runner, worker
 from kdcore.trials.progress import Progress
-from kdcore.trials.store import Store
+from kdcore.trials.spec import Cohort
+from kdcore.trials.store import Store, lease, read
 from kdcore.trials.worker import checkpoint_folder, weights_path
 
 PAPER = "hinton_mnist"
@@ -35,19 +37,85 @@ def nothing_left(results: Path, cache: Path) -> bool:
     return not strays and not list((cache / "checkpoints").glob("*"))
 
 
-def run(results, arms, seeds=(0,), **more) -> runner.Outcome:
+def run(results, arms, seeds=(0,), jobs=1, **more) -> runner.Outcome:
     store = Store(results)
     planned = runner.plan(PAPER, "smoke", list(arms), list(seeds), store, more.pop("retry_failed", False))
-    return runner.run(planned, store, **more)
+    return runner.run(planned, store, jobs=jobs, **more)
+
+
+# The same in a command's own process: ``python -c TINY ...``
+TINY = """
+import sys
+from kdcore import cli, papers
+paper = papers.get("hinton_mnist")
+budget = paper.budgets["smoke"]
+budget["config"] |= {"epochs": 8, "batch_size": 250}
+budget["arms"]["cumbersome"]["layers"] = [784, 20, 20, 10]
+budget["arms"]["small*"]["layers"] = [784, 10, 10, 10]
+paper._configs.clear()
+paper._trials.clear()
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+# Epochs that are long enough for somebody else to see them pass.
+SLOW = TINY.replace("[784, 10, 10, 10]", "[784, 500, 500, 10]").replace('"epochs": 8, "batch_size": 250', '"epochs": 20')
+
+
+@pytest.fixture(autouse=True)
+def tiny(request):
+    papers._paper.cache_clear()
+    exec(SLOW if "kill_9" in request.node.name else TINY, {"__name__": "tiny"})
+    yield
+    papers._paper.cache_clear()
+
+
+class Inside(runner.Worker):
+    """A child that is a call: what it would say on its pipe, it says to the function that listens."""
+
+    def __init__(self, store, device, precision, deadline):
+        self.about, self.ended = (store, device, precision, deadline), False
+
+    def ask(self, work, on_event, timeout=None):
+        events = []
+
+        def send(event, **fields):
+            events.append(json.loads(json.dumps({"event": event, **fields})))
+            if event not in ("ended", "measured"):
+                on_event(events[-1])
+
+        worker.answer(json.loads(json.dumps(work)), *self.about, send)
+        return events[-1]
+
+    def signal(self, number):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def inside(monkeypatch):
+    monkeypatch.setattr(runner, "Worker", Inside)
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Checkpoints after every epoch, in the children too."""
     monkeypatch.setenv("KDCORE_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
 
 
-def test_a_run_trains_the_teacher_first_and_only_once(tmp_path, own_cache):
+def whole_run(folder, arms, monkeypatch) -> dict[str, dict]:
+    """Records of arms that nothing disturbs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "Worker", Inside)
+        assert run(folder, arms).exit_code == 0
+    return contents(folder)
+
+
+def test_a_run_trains_the_teacher_first_and_only_once(tmp_path, own_cache, inside):
     outcome = run(tmp_path, ["small with KD"], seeds=[0])
     assert outcome.exit_code == 0
     store = Store(tmp_path)
@@ -62,7 +130,7 @@ def test_a_run_trains_the_teacher_first_and_only_once(tmp_path, own_cache):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}, "a record is written once"
 
 
-def test_lost_weights_are_made_again_and_the_record_stays(tmp_path):
+def test_lost_weights_are_made_again_and_the_record_stays(tmp_path, inside):
     run(tmp_path, ["cumbersome"])
     teacher = papers.get(PAPER).trial("smoke", "cumbersome", 0)
     record = Store(tmp_path).path(teacher)
@@ -73,7 +141,7 @@ def test_lost_weights_are_made_again_and_the_record_stays(tmp_path):
     assert record.read_bytes() == content
 
 
-def test_damaged_weights_are_made_again_in_the_same_run(tmp_path, own_cache, capsys):
+def test_damaged_weights_are_made_again_in_the_same_run(tmp_path, own_cache, capsys, inside):
     assert run(tmp_path, ["small with KD"]).exit_code == 0
     store, whole = Store(tmp_path), contents(tmp_path)
     teacher, pupil = (papers.get(PAPER).trial("smoke", arm, 0) for arm in ("cumbersome", "small with KD"))
@@ -84,13 +152,13 @@ def test_damaged_weights_are_made_again_in_the_same_run(tmp_path, own_cache, cap
     store.path(pupil).unlink()
     planned = runner.plan(PAPER, "smoke", ["small with KD"], [0], store)
     with Progress(planned, quiet=True) as progress:
-        assert runner.run(planned, store, watch=progress, jobs=2).exit_code == 0
+        assert runner.run(planned, store, watch=progress, jobs=1).exit_code == 0
     assert contents(tmp_path) == whole
     assert f"{path} is damaged" in (said := capsys.readouterr().out) and "the teacher is trained again" in said
     assert path.with_name(path.name + ".damaged").read_bytes() == content
 
 
-def test_a_failed_teacher_is_not_run_again_unasked(tmp_path):
+def test_a_failed_teacher_is_not_run_again_unasked(tmp_path, inside):
     from kdcore.trials.worker import record
 
     store, teacher = Store(tmp_path), papers.get(PAPER).trial("smoke", "cumbersome", 0)
@@ -104,39 +172,53 @@ def test_a_failed_teacher_is_not_run_again_unasked(tmp_path):
     assert store.get(teacher)["status"] == "done"
 
 
-def command(results, *more) -> list[str]:
-    return [sys.executable, "-m", "kdcore.cli", "run", PAPER, "--arm", "small", "--seed", "0", "--results", str(results), *more]
+def command(results, *more, program=TINY) -> list[str]:
+    return [sys.executable, "-c", program, "run", PAPER, "--arm", "small", "--seed", "0", "--jobs", "1", "--results", str(results), *more]
 
 
-def test_kill_9_at_20_random_moments(tmp_path, own_cache, quick):
-    """The runner and its children are killed together, at any moment; what is resumed equals what never stopped."""
+KILLS = int(os.environ.get("KDCORE_KILLS", "3"))  # ``make kill`` takes 20
+
+
+def test_kill_9_at_random_moments(tmp_path, own_cache, quick, monkeypatch):
+    """The runner and its child are killed together: at a random moment of a random epoch, or of the start; what is resumed in the
+    end equals what never stopped."""
     import random
 
-    run(tmp_path / "whole", ["small"])
-    whole = contents(tmp_path / "whole")
-    started = time.monotonic()
-    assert subprocess.run(command(tmp_path / "timed"), capture_output=True).returncode == 0
-    length = time.monotonic() - started
-    results, moments = tmp_path / "killed", random.Random(0)
-    kills = 0
-    for _ in range(20):
-        process = subprocess.Popen(command(results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            process.wait(timeout=moments.uniform(0.2, 1.0) * length)
-        except subprocess.TimeoutExpired:
-            kills += 1
-            for child in children(process.pid):
-                os.kill(child, signal.SIGKILL)
-            process.kill()
+    whole = whole_run(tmp_path / "whole", ["small"], monkeypatch)
+    results, moments, kills, resumed = tmp_path / "killed", random.Random(0), 0, 0
+    (job,) = runner.plan(PAPER, "smoke", ["small"], [0], Store(results)).jobs
+    state = checkpoint_folder(job.cohort, papers.get(PAPER).precision("cpu")) / "state.safetensors"
+    for number in range(KILLS):
+        process = subprocess.Popen(command(results, program=SLOW), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        resumed += state.exists()
+        epochs = moments.randint(1, 3) if number % 4 != 3 else 0
+        seen, end = written(state), time.monotonic() + (60 if epochs else moments.uniform(0, 4))
+        while epochs and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+            if written(state) > seen:
+                epochs, seen = epochs - 1, written(state)
+        time.sleep(moments.uniform(0, 0.03) if number % 4 != 3 else max(0, end - time.monotonic()))
+        kills += process.poll() is None
+        for child in children(process.pid):
+            os.kill(child, signal.SIGKILL)
+        process.kill()
         process.communicate()
         for path in results.rglob("*.json"):
-            json.loads(path.read_text())  # never torn
-        for path in results.rglob("*.json"):
+            read(path)  # never torn
             path.unlink()  # so that there is something to kill the next time; the checkpoint may or may not be there
-    assert kills >= 5
-    assert subprocess.run(command(results), capture_output=True).returncode == 0
+    assert kills >= KILLS / 2 and resumed
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "Worker", Inside)
+        assert run(results, ["small"]).exit_code == 0
     assert contents(results) == whole
     assert nothing_left(results, own_cache)
+
+
+def written(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def children(pid: int) -> list[int]:
@@ -152,8 +234,8 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def test_a_dead_child_is_replaced_and_resumes(tmp_path, own_cache, quick):
-    run(tmp_path / "whole", ["small"])
+def test_a_dead_child_is_replaced_and_resumes(tmp_path, own_cache, quick, monkeypatch):
+    whole = whole_run(tmp_path / "whole", ["small"], monkeypatch)
     killed = []
 
     def kill_once(job, event):
@@ -164,29 +246,162 @@ def test_a_dead_child_is_replaced_and_resumes(tmp_path, own_cache, quick):
 
     outcome = run(tmp_path / "killed", ["small"], watch=kill_once, jobs=1)
     assert killed and outcome.exit_code == 0
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == whole
     assert nothing_left(tmp_path / "killed", own_cache)
 
 
-def test_a_child_that_dies_again_and_again_becomes_a_failure(tmp_path):
-    def kill(job, event):
-        if event["event"] == "started":
-            for child in children(os.getpid()):
-                os.kill(child, signal.SIGKILL)
+@pytest.fixture
+def dying(tmp_path, monkeypatch):
+    """dying(code): every child is that, in Python without torch, in place of a worker; ``work`` is what it was asked, ``send`` answers."""
 
-    outcome = run(tmp_path, ["small"], watch=kill, jobs=1)
-    assert outcome.exit_code == 1
-    assert "killed by SIGKILL; out of memory is the usual reason" in next(iter(outcome.failed.values()))
-    (record,) = Store(tmp_path).records(PAPER)
-    assert record["status"] == "killed"
+    python = sys.executable
+
+    def choose(code):
+        program = tmp_path / "child"
+        start = "import json, os, signal, sys, time\nwork = json.loads(sys.stdin.readline())\n"
+        start += "send = lambda **event: print(json.dumps(event), flush=True)\n"
+        program.write_text(f"#!{python}\n{start}{code}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+
+    return choose
+
+
+def test_a_child_that_dies_again_and_again_becomes_a_failure(tmp_path, monkeypatch, dying):
+    starts = []
+    with monkeypatch.context():
+        dying("send(event='started'); os.kill(os.getpid(), signal.SIGKILL)")
+        outcome = run(tmp_path, ["small"], watch=lambda job, event: starts.append(1) if event["event"] == "started" else None)
+        assert outcome.exit_code == 1 and len(starts) == runner.DEATHS
+        assert "killed by SIGKILL; out of memory is the usual reason" in next(iter(outcome.failed.values()))
+        (record,) = Store(tmp_path).records(PAPER)
+        assert record["status"] == "killed"
+    monkeypatch.setattr(runner, "Worker", Inside)
     # never counted as a result, and run again only when asked
     assert run(tmp_path, ["small"]).exit_code == 1
     assert run(tmp_path, ["small"], retry_failed=True).exit_code == 0
     assert Store(tmp_path).records(PAPER)[0]["status"] == "done"
 
 
+def test_a_child_that_always_dies_in_the_same_epoch_is_given_up(tmp_path, dying):
+    """To come as far as before is no progress."""
+    starts = []
+    dying("send(event='started'); [send(event='epoch', done=n, total=9) for n in (1, 2)]; os.abort()")
+    outcome = run(tmp_path, ["small"], watch=lambda job, event: starts.append(1) if event["event"] == "started" else None)
+    assert outcome.exit_code == 1 and len(starts) == 1 + runner.DEATHS - 1
+    # one that comes an epoch further each time is not
+    starts.clear()
+    dying(
+        f"log = open({str(tmp_path / 'seen')!r}, 'a'); n = log.tell(); log.write('x'); log.close()\n"
+        "send(event='started'); send(event='epoch', done=n + 1, total=9)\n"
+        "if n < 7: os.abort()\n"
+        "send(event='ended', status='done', message='')"
+    )
+    outcome = run(tmp_path / "further", ["small"], watch=lambda job, event: starts.append(1) if event["event"] == "started" else None)
+    assert outcome.exit_code == 0 and len(starts) == 8
+
+
+@pytest.mark.parametrize("name", ["SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTERM", "SIGHUP"])
+def test_a_signal_is_called_by_its_name_with_the_childs_last_words(tmp_path, dying, name):
+    dying(f"print('free(): invalid pointer', file=sys.stderr, flush=True); os.kill(os.getpid(), signal.{name}); time.sleep(9)")
+    outcome = run(tmp_path, ["small"])
+    (sentence,) = outcome.failed.values()
+    assert sentence.endswith(f"killed (killed by {name}: free(): invalid pointer)") and "memory is" not in sentence
+    (record,) = Store(tmp_path).records(PAPER)
+    assert record["metrics"]["message"].startswith(f"killed by {name}: free(): invalid pointer\n")
+    if name in ("SIGABRT", "SIGSEGV"):
+        assert "most recent call first" in record["metrics"]["message"], "faulthandler says where"
+
+
+def test_a_signal_without_a_name_and_without_words(tmp_path, dying):
+    dying("os.kill(os.getpid(), signal.SIGRTMIN + 3)")
+    assert f"killed by signal {signal.SIGRTMIN + 3}" in next(iter(run(tmp_path, ["small"]).failed.values()))
+
+
+HUNG = "send(event='started'); signal.signal(signal.SIGTERM, signal.SIG_IGN); send(event='epoch', done=1, total=9); "
+
+
+@pytest.mark.parametrize("how", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])
+@pytest.mark.parametrize("stop", ["time limit", "Ctrl-C", "twice"])
+def test_a_child_that_hangs_is_ended_after_the_grace_period(tmp_path, dying, monkeypatch, stop, how):
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 0.3 if stop != "twice" else 60)
+    dying(HUNG + how)
+    said, started = [], time.monotonic()
+
+    def watch(job, event):
+        if event["event"] == "epoch" and stop != "time limit":
+            os.kill(os.getpid(), signal.SIGINT)
+            if stop == "twice":
+                time.sleep(0.5)
+                os.kill(os.getpid(), signal.SIGINT)
+        said.append(event.get("message", ""))
+
+    outcome = run(tmp_path, ["small"], watch=watch, time_limit=0.5 if stop == "time limit" else None)
+    assert time.monotonic() - started < 15
+    assert outcome.exit_code == 3 and not outcome.failed and len(outcome.paused) == 1
+    assert not list(tmp_path.rglob("*.json")), "no failure of its own"
+    told = [words for words in said if "did not stop within 0.3 s and was ended" in words]
+    assert len(told) == (stop != "twice")
+
+
+def test_a_child_that_stops_in_time_is_not_ended(tmp_path, dying, monkeypatch):
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 30)
+    dying("send(event='started'); time.sleep(1); send(event='ended', status='paused', message='saved')")
+    outcome = run(tmp_path, ["small"], time_limit=0.2)
+    assert outcome.exit_code == 3 and not outcome.failed
+
+
+def test_the_same_trial_twice_is_one(tmp_path, inside):
+    store = Store(tmp_path)
+    planned = runner.plan(PAPER, "smoke", ["small"], [0, 0], store)
+    assert len(planned.trials) == 1 and [job.ids for job in planned.jobs] == [[planned.trials[0].id]]
+    twice = runner.Plan(planned.trials * 2, {}, planned.jobs * 2)
+    started = []
+    outcome = runner.run(twice, store, jobs=1, watch=lambda job, event: started.append(1) if event["event"] == "started" else None)
+    assert outcome.exit_code == 0 and len(started) == 1
+    with pytest.raises(ValueError, match="a trial stands twice in one cohort"):
+        Cohort(planned.trials[0:1] * 2)
+
+
+def test_a_trial_that_another_store_trains_with_this_cache_waits(tmp_path, inside):
+    """Two checkouts with one cache: the second has no record, so that it trains as well, but not at the same time."""
+    (trial,) = runner.plan(PAPER, "smoke", ["small"], [0], Store(tmp_path / "here")).trials
+    cohort, ends = Cohort((trial,)), []
+    with lease(paths.cache() / "leases" / f"{trial.id}.lease", "elsewhere"):
+        worker.answer(
+            {"cohort": cohort.to_json(), "redo": []}, Store(tmp_path / "here"), "cpu", "auto", math.inf, lambda *_, **end: ends.append(end)
+        )
+    assert ends[-1]["status"] == "busy" and not list(tmp_path.rglob("*.json"))
+    assert run(tmp_path / "there", ["small"]).exit_code == 0
+    assert run(tmp_path / "here", ["small"]).exit_code == 0
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+
+
+BARE = """
+import sys
+BLOCKED = "pydantic rich pandas matplotlib seaborn jinja2 IPython papermill nbformat psutil".split()
+class Without:
+    finders = sys.meta_path[:]
+    def find_spec(self, name, *rest):
+        found = (finder.find_spec(name, *rest) for finder in self.finders)
+        return None if name.partition(".")[0] in BLOCKED else next(filter(None, found), None)
+sys.meta_path[:] = [Without()]
+"""
+
+
+def test_a_bare_gpu_machine_has_torch_numpy_sklearn_safetensors_and_yaml(tmp_path, monkeypatch):
+    """The runner and its child, with nothing else to import; the record is then valid where there is pydantic."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BARE)
+    path = os.pathsep.join([str(tmp_path / "site"), str(Path(papers.__file__).parents[2])])
+    done = subprocess.run(command(tmp_path / "results"), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "1/1 small, seed 0 done in" in done.stdout
+    assert [record["status"] for record in Store(tmp_path / "results").records(PAPER)] == ["done"]
+
+
 def test_two_runners_on_one_store_never_run_a_trial_twice(tmp_path, own_cache):
-    words = [sys.executable, "-m", "kdcore.cli", "run", PAPER, "--seeds", "0,1", "--jobs", "1", "--results", str(tmp_path)]
+    words = [sys.executable, "-c", TINY, "run", PAPER, "--seeds", "0,1", "--jobs", "1", "--results", str(tmp_path)]
     words += ["--arm", "small", "--arm", "small with KD", "--arm", "cumbersome"]
     runners = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in runners]
@@ -232,22 +447,19 @@ def test_timeout_is_a_recorded_failure(tmp_path):
     assert Store(tmp_path).records(PAPER)[0]["status"] == "timeout"
 
 
-def test_time_limit_pauses_and_the_same_command_goes_on(tmp_path, own_cache):
-    whole = run(tmp_path / "whole", ["small"])
-    assert whole.exit_code == 0
-    outcome = run(tmp_path / "paused", ["small"], time_limit=4)
-    assert outcome.exit_code in (0, 3)  # a fast machine may finish in time
-    if outcome.exit_code == 3:
-        assert not list((tmp_path / "paused").rglob("*.json"))
-    assert run(tmp_path / "paused", ["small"]).exit_code == 0
+def test_time_limit_pauses_and_the_same_command_goes_on(tmp_path, inside, quick):
+    assert run(tmp_path / "whole", ["small"]).exit_code == 0
+    pauses = 0
+    while (outcome := run(tmp_path / "paused", ["small"], time_limit=0.02)).exit_code == 3:
+        assert not list((tmp_path / "paused").rglob("*.json")) and len(outcome.paused) == 1
+        pauses += 1
+    assert pauses and outcome.exit_code == 0, "an epoch is trained however short the limit"
     assert contents(tmp_path / "paused") == contents(tmp_path / "whole")
 
 
 def test_ctrl_c_pauses(tmp_path, own_cache, quick):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdcore.cli", "run", PAPER, "--arm", "cumbersome", "--seeds", "6", "--results", str(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    words = [sys.executable, "-c", TINY, "run", PAPER, "--arm", "cumbersome", "--seeds", "40", "--jobs", "1", "--results", str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list((own_cache / "checkpoints").glob("*/state.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -269,29 +481,26 @@ def test_an_error_of_a_child_while_it_is_stopped_is_told(tmp_path, own_cache, mo
     assert outcome.exit_code == 1 and "ValueError: of its own" in next(iter(outcome.failed.values()))
 
 
-def test_a_stop_that_ends_a_child_outside_its_epochs_is_a_pause(tmp_path, own_cache):
+def test_a_stop_that_ends_a_child_outside_its_epochs_is_a_pause(tmp_path, own_cache, dying, monkeypatch):
     """Before the first epoch and after the last no loop listens to the signal: it ends the child."""
+    dying("send(event='started'); time.sleep(60)")
     ends = []
 
     def stop_at_once(job, event):
         if event["event"] == "started":
-            (child,) = children(os.getpid())
-            os.kill(child, signal.SIGSTOP)  # so that it cannot reach its first epoch
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)  # the runner sees the signal and passes it on
-            os.kill(child, signal.SIGKILL)
         elif event["event"] == "ended":
             ends.append((event["status"], event["message"]))
 
-    outcome = run(tmp_path, ["small"], watch=stop_at_once, jobs=1)
+    outcome = run(tmp_path, ["small"], watch=stop_at_once)
     assert outcome.exit_code == 3 and not outcome.failed
     assert ends == [("paused", "stopped: the same command goes on from the last checkpoint")]
     assert not list(tmp_path.rglob("*.json"))
-    assert run(tmp_path, ["small"]).exit_code == 0
+    whole_run(tmp_path, ["small"], monkeypatch)
     assert nothing_left(tmp_path, own_cache)
 
 
-def test_a_damaged_checkpoint_is_told_moved_aside_and_the_trial_starts_over(tmp_path, own_cache, capsys):
+def test_a_damaged_checkpoint_is_told_moved_aside_and_the_trial_starts_over(tmp_path, own_cache, capsys, inside):
     assert run(tmp_path / "whole", ["small"]).exit_code == 0
     store = Store(tmp_path / "damaged")
     planned = runner.plan(PAPER, "smoke", ["small"], [0], store)
@@ -323,7 +532,7 @@ def test_a_diverging_trial_is_a_record_of_failure(tmp_path):
     assert nothing_left(tmp_path, Path(os.environ["KDCORE_CACHE"]))
 
 
-def test_missing_data_stop_nobody_else(tmp_path, monkeypatch):
+def test_missing_data_stop_nobody_else(tmp_path, monkeypatch, inside):
     """No MNIST and no network: its trials are left out with one sentence, those on other data run."""
     monkeypatch.setenv("KDCORE_DATA", str(tmp_path / "nothing"))
     for name in ("http_proxy", "https_proxy"):
@@ -359,11 +568,11 @@ def test_bad_words_are_one_sentence(tmp_path):
             runner.plan(*arguments, store=Store(tmp_path))
     with pytest.raises(KdcoreError, match="device 'cuda:9' is not there"):
         runner.devices("cuda:9")
-    with pytest.raises(KdcoreError, match="device 'tpu' is not there"):
+    with pytest.raises(KdcoreError, match="device 'tpu' is none"):
         runner.devices("tpu")
 
 
-def test_forecast_times_each_kind_once(tmp_path):
+def test_forecast_times_each_kind_once(tmp_path, inside):
     planned = runner.plan(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], Store(tmp_path))
     seconds = runner.forecast(planned, "cpu")
     assert set(seconds) == {job.cohort.id for job in planned.jobs}
@@ -371,7 +580,7 @@ def test_forecast_times_each_kind_once(tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_forecast_from_records_of_this_device(tmp_path):
+def test_forecast_from_records_of_this_device(tmp_path, inside):
     store = Store(tmp_path)
     assert run(tmp_path, ["small"]).exit_code == 0
     (record,) = store.records(PAPER, "smoke")
@@ -399,7 +608,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("full", ["cache", "results"])
-def test_a_disk_that_fills_up_in_a_run_loses_nothing(tmp_path, small_disk, monkeypatch, full):
+def test_a_disk_that_fills_up_in_a_run_loses_nothing(tmp_path, small_disk, monkeypatch, inside, full):
     """Checkpoints, or records, meet a full disk: one sentence and a non-zero exit; with room again, the same records."""
     assert run(tmp_path / "whole", ["cumbersome", "small with KD"]).exit_code == 0
     whole = contents(tmp_path / "whole")

@@ -400,7 +400,7 @@ class Engine:
         for trial in job.cohort.trials:
             if (found := self.store.get(trial)) is None or found["status"] != "done":
                 self.store.put(record(trial, status, {"metrics": {"message": message}, "history": []}, cost, precision))
-        self._fail(job, f"{status} ({message.splitlines()[-1]})")
+        self._fail(job, f"{status} ({message.splitlines()[0]})")
 
 
 class ChildDied(Exception):

@@ -53,20 +53,22 @@ def main() -> None:
     torch.set_num_threads(1)
     send("ready")
     for line in sys.stdin:
-        work = json.loads(line)
-        cohort = Cohort.from_json(work["cohort"])
+        answer(json.loads(line), Store(arguments.results), arguments.device, arguments.precision, arguments.deadline, send)
+
+
+def answer(work: dict, store: Store, device: str, precision: str, deadline: float, send) -> None:
+    """Run a cohort, or measure one; the last event that is sent is "ended", or "measured"."""
+    cohort = Cohort.from_json(work["cohort"])
+    try:
         if work.get("probe"):
-            try:
-                send("measured", seconds=measure(cohort, arguments.device, arguments.precision))
-            except KdcoreError as error:
-                send("ended", status="refused", message=str(error))
-            continue
-        try:
-            store = Store(arguments.results)
-            status, message = run(cohort, store, arguments.device, arguments.precision, arguments.deadline, send, set(work["redo"]))
-        except Busy as busy:
-            status, message = "busy", f"{busy} is running elsewhere"
-        send("ended", status=status, message=message)
+            send("measured", seconds=measure(cohort, device, precision))
+            return
+        status, message = run(cohort, store, device, precision, deadline, send, set(work["redo"]))
+    except Busy as busy:
+        status, message = "busy", f"{busy} is running elsewhere"
+    except KdcoreError as error:  # of a measurement
+        status, message = "refused", str(error)
+    send("ended", status=status, message=message)
 
 
 def run(cohort: Cohort, store: Store, device: str, precision: str, deadline: float, send, redo: set[str]) -> tuple[str, str]:
