@@ -594,6 +594,10 @@ def test_forecast_from_records_of_this_device(tmp_path, inside):
     seconds = forecast(seconds=9999.0, cpu_seconds=1234.5)
     assert seconds["small"] == 1234.5 and seconds["30 units, T=4"] < 600, "timed where there is no record"
     assert forecast(seconds=1234.5, device="another processor")["small"] < 600
+    # older records have neither CPU seconds nor a precision, which was float32
+    del record["cost"]["cpu_seconds"], record["environment"]["precision"]
+    float32 = papers.get(PAPER).precision("cpu") == "float32"
+    assert (forecast(seconds=1234.5)["small"] == 1234.5) == float32
 
 
 @pytest.fixture
