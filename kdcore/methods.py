@@ -228,6 +228,16 @@ class Phase:
         self.nets, self.until, self.connectors = (student, teacher), until, connectors
         self.input_gradient, self.batch_statistics, self.live_teacher = input_gradient, batch_statistics, live_teacher
 
+    def __getstate__(self) -> dict:
+        for _, term in self.terms:
+            for cell in getattr(term, "__closure__", None) or ():
+                if isinstance(cell.cell_contents, nn.Module | Tensor):
+                    raise ValueError(
+                        f"a term of stage '{self.name}' holds a {type(cell.cell_contents).__name__} that a copy would share: "
+                        "pass it as one of the stage's connectors, or to functools.partial"
+                    )
+        return self.__dict__
+
     def loss(self, x: Tensor, labels: Tensor, knowledge: Knowledge | None = None) -> Tensor:
         """The loss of a batch, a scalar. x [B, ...], labels int64 [B]; knowledge: of the same batch, for None the
         teacher's own, as the phase wants it (differentiable, with the batch's statistics).
@@ -309,14 +319,14 @@ def _check_frozen(teacher: nn.Module) -> None:
     if not isinstance(teacher, nn.Module):
         raise ValueError(f"a teacher must be a torch.nn.Module, not {type(teacher).__name__}")
     waiting = [teacher]
-    while waiting:
-        module = waiting.pop()
+    for module in waiting:  # grows as it goes: several times as fast as modules() and parameters()
         if module.training:
             raise ValueError(f"the teacher must be in eval mode, but its {type(module).__name__} is in train mode: call freeze(teacher)")
         for parameter in module._parameters.values():
             if parameter is not None and parameter.requires_grad:
                 raise ValueError(f"the teacher's {type(module).__name__} has parameters that ask for a gradient: call freeze(teacher)")
-        waiting += [part for part in module._modules.values() if part is not None]
+        if module._modules:
+            waiting += [part for part in module._modules.values() if part is not None]
 
 
 def _tapped(net: nn.Module) -> bool:
@@ -515,7 +525,10 @@ FSP_WEIGHT = 0.01
 
 
 def _fsp(view: View, places: list, weights: list[float]) -> Tensor:
-    own = [tuple(view.connectors[number](view.own(mine)) for (mine, _), number in section) for section in places]
+    for ((first, _), _), ((last, _), _) in places:
+        if not view.taps[first].requires_grad:
+            view.own(last)  # one of the two may be frozen, not both
+    own = [tuple(view.connectors[number](view.taps[mine]) for (mine, _), number in section) for section in places]
     target = [tuple(view.teacher.taps[theirs] for (_, theirs), _ in section) for section in places]
     return losses.fsp(own, target, weights)
 

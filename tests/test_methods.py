@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -854,6 +855,30 @@ def test_a_copy_of_a_method_trains_itself(name, how):
     assert moved(method, before) == set() and all(p.grad is None for p in method.parameters())
     torch.manual_seed(5)
     assert method.phases[0].loss(X, LABELS).item() == losses_of_twin[0]
+
+
+def test_a_term_that_holds_a_module_cannot_be_copied():
+    student, extra = small_tapped(), nn.Linear(10, 10)
+    method = methods.plain(student, task=[(1.0, lambda view: losses.cross_entropy(extra(view.logits), view.labels))])
+    for how in (copy.deepcopy, pickle.dumps):
+        refused("holds a Linear that a copy would share", how, method)
+    task = [(1.0, partial(with_module, module=extra))]
+    twin = copy.deepcopy(methods.plain(student, task=task))
+    twin.phases[0].loss(X, LABELS).backward()
+    assert extra.weight.grad is None and twin.phases[0].terms[0][1].keywords["module"].weight.grad is not None
+
+
+def with_module(view, module):
+    return losses.cross_entropy(module(view.logits), view.labels)
+
+
+def test_fsp_may_start_at_a_frozen_layer():
+    student = small_tapped()
+    student.net[0].requires_grad_(False)
+    method = methods.fsp(student, small_teacher(), pairs=[("a", "b")], weights=[1.0])
+    before = state(student)
+    step(method, method.phases[0], X, LABELS)
+    assert moved(student, before) == {"net.2.weight", "net.2.bias"}
 
 
 def test_copies_keep_knobs_and_drifting_statistics_together():
