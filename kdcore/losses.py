@@ -290,6 +290,8 @@ def fsp(
     Squares are summed: a mean over the matrix, as in later libraries, is C1 * C2 times smaller.
     Raises ValueError for no pairs, different numbers of pairs or weights, matrices of different shapes, negative weights.
     """
+    if not all(isinstance(each, Sequence) for each in (student, teacher, weights or ())):
+        raise ValueError("fsp takes lists: of pairs of maps for student and teacher, and of weights")
     weights = [1.0] * len(student) if weights is None else weights
     if not len(student) == len(teacher) == len(weights) > 0:
         raise ValueError(

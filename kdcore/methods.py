@@ -207,8 +207,9 @@ class Phase:
     ):
         if teacher is not None and not live_teacher:
             _check_frozen(teacher)
-        if not terms:
-            raise ValueError(f"stage '{name}' has no terms: give at least one (weight, term)")
+        _check_module(student, "student")
+        if not terms or not all(isinstance(term, Sequence) and len(term) == 2 and callable(term[1]) for term in terms):
+            raise ValueError(f"stage '{name}' has no terms or other than terms: give at least one (weight, function of a View)")
         for weight, _ in terms:
             losses.check_number(f"a weight of stage '{name}'", weight)
         if until is not None or input_gradient:
@@ -312,12 +313,16 @@ def freeze(teacher: nn.Module) -> nn.Module:
     return teacher.eval().requires_grad_(False)
 
 
+def _check_module(net: nn.Module, whose: str) -> None:
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"a {whose} must be a torch.nn.Module, not {type(net).__name__}")
+
+
 def _check_frozen(teacher: nn.Module) -> None:
     """Raises ValueError for a teacher that would learn, drift or be noisy. A walk over its modules: microseconds, and no sync."""
     if torch.compiler.is_compiling():
         return
-    if not isinstance(teacher, nn.Module):
-        raise ValueError(f"a teacher must be a torch.nn.Module, not {type(teacher).__name__}")
+    _check_module(teacher, "teacher")
     waiting = [teacher]
     for module in waiting:  # grows as it goes: several times as fast as modules() and parameters()
         if module.training:
@@ -660,12 +665,14 @@ def _jacobian(view: View) -> Tensor:
 
 
 def _one_phase(student: nn.Module, teacher: nn.Module | None, terms, **options) -> Method:
+    last = _last(student, teacher, terms, **options)
     method = Method(student)
-    method.phases = [_last(student, teacher, terms, **options)]
+    method.phases = [last]
     return method
 
 
 def _last(student: nn.Module, teacher: nn.Module | None, task: Sequence[tuple[float, Term]] | None, **options) -> Phase:
+    _check_module(student, "student")
     return Phase("train", student, teacher, _terms(task), list(student.parameters()), **options)
 
 
@@ -681,13 +688,13 @@ def _terms(task: Sequence[tuple[float, Term]] | None) -> Sequence[tuple[float, T
 
 
 def _listed(taps: Sequence, what: str) -> list:
-    if isinstance(taps, str) or not len(taps):
+    if isinstance(taps, str) or not isinstance(taps, Sequence) or not taps:
         raise ValueError(f"{what} must be a list of at least one, not {taps!r}")
     return list(taps)
 
 
 def _pair(pair: Sequence, what: str) -> Sequence:
-    if isinstance(pair, str) or len(pair) != 2:
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
         raise ValueError(f"{what} has an entry of other than two: {pair!r}")
     return pair
 
@@ -708,8 +715,9 @@ def _check_once(entries: list, what: str) -> None:
 
 
 def _weights(weights: Sequence[float], count: int, what: str) -> list[float]:
-    if len(weights) != count:
-        raise ValueError(f"give one weight a {what}: {len(weights)} for {count} {what}s")
+    if not isinstance(weights, Sequence) or len(weights) != count:
+        given = len(weights) if isinstance(weights, Sequence) else repr(weights)
+        raise ValueError(f"give a list of one weight a {what}: {given} for {count} {what}s")
     for weight in weights:
         losses.check_number("a weight", weight)
     return list(weights)
