@@ -16,6 +16,7 @@ from kdcore.errors import KdcoreError, Stopped
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code: 0 done, 1 failed or refused, 2 wrong usage, 3 paused."""
+    code = options = None
     try:
         _let_sigterm_interrupt()
         try:
@@ -27,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command is None:
             top.print_help(sys.stderr)
             top.exit(2, "\nkdcore: error: name a command, such as kdcore plan\n")
-        return options.command(options)
+        code = options.command(options)
+        print(end="", flush=True)  # here an output that cannot be written is told, and not while Python ends
+        return code
     except (KeyboardInterrupt, Stopped) as error:
         print(f"kdcore: {str(error) or 'stopped'}; the same command goes on from here", file=sys.stderr)
         return 3
@@ -40,8 +43,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"kdcore: this command needs {error.name}, which is not installed: pip install -r requirements.txt", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `kdcore plan | head`
+        _forget_output()
+        if code is None and options and options.command in (run, replicate, check):
+            print("kdcore: nobody reads the output any more: run the same command again", file=sys.stderr)
+            return 1
+        return code or 0
+    except OSError as error:  # a full disk, a folder that may not be read
+        print(f"kdcore: {paths.trouble(error)}", file=sys.stderr)
+        if not error.filename:
+            _forget_output()
+        return 1
+
+
+def _forget_output() -> None:
+    """What standard output still holds is not to be complained of when Python ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _let_sigterm_interrupt() -> None:
@@ -163,6 +180,7 @@ def plan(options) -> int:
     from kdcore.trials.store import Store
 
     console, code, store = Console(), 0, Store(validation.results(options.results))
+    validation.folder(paths.cache(), "set KDCORE_CACHE to a folder")
     for key in options.paper or papers.names():
         planned = runner.plan(key, options.budget, options.arm, options.seeds, store)
         seconds = {}

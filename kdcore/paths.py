@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,27 @@ from kdcore.errors import Damaged, KdcoreError
 
 def cache() -> Path:
     """``$KDCORE_CACHE`` (default ~/.cache/kdcore): checkpoints, weights and data, never committed."""
-    return Path(os.environ.get("KDCORE_CACHE") or "~/.cache/kdcore").expanduser()
+    return _home("KDCORE_CACHE", os.environ.get("KDCORE_CACHE") or "~/.cache/kdcore")
 
 
 def data() -> Path:
     """``$KDCORE_DATA`` (default ``$KDCORE_CACHE/data``): one safetensors file a data set, or torchvision's layout."""
-    return Path(os.environ.get("KDCORE_DATA") or cache() / "data").expanduser()
+    return _home("KDCORE_DATA", os.environ.get("KDCORE_DATA") or cache() / "data")
+
+
+def _home(variable: str, path: Path | str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody, or a user without a home
+        raise KdcoreError(f"the folder '{path}' cannot be used ({error}): set {variable} to a folder that can be written") from error
+
+
+def regular(path: Path) -> Path:
+    """``path``, which is a file and not a pipe or device, whose reader would wait for ever. Raises OSError."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a folder is an error by itself
+        raise OSError(errno.ENXIO, "it is a pipe, a socket or a device, not a file", str(path))
+    return path
 
 
 def write_atomically(path: Path, write: Callable[[str], None]) -> None:
@@ -84,6 +100,12 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def trouble(error: OSError) -> str:
+    """A sentence about a file or folder that failed where nobody expected it."""
+    where = f"'{error.filename}' cannot be used" if error.filename else "a file or the output cannot be read or written"
+    return f"{where} ({error.strerror or error}): {cure(error)} and run the same command again"
+
+
 def cure(error: OSError) -> str:
     """What to do about a file or folder that cannot be written or locked."""
     return _CURES.get(error.errno, "see to that")
@@ -92,7 +114,9 @@ def cure(error: OSError) -> str:
 _CURES = (
     dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable")
     | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some disk space")
-    | dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move away what stands where a folder or file belongs")
+    | dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENXIO), "move away what stands where a folder or file belongs"
+    )
     | dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)")
     | dict.fromkeys(
         (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL),
@@ -118,7 +142,7 @@ def load_tensors(path: Path, **belongs: str) -> tuple[dict, dict[str, str]]:
     from safetensors import safe_open
 
     try:
-        path.open("rb").close()
+        regular(path).open("rb").close()
     except OSError as error:
         raise KdcoreError(f"cannot read {path} ({error.strerror}): make it readable and run the same command again") from error
     try:

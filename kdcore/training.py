@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcore import paths
+from kdcore import paths, validation
 from kdcore.errors import Damaged, Paused, TrialFailed
 
 
@@ -257,7 +257,7 @@ def fit(model: nn.Module, stages: list[Stage], evaluate: Callable[[], dict], con
 
 
 # Writing a checkpoint costs tens of milliseconds: not more often than this, unless a test asks for it.
-CHECKPOINT_SECONDS = float(os.environ.get("KDCORE_CHECKPOINT_SECONDS", "10"))
+CHECKPOINT_SECONDS = validation.environment_seconds("KDCORE_CHECKPOINT_SECONDS", 10)
 
 
 def _epochs(stage: Stage, seed: int, number: int) -> int:

@@ -143,7 +143,7 @@ def results(value=None) -> Path:
     return folder(value)
 
 
-def folder(value) -> Path:
+def folder(value, cure: str = "name a folder for the results") -> Path:
     """A path that is, or could become, a folder. Raises KdcoreError for anything else, such as a file's."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise KdcoreError(f"the folder of the results must be a path such as results, not {shown(value)}")
@@ -151,9 +151,9 @@ def folder(value) -> Path:
         path = Path(os.fspath(value)).expanduser()
         there = next(each for each in (path, *path.parents) if _exists(each))
     except (OSError, ValueError, RuntimeError, TypeError) as error:  # too long, a null byte, an unknown ~user, bytes
-        raise KdcoreError(f"the folder {shown(value)} cannot be used ({error}): name another one") from error
+        raise KdcoreError(f"the folder {shown(str(value))} cannot be used ({error}): {cure}") from error
     if not there.is_dir():
-        raise KdcoreError(f"cannot write {path} ({there} is not a folder): name a folder for the results")
+        raise KdcoreError(f"cannot write {path} ({there} is not a folder): {cure}")
     return path
 
 
@@ -185,6 +185,14 @@ def writable(value, cure: str = "make it writable, or pass another --results") -
         cure = "free some disk space" if error.errno == errno.ENOSPC else cure
         raise KdcoreError(f"cannot write {path} ({error.strerror}): {cure}") from error
     return path
+
+
+def environment_seconds(variable: str, default: float) -> float:
+    """A number of seconds, 0 or more, that an environment variable may set."""
+    text = os.environ.get(variable) or str(default)
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):
+        raise KdcoreError(f"{variable} must be a number of seconds such as {default:g}, not {shown(text)}")
+    return float(text)
 
 
 # -- from the command line's text -----------------------------------------------------------------------------------

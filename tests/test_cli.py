@@ -352,3 +352,34 @@ def test_errors_are_for_people():
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
     assert caught.value.code == 0
+
+
+@pytest.mark.parametrize("place", ["~nosuchuser/cache", "x" * 300, "/dev/null", "/dev/null/cache"])
+def test_a_cache_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, capsys, place):
+    monkeypatch.setenv("KDCORE_CACHE", place)
+    assert cli.main(["plan", "fsp", "--no-forecast", "--results", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "set KDCORE_CACHE to a folder" in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "inf", "1e3", "٣"])
+def test_seconds_in_an_environment_variable(monkeypatch, text):
+    monkeypatch.setenv("KDCORE_GRACE_SECONDS", text)
+    with pytest.raises(KdcoreError, match="KDCORE_GRACE_SECONDS must be a number of seconds such as 60"):
+        validation.environment_seconds("KDCORE_GRACE_SECONDS", 60)
+    monkeypatch.setenv("KDCORE_GRACE_SECONDS", "0.5")
+    assert validation.environment_seconds("KDCORE_GRACE_SECONDS", 60) == 0.5
+
+
+@pytest.mark.parametrize(
+    "output, exit_code, sentence", [("/dev/full", 1, "No space left on device"), (None, 0, ""), ("pipe", 1, "nobody reads")]
+)
+def test_output_that_nobody_can_have(output, exit_code, sentence):
+    """A full disk, an output that is closed, and a reader that has gone: success is not claimed, and no traceback shown."""
+    words = "from kdcore import cli; cli.check = lambda options: print('all well') or 0; sys.exit(cli.main(['check']))"
+    close = "import os, sys; os.close(1); sys.stdout = None; " if output is None else "import sys; "
+    read, write = os.pipe()
+    os.close(read)
+    with open("/dev/full" if output == "/dev/full" else write, "w") as stdout:
+        ended = subprocess.run([sys.executable, "-c", close + words], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert ended.returncode == exit_code and sentence in ended.stderr and ended.stderr.count("\n") == (1 if sentence else 0)

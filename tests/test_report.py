@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import math
+import os
 import re
 import shlex
 
@@ -559,3 +560,12 @@ def test_learning_curves_of_seeds_that_were_measured_at_other_epochs():
     epochs, values = figures._histories(records, "error")
     assert (epochs.tolist(), values.tolist()) == ([3, 6], [[3.0, 6.0], [13.0, 16.0]])
     assert figures._histories(records[2:], "error") is None
+
+
+def test_generated_files_that_are_no_text_are_out_of_date(tmp_path):
+    for name, make in {"bytes": lambda p: p.write_bytes(b"\xff\xfe"), "folder": os.mkdir, "pipe": os.mkfifo}.items():
+        make(tmp_path / name)
+        assert report._read(tmp_path / name) == ""
+        with pytest.raises(KdcoreError, match=f"{tmp_path / name} cannot be read as UTF-8 text"):
+            report.update_readme(tmp_path / name, "block")
+    assert report._read(tmp_path / "missing") is None

@@ -313,6 +313,29 @@ def test_a_signal_is_called_by_its_name_with_the_childs_last_words(tmp_path, dyi
         assert "most recent call first" in record["metrics"]["message"], "faulthandler says where"
 
 
+def test_a_child_that_dies_in_the_middle_of_a_line(tmp_path, dying):
+    dying('print(\'{"event": "ended", "stat\', end=\'\', flush=True); os.kill(os.getpid(), 9)')
+    assert "killed by SIGKILL" in next(iter(run(tmp_path, ["small"]).failed.values()))
+
+
+def test_a_reader_of_the_log_that_has_gone_ends_the_run_and_pauses_what_trains(tmp_path, dying):
+    """The other child would go on unseen, to the end of its trial."""
+    dying(
+        "signal.signal(signal.SIGTERM, lambda *_: (send(event='ended', status='paused', message=''), os._exit(0)))\n"
+        "send(event='started'); seed = json.loads(work['cohort'])[0]['seed']\n"
+        "time.sleep(0.3 if seed else 30); send(event='ended', status='done', message='')"
+    )
+
+    def watch(job, event):
+        if event["event"] == "ended" and event["status"] == "done":
+            raise BrokenPipeError
+
+    start = time.monotonic()
+    with pytest.raises(BrokenPipeError):
+        run(tmp_path, ["small"], seeds=(0, 1), jobs=2, watch=watch)
+    assert time.monotonic() - start < 20
+
+
 def test_a_signal_without_a_name_and_without_words(tmp_path, dying):
     dying("os.kill(os.getpid(), signal.SIGRTMIN + 3)")
     assert f"killed by signal {signal.SIGRTMIN + 3}" in next(iter(run(tmp_path, ["small"]).failed.values()))

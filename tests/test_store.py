@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,8 @@ import textwrap
 import pytest
 import torch
 
-from kdcore import papers, paths
+from kdcore import papers, paths, training
+from kdcore.data import images, tabular
 from kdcore.errors import KdcoreError
 from kdcore.trials import store as stores
 from kdcore.trials import worker
@@ -148,6 +150,45 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     path.write_bytes(body + stores._seal(body))
     with pytest.raises(KdcoreError, match="can't decode byte 0xff"):
         store.get(trial)
+
+
+@pytest.mark.parametrize("reader", ["record", "weights", "checkpoint", "images", "table"])
+def test_a_pipe_in_a_files_place_is_told_and_not_waited_for(tmp_path, own_cache, reader):
+    trial = a_trial()
+    path, read = {
+        "record": (Store(tmp_path).path(trial), lambda: Store(tmp_path).get(trial)),
+        "weights": (worker.weights_path("0" * 12), lambda: worker.load_weights("0" * 12)),
+        "checkpoint": (own_cache / "state.safetensors", lambda: training.Checkpoint(own_cache).load(torch.nn.Linear(2, 2))),
+        "images": (own_cache / "data" / "mnist.safetensors", lambda: images.load("mnist")),
+        "table": (own_cache / "data" / "glass.csv", lambda: tabular.load("glass")),
+    }[reader]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(10)  # a reader of a pipe waits until somebody writes
+    try:
+        with pytest.raises(KdcoreError, match=f"{path} .*it is a pipe, a socket or a device, not a file"):
+            read()
+    finally:
+        signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+    "row", [{"loss": "0.5"}, {"test_error_percent": [1.0, None]}, {"lr": True}, {"stage": 3}, {"epoch": {}}, {"loss": [[1.0]]}], ids=str
+)
+def test_a_history_holds_numbers(tmp_path, row):
+    with pytest.raises(KdcoreError, match=f"history.0.{next(iter(row))}"):
+        Store(tmp_path).put(a_record(a_trial()) | {"history": [row]})
+    Store(tmp_path).put(a_record(a_trial()) | {"history": [{"stage": "train", "epoch": 1, "loss": [0.5, 1], "lr": 0.1}]})
+
+
+def test_a_folder_or_file_of_this_machine_that_fails_is_a_refusal(tmp_path, monkeypatch):
+    def denied(self, trial):
+        raise PermissionError(errno.EACCES, "Permission denied", "/some/where")
+
+    monkeypatch.setattr(Store, "get", denied)
+    ended = worker.run(Cohort((a_trial(),)), Store(tmp_path), "cpu", "auto", float("inf"), lambda event, **fields: None, set())
+    assert ended == ("refused", "'/some/where' cannot be used (Permission denied): make the folder writable and run the same command again")
 
 
 def test_a_record_under_another_name_is_refused(tmp_path):

@@ -155,7 +155,7 @@ def unlabelled(name: str, sha256: str, side: int = 32) -> Tensor:
     path, pixels = paths.data() / f"{name}.safetensors", None
     if path.exists():
         try:
-            pixels = load(path.read_bytes())["images"]
+            pixels = load(paths.regular(path).read_bytes())["images"]
         except OSError as error:
             raise KdcoreError(f"cannot read {path} ({error.strerror}): make it readable and run the same command again") from error
         except (SafetensorError, KeyError):
@@ -190,7 +190,7 @@ def _cached(name: str, path: Path) -> dict[str, np.ndarray] | None:
     from safetensors.numpy import load
 
     try:
-        arrays = load(path.read_bytes())
+        arrays = load(paths.regular(path).read_bytes())
     except OSError as error:
         raise KdcoreError(f"cannot read {path} ({error.strerror}): make it readable and run the same command again") from error
     except Exception:  # whatever safetensors makes of a broken header

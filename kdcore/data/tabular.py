@@ -284,7 +284,7 @@ def canonical(rows: list[list], classes: list[str], variables: list[str]) -> str
 
 def _read(path: Path, errors: str = "strict") -> str:
     try:
-        return path.read_text(encoding="utf-8", errors=errors)
+        return paths.regular(path).read_text(encoding="utf-8", errors=errors)
     except OSError as error:
         raise KdcoreError(f"cannot read {path} ({error.strerror}): make it readable and run the same command again") from error
 

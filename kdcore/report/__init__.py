@@ -72,8 +72,8 @@ def stale(results_dir: Path | str, records: dict[str, list[dict]] | None = None)
     problems += [_problem(page)] if reported and not page.exists() else []
     readme = _readme(store)
     if readme.exists():
-        text = readme.read_text(encoding="utf-8")
         try:
+            text = _text(readme)
             expected = with_block(text, _block(everything), readme)
         except KdcoreError as error:
             problems.append(str(error))
@@ -103,7 +103,7 @@ def _figures(found: tables.Findings, budget: str) -> dict:
 def update_readme(path: Path | str, block: str) -> None:
     """Put ``block`` between the scoreboard's markers of a Markdown file. Raises KdcoreError where a marker is missing."""
     path = Path(path)
-    paths.write_text(path, with_block(path.read_text(encoding="utf-8"), block, path))
+    paths.write_text(path, with_block(_text(path), block, path))
 
 
 def with_block(text: str, block: str, where: Path | str = "the README") -> str:
@@ -138,7 +138,18 @@ def _readme(store: Store) -> Path:
 
 
 def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    """The text of a generated file; "" for what is none, which is out of date; None where nothing is."""
+    try:
+        return paths.regular(path).read_text(encoding="utf-8") if path.exists() else None
+    except (OSError, ValueError):
+        return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return paths.regular(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise KdcoreError(f"{path} cannot be read as UTF-8 text ({error}): restore it from git") from error
 
 
 def _problem(path: Path, text: str | None = None) -> str:

@@ -57,7 +57,7 @@ class Progress:
         return (f"{job.cohort.trials[0].paper}: " if self.several else "") + name(job, seed)
 
     def _say(self, line: str) -> None:
-        if self.console is None:
+        if self.live is None:  # rich would end this thread without a word where nobody reads
             print(line, flush=True)
         else:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -21,7 +21,8 @@ from kdcore.trials.spec import Cohort, Trial
 from kdcore.trials.store import Store
 
 DEATHS = 3  # a child that dies this often on one cohort without coming further in between is not the machine's whim
-GRACE_SECONDS = float(os.environ.get("KDCORE_GRACE_SECONDS", "60"))  # from a time limit or Ctrl-C until a child that goes on is ended
+# from a time limit or Ctrl-C until a child that goes on is ended
+GRACE_SECONDS = validation.environment_seconds("KDCORE_GRACE_SECONDS", 60)
 
 
 @dataclass
@@ -303,8 +304,10 @@ class Engine:
         except BaseException as error:  # a defect in this thread must not leave the others waiting for ever
             with self.changed:
                 self.error = self.error or error
-                self.deadline = 0
+                self.deadline, self.end = 0, min(self.end, time.time() + GRACE_SECONDS)
                 self.changed.notify_all()
+            for other in list(self.workers):  # pauses at its next epoch: what it did is not lost
+                other.signal(signal.SIGTERM)
         finally:
             if worker is not None:
                 worker.close()
@@ -458,6 +461,8 @@ class Worker:
             self.process.stdin.write(json.dumps(work) + "\n")
             self.process.stdin.flush()
             for line in self.process.stdout:
+                if not line.endswith("\n"):  # it died in the middle of a line
+                    break
                 event = json.loads(line)
                 if event["event"] in ("ended", "measured"):
                     return event

@@ -39,15 +39,22 @@ class Environment(Model):
     precision: Literal["float32", "bfloat16"] = "float32"
     teacher_processor: Text | None = None
     without_graph: Text | None = None
-    without_graph: Text | None = None
 
 
 class Data(Model):
     fingerprint: Text
 
 
+class Row(BaseModel):
+    """What one epoch measured: numbers, or a list of them, one for each net of an ensemble."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, float | list[float]]
+    stage: str = ""
+
+
 class Record(Model):
-    """One trial. Numbers in config, metrics and history may lie in lists and dicts; ``store`` checks that all are finite."""
+    """One trial. Numbers in config and metrics may lie in lists and dicts; ``store`` checks that all are finite."""
 
     id: Id
     paper: Name
@@ -57,7 +64,7 @@ class Record(Model):
     status: Literal["done", "nan", "oom", "timeout", "killed", "error"]
     config: dict[str, Any]
     metrics: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: list[Row]
     cost: Cost
     environment: Environment
     data: Data

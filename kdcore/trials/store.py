@@ -125,7 +125,7 @@ SEAL = len(_seal(b""))
 def read(path: Path) -> dict:
     """Read and check one record. Raises KdcoreError that names the file."""
     try:
-        content = path.read_bytes()
+        content = paths.regular(path).read_bytes()
     except OSError as error:
         raise KdcoreError(f"the record {path} cannot be read ({error.strerror}): {CURE}") from error
     record = loads(content, f"the record {path}")

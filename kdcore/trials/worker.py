@@ -99,6 +99,8 @@ def run(cohort: Cohort, store: Store, device: str, precision: str, deadline: flo
             return "no teacher", str(error)
         except KdcoreError as error:
             return "refused", str(error)
+        except OSError as error:  # a folder or file of this machine, whatever the code was about to do with it
+            return "refused", paths.trouble(error)
 
 
 class TeacherMissing(KdcoreError):
@@ -150,7 +152,8 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
         status, message = "done", ""
     for path in folder.glob("*"):
         if ".damaged" not in path.name:  # that stays for whoever wants to know
-            path.unlink()
+            with contextlib.suppress(OSError):
+                path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
     return status, message
