@@ -22,7 +22,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -59,9 +60,11 @@ STYLE = {
     "svg.hashsalt": "kdcore",
     "svg.fonttype": "path",
     "axes.unicode_minus": True,
+    "path.simplify": False,  # which points of a straight line may go, rounding errors would decide
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 DPI = 150  # of a PNG
+STRAIGHT = {"connectionstyle": "arc"}  # a line; the default is a curve whose middle lies on the line, or beside it by a rounding error
 DIGITS = 9  # significant ones of what is drawn: far finer than a line is wide, far coarser than what processors differ by
 
 
@@ -684,7 +687,7 @@ def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
             ax.plot([column, column], [top, last], color="#bbbbbb", lw=1.2, zorder=1)
         for row, (name, source) in enumerate(edges):
             node, colour = 2 + row // 2, PALETTE[row % 2]
-            arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
+            arrow = STRAIGHT | {"arrowstyle": "-|>", "color": colour, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
             ax.annotate("", (node - 0.07, row), (source, row), arrowprops=arrow, zorder=2)
             ax.plot(source, row, "o", ms=4, color=colour, zorder=2)
             dark = [0.6 * part for part in mpl.colors.to_rgb(colour)]
@@ -826,7 +829,7 @@ def png(figure: Figure) -> bytes:
     with style():
         _lay_out(figure)
         figure.dpi = DPI
-        FigureCanvasAgg(figure).print_png(drawn)
+        _GridCanvas(figure).print_png(drawn)
         figure.dpi = dpi
     return drawn.getvalue()
 
@@ -847,12 +850,52 @@ def _lay_out(figure: Figure) -> None:
     At the PNG's resolution: at a coarser one letters are narrower, and a label would reach the figure's edge."""
     if (engine := figure.get_layout_engine()) is None:
         return
+    for ax in figure.axes:
+        ax.set_xlim(rounded(ax.get_xlim()))
+        ax.set_ylim(rounded(ax.get_ylim()))
     dpi, figure.dpi = figure.dpi, DPI
     engine.execute(figure)
     figure.dpi = dpi
     figure.set_layout_engine("none")
     for ax in figure.axes:
         ax.set_position(np.round(ax.get_position(original=True).bounds, 6), which="original")
+
+
+class _GridCanvas(FigureCanvasAgg):
+    def get_renderer(self):
+        self.renderer = _GridRenderer(*self.figure.bbox.size, self.figure.dpi)
+        return self.renderer
+
+
+class _GridRenderer(RendererAgg):
+    """Agg, given points on a grid of 1/128 of a pixel. To stroke a straight line of many points it decides at each by the sign of a
+    rounding error on which side the next one lies, and a pixel's grey tells."""
+
+    def __init__(self, width, height, dpi):
+        super().__init__(width, height, dpi)
+        agg = self._renderer  # whose methods the base class makes this object's own
+        self.draw_path_collection = functools.partial(RendererBase.draw_path_collection, self)
+        self.draw_image = lambda gc, x, y, image: agg.draw_image(gc, _on_grid(x), _on_grid(y), image)
+        self.draw_markers = lambda gc, marker, place, path, transform, face=None: agg.draw_markers(
+            gc, marker, place, _path_on_grid(path, transform), mpl.transforms.IdentityTransform(), face
+        )
+
+    def draw_path(self, gc, path, transform, rgbFace=None):
+        super().draw_path(gc, _path_on_grid(path, transform), mpl.transforms.IdentityTransform(), rgbFace)
+
+    def draw_text(self, gc, x, y, *args, **kwargs):
+        super().draw_text(gc, float(_on_grid(x)), float(_on_grid(y)), *args, **kwargs)
+
+
+def _on_grid(pixels):
+    # halves and other round places, which are common, must not lie between two points of the grid: hence the odd number
+    return np.floor(np.asarray(pixels, float) * 128 + 0.6234567) / 128
+
+
+def _path_on_grid(path, transform):
+    moved = path.transformed(transform)
+    moved.vertices = _on_grid(moved.vertices)
+    return moved
 
 
 def _settled(text: str) -> str:
@@ -870,7 +913,7 @@ def _settled(text: str) -> str:
     # base64 and comments stay as they are, and so do factors of scale and rotation
     kept = r"<!--.*?-->|base64,[^\"]*|(?:scale|rotate|matrix)\([^)]*\)"
     return re.sub(
-        rf"{kept}|(?P<number>-?\d+\.\d{{4,}})|(?<=[\"#])(?P<id>(?P<kind>[A-Za-z_]+[0-9_]*_|[a-z]+?)[0-9a-f]{{10}})(?=[\")])",
+        rf"{kept}|(?P<number>-?\d+\.\d{{4,}}|(?<![\w.])-0(?![\w.]))|(?<=[\"#])(?P<id>(?P<kind>[A-Za-z_]+[0-9_]*_|[a-z]+?)[0-9a-f]{{10}})(?=[\")])",
         settle,
         text,
         flags=re.S,
@@ -972,7 +1015,7 @@ def _direct_labels(ax, ends: list[tuple], height: float) -> None:
         ceiling = place[i] - sizes[i] / 2
     for (x, y, label, colour), where in zip(ends, place, strict=True):
         # from the middle of the name's left edge, not clipped at its box
-        leader = {"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.6, "shrinkA": 2, "relpos": (0, 0.5), "patchA": None}
+        leader = STRAIGHT | {"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.6, "shrinkA": 2, "relpos": (0, 0.5), "patchA": None}
         dark = [0.6 * part for part in mpl.colors.to_rgb(colour)]  # the pale ones would be hard to read as letters
         text = {"color": dark, "va": "center", "fontsize": 9, "linespacing": 1.05}
         ax.annotate(_wrapped(label, 30), (x, y), (1.03, where), textcoords="axes fraction", arrowprops=leader, **text)
