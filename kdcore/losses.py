@@ -11,6 +11,7 @@ All raise ValueError for what would make a loss wrong without a word: tensors th
 different devices; shapes that do not fit (of logits a teacher may lack leading axes, nothing else is broadcast); fewer
 than two classes, where a softmax is constant; labels that are no class numbers; temperatures and weights out of range; an
 unknown variant or reduction. Values on an accelerator are not looked at, since that would stop it at every step.
+Logits are finite: a class masked by -inf in both gives NaN, as in ``torch.nn.functional.kl_div``. Leave it out instead.
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ def _checked(name: str, tensor: Tensor, axes: int, form: str) -> Tensor:
         raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must hold floating-point numbers, not {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, not {tensor.layout}: call to_dense()")
     if tensor.dim() < axes:
         raise ValueError(f"{name} must be {form}, not of shape {tuple(tensor.shape)}")
     if not tensor.numel():
@@ -108,6 +111,8 @@ def pick(logits: Tensor, labels: Tensor) -> Tensor:
     try:
         return logits.gather(-1, labels.expand(cases).unsqueeze(-1)).squeeze(-1)
     except RuntimeError:  # found by the look-up itself, at no cost
+        if labels.is_inference() and not torch.is_inference_mode_enabled():  # cannot be kept for the backward pass
+            return pick(logits, labels.clone())
         if labels.device.type != "cpu":
             raise
         raise ValueError(f"labels must lie from 0 to {logits.shape[-1] - 1} for {logits.shape[-1]} classes") from None
@@ -118,21 +123,39 @@ def known(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
 
 
-def check_number(name: str, value: float | Tensor, low: float = 0.0, high: float = float("inf"), what: str = "of 0 or more") -> None:
-    """Raises ValueError for what is no finite number from ``low`` to ``high``; the values of a tensor are seen where that is free."""
+def check_number(
+    name: str, value: float | Tensor, low: float = 0.0, high: float = float("inf"), what: str = "of 0 or more", *, several: bool = False
+) -> None:
+    """Raises ValueError for what is no finite number from ``low`` to ``high``; the values of a tensor are seen where that is free.
+
+    several: a tensor may hold more than one number.
+    """
     if isinstance(value, Tensor):
-        wrong = value.is_complex() or value.dtype == torch.bool or not value.numel()
+        wrong = value.is_complex() or value.dtype == torch.bool or not value.numel() or (value.numel() > 1 and not several)
         wrong = wrong or (known(value) and not bool((value.isfinite() & (value >= low) & (value <= high)).all()))
     else:
         wrong = isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high or value == float("inf")
     if wrong:
-        shown = value.tolist() if isinstance(value, Tensor) else repr(value)
+        shown = repr(value)
+        if isinstance(value, Tensor):
+            shown = value.tolist() if known(value) else f"a tensor of shape {tuple(value.shape)}"
         raise ValueError(f"{name} must be a finite number {what}, not {shown}")
 
 
 def check_temperature(temperature: float | Tensor) -> None:
     """Raises ValueError for a temperature that is not above 0 (from 1e-6 to 1e6)."""
-    check_number("temperature", temperature, COLDEST, HOTTEST, "above 0, from 1e-6 to 1e6")
+    check_number("temperature", temperature, COLDEST, HOTTEST, "above 0, from 1e-6 to 1e6", several=True)
+
+
+def _temperature(temperature: float | Tensor, student: Tensor) -> float | Tensor:
+    """One for all cases, or a tensor that broadcasts against the logits without mixing cases or classes."""
+    check_temperature(temperature)
+    if not isinstance(temperature, Tensor):
+        return temperature
+    sizes = (1,) * (student.dim() - temperature.dim()) + tuple(temperature.shape)
+    if len(sizes) > student.dim() or sizes[-1] != 1 or any(own not in (1, size) for own, size in zip(sizes, student.shape, strict=True)):
+        raise _mismatch("temperature", temperature, student, ": one value for all classes, [K, 1, 1] for a stack of K")
+    return temperature.to(student)
 
 
 def check_variant(variant: str) -> None:
@@ -180,35 +203,26 @@ def kd(student: Tensor, teacher: Tensor, temperature: float | Tensor, *, reducti
     Raises ValueError where the shapes differ or T is not above 0.
     """
     student, teacher = _logit_pair(student, teacher)
-    check_temperature(temperature)
-    if isinstance(temperature, Tensor):
-        sizes = (1,) * (student.dim() - temperature.dim()) + tuple(temperature.shape)
-        if (
-            len(sizes) > student.dim()
-            or sizes[-1] != 1
-            or any(own not in (1, size) for own, size in zip(sizes, student.shape, strict=True))
-        ):
-            raise _mismatch("temperature", temperature, student, ": one value for all classes, [K, 1, 1] for a stack of K")
-        temperature = temperature.to(student)
+    temperature = _temperature(temperature, student)
     log_q = F.log_softmax(student / temperature, -1)
     log_p = F.log_softmax(teacher / temperature, -1)
     per_case = (temperature**2 * log_p.exp() * (log_p - log_q)).sum(-1)
     return _reduce(per_case, reduction)
 
 
-def fitnets_kd(student: Tensor, teacher: Tensor, temperature: float, *, variant: str = "paper", reduction: str = "mean") -> Tensor:
+def fitnets_kd(student: Tensor, teacher: Tensor, temperature: float | Tensor, *, variant: str = "paper", reduction: str = "mean") -> Tensor:
     """Soft targets as FitNets uses them: no factor T^2 (Romero et al. 2015, second term of eq. 2 [M: its number]).
 
         paper:  L = - sum_i p_i(T) * log q_i(T),   p(T) = softmax(v / T),  q(T) = softmax(z / T)
         code:   L = - sum_i p_i(T) * log q_i(1)    [V: KDCost.py: the student's division by T is undone before it is used]
 
-    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; temperature: T > 0, 3 in
-    the paper. In nats. The minimum is the teacher's entropy at T, not 0. The paper's variant has the gradient of `kd` / T^2.
+    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; temperature: T > 0 as in
+    `kd`, 3 in the paper. In nats. The minimum is the teacher's entropy at T, not 0. The paper's variant has the gradient of `kd` / T^2.
     Raises ValueError where the shapes differ, T is not above 0 or the variant is unknown.
     """
     check_variant(variant)
-    check_temperature(temperature)
     student, teacher = _logit_pair(student, teacher)
+    temperature = _temperature(temperature, student)
     return ban(student / temperature if variant == "paper" else student, teacher / temperature, reduction=reduction)
 
 
@@ -423,8 +437,15 @@ def jacobian(student: Tensor, teacher: Tensor, inputs: Tensor, *, reduction: str
         gradient = None
         if inputs.requires_grad and output.requires_grad:
             ones, differentiable = torch.ones_like(output), name == "student"
-            with _no_autocast(output):
-                (gradient,) = torch.autograd.grad(output, inputs, ones, create_graph=differentiable, retain_graph=True, allow_unused=True)
+            try:
+                with _no_autocast(output):
+                    (gradient,) = torch.autograd.grad(
+                        output, inputs, ones, create_graph=differentiable, retain_graph=True, allow_unused=True
+                    )
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                raise ValueError(f"the {name} runs a checkpoint that has no input gradient: give it use_reentrant=False") from error
         if gradient is None:
             raise ValueError(f"{name} has no graph back to inputs: call inputs.requires_grad_() before the net sees them, outside no_grad")
         if name == "student" and torch.is_grad_enabled():

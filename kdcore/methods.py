@@ -20,6 +20,7 @@ its own student and connectors. All functions raise ValueError for what they cou
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from kdcore import losses
 from kdcore.data.augment import Views
 from kdcore.models.network import Tap
-from kdcore.models.tapped import STAGE_LOSS, Tapped, check_logits, compiled, distributed
+from kdcore.models.tapped import STAGE_LOSS, Tapped, check_logits, check_trainable, compiled, distributed, run
 
 __all__ = [
     "Knowledge", "LogitTable", "Method", "Phase", "StageLoss", "Statistics", "Tapped", "Term", "View", "activation_boundary",
@@ -62,6 +63,9 @@ class Knowledge:
     ):
         if teacher is not None and not live:
             _check_frozen(teacher)
+        if differentiable and not isinstance(x, Tensor):
+            raise ValueError(f"x must be a tensor to be differentiated by, not a {type(x).__name__}")
+        x = _recorded(x)
         self.x = x.detach().requires_grad_() if differentiable else x
         self.teacher, self.known, self.live = teacher, logits, live
         self.differentiable, self.batch_statistics = differentiable, batch_statistics
@@ -162,7 +166,7 @@ class View:
         until: Sequence[str] | None = None,
         connectors: Sequence[nn.Module] = (),
     ):
-        self.x, self.labels, self.teacher, self.connectors = x, labels, teacher, connectors
+        self.student, self.x, self.labels, self.teacher, self.connectors = student, x, labels, teacher, connectors
         self.logits, self.taps = _outputs(student, x, until)
 
     def own(self, tap: str) -> Tensor:
@@ -207,7 +211,9 @@ class Phase:
     ):
         if teacher is not None and not live_teacher:
             _check_frozen(teacher)
-        _check_module(student, "student")
+        check_trainable(student, "student")
+        if input_gradient and teacher is not None:
+            check_trainable(teacher, "teacher")
         if not terms or not all(isinstance(term, Sequence) and len(term) == 2 and callable(term[1]) for term in terms):
             raise ValueError(f"stage '{name}' has no terms or other than terms: give at least one (weight, function of a View)")
         for weight, _ in terms:
@@ -253,7 +259,7 @@ class Phase:
             )
         elif self.batch_statistics and not knowledge.batch_statistics:
             raise ValueError(f"stage '{self.name}' wants the batch's statistics: Knowledge(teacher, x, batch_statistics=True)")
-        view = View(student, knowledge.x if self.input_gradient else x, labels, knowledge, self.until, self.connectors)
+        view = View(student, knowledge.x if self.input_gradient else _recorded(x), labels, knowledge, self.until, self.connectors)
         loss = sum(weight * term(view) for weight, term in self.terms)
         if not isinstance(loss, Tensor) or loss.dim():
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -291,8 +297,9 @@ class StageLoss(nn.Module):
 
     def __init__(self, method: Method, stage: Phase):
         super().__init__()
-        if not any(stage is own for own in method.phases):
-            raise ValueError(f"stage '{stage.name}' is none of the method's: give one of method.phases")
+        if not isinstance(method, Method) or not any(stage is own for own in method.phases):
+            shown = f"stage '{stage.name}'" if isinstance(stage, Phase) else f"{stage!r}"
+            raise ValueError(f"{shown} is none of the method's: give one of method.phases")
         self.method, self.stage = method, stage
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -310,7 +317,15 @@ class Statistics(nn.Module):
 
 def freeze(teacher: nn.Module) -> nn.Module:
     """The teacher in eval mode, its weights out of every gradient."""
-    return teacher.eval().requires_grad_(False)
+    _check_module(teacher, "teacher")
+    for parameter in teacher.parameters():  # one by one: a scripted module has no requires_grad_
+        parameter.requires_grad_(False)
+    return teacher.eval()
+
+
+def _recorded(x: Tensor) -> Tensor:
+    """A copy of what was made under inference_mode, which no backward pass can keep; all else as it is."""
+    return x.clone() if isinstance(x, Tensor) and x.is_inference() and not torch.is_inference_mode_enabled() else x
 
 
 def _check_module(net: nn.Module, whose: str) -> None:
@@ -342,8 +357,8 @@ def _tapped(net: nn.Module) -> bool:
 def _outputs(net: nn.Module, x: Tensor, until: Sequence[str] | None = None) -> tuple[Tensor | None, Mapping[str, Tensor]]:
     """Logits and taps; of a network without taps, logits alone."""
     if not _tapped(net):
-        return check_logits(net(x), f"the network ({type(net).__name__})"), {}
-    return net.features(x) if until is None else net.features(x, until=until)
+        return check_logits(run(net, x), f"the network ({type(net).__name__})"), {}
+    return run(net, x, net.features if until is None else partial(net.features, until=until))
 
 
 # ---------------------------------------------------------------- what the student is asked for in its last phase
@@ -446,7 +461,7 @@ def fitnets(
     temperature: float = 3.0,
     variant: str = "paper",
     regressor: nn.Module | None = None,
-    weight: float = 1.0,
+    weight: float | None = None,
     task: Sequence[tuple[float, Term]] | None = None,
 ) -> Method:
     """FitNets (Romero et al. 2015): first the guided layer learns the hint, then the whole net learns labels and soft targets.
@@ -455,17 +470,21 @@ def fitnets(
     only what the guided tap depends on, and the regressor: none where the shapes agree, for None a linear convolution whose
     kernel is the difference of the sizes plus one (section 2.2; the paper's has the type of the teacher's layer), a linear
     layer for vectors and tokens. The second, "kd", is H(y, P_S) + lambda H(P_T, P_S) at ``temperature`` without T^2; lambda
-    is the knob "soft_weight", 4 here until a schedule lowers it. weight: of the hint loss, a sum over the units of a layer:
-    as a rule it asks for a smaller rate than the second phase (1e-4 in section 4.2 of Yim et al. 2017) or a smaller weight.
+    is the knob "soft_weight", 4 here until a schedule lowers it. weight: of the hint loss, a sum over the units of a layer;
+    for None such that it is half the mean over them, the suite's own: with 1, the equation as it stands, it diverges at
+    usual rates and asks for a smaller one than the second phase (1e-4 in section 4.2 of Yim et al. 2017).
     task: another second phase, "train", without the knob. variant: of the losses, as in ``losses.hint`` and ``fitnets_kd``.
     Raises ValueError for unknown taps, shapes that no regressor joins and numbers out of range.
     """
     losses.check_variant(variant)
     losses.check_temperature(temperature)
-    losses.check_number("weight", weight)
+    if weight is not None:
+        losses.check_number("weight", weight)
     own, target = _taps(student, teacher, (guided, hint))
     if variant == "code" and len(target.shape) != 3:
         raise ValueError(f"the code's variant of the hint loss is defined for maps: the teacher's '{hint}' is {_shape(target)}")
+    if weight is None:
+        weight = 1 / (math.prod(target.shape) if variant == "paper" else target.shape[1])  # the code's has the mean over the rest
     if regressor is None:
         regressor = _regressor(own, target, f"student's '{guided}'", f"teacher's '{hint}'")
     method = Method(student, [_placed(regressor, student)])
@@ -531,8 +550,10 @@ FSP_WEIGHT = 0.01
 
 def _fsp(view: View, places: list, weights: list[float]) -> Tensor:
     for ((first, _), _), ((last, _), _) in places:
-        if not view.taps[first].requires_grad:
-            view.own(last)  # one of the two may be frozen, not both
+        still = [tap for tap in (first, last) if not view.taps[tap].requires_grad]
+        # one of the two may be frozen, not both; nor may it depend on what trains, out of reach of the gradient
+        if still and (len(still) == 2 or not _frozen_before(view.student, still[0])):
+            view.own(still[0])
     own = [tuple(view.connectors[number](view.taps[mine]) for (mine, _), number in section) for section in places]
     target = [tuple(view.teacher.taps[theirs] for (_, theirs), _ in section) for section in places]
     return losses.fsp(own, target, weights)
@@ -565,7 +586,7 @@ def attention_transfer(
     _check_once(pairs, "taps")
     found = [_taps(student, teacher, names) for names in pairs]
     tokens = [len(own.shape) == 2 for own, _ in found]
-    if isinstance(skip_tokens, bool) or not isinstance(skip_tokens, int) or skip_tokens < 0 or (skip_tokens and not all(tokens)):
+    if isinstance(skip_tokens, bool) or not isinstance(skip_tokens, Integral) or skip_tokens < 0 or (skip_tokens and not all(tokens)):
         raise ValueError(f"skip_tokens must be a number of tokens, 0 for maps, not {skip_tokens!r}")
     for names, (own, target) in zip(pairs, found, strict=True):
         sizes = f"student {_shape(own)}, teacher {_shape(target)}"
@@ -727,8 +748,9 @@ def _taps(student: nn.Module, teacher: nn.Module, names: tuple[str, str]) -> lis
     """The student's tap and the teacher's. Raises ValueError for networks without taps, and says what to do."""
     found = []
     for net, whose, name in ((student, "student", names[0]), (teacher, "teacher", names[1])):
-        if net is None:
+        if net is None and whose == "teacher":
             raise ValueError("this method reads a teacher's features: give it a teacher")
+        _check_module(net, whose)
         if not _tapped(net):
             if isinstance(net, DataParallel | DistributedDataParallel):
                 raise ValueError(f"{type(net).__name__} hides the taps of the {whose}: {STAGE_LOSS}")
@@ -749,6 +771,11 @@ def _before(student: nn.Module, taps: Sequence[str]) -> list[nn.Parameter]:
         raise ValueError(f"the student ({type(student).__name__}) does not say what its taps depend on: give it parameters_before(tap)")
     wanted = {id(parameter) for tap in taps for parameter in student.parameters_before(tap) if parameter.requires_grad}
     return [parameter for parameter in student.parameters() if id(parameter) in wanted]
+
+
+def _frozen_before(student: nn.Module, tap: str) -> bool:
+    parameters = student.parameters_before(tap)
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def _placed(connector: nn.Module, student: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from kdcore import losses
 
@@ -863,10 +864,12 @@ def test_temperatures_out_of_range_are_refused(value):
 def test_a_temperature_that_fits_no_axis_is_refused(shape):
     student, teacher = two("kd", 2, 4)
     refused("temperature of shape", losses.kd, student, teacher, torch.ones(shape))
-    assert losses.kd(student, teacher, torch.full((2, 1, 1), 3.0)) == losses.kd(student, teacher, 3.0)
+    refused("temperature of shape", losses.fitnets_kd, student, teacher, torch.ones(shape))
+    for loss in (losses.kd, losses.fitnets_kd):
+        assert loss(student, teacher, torch.full((2, 1, 1), 3.0)) == loss(student, teacher, 3.0)
 
 
-@pytest.mark.parametrize("value", [-0.5, math.nan, math.inf, "1", None, True, torch.tensor(-1.0)])
+@pytest.mark.parametrize("value", [-0.5, math.nan, math.inf, "1", None, True, torch.tensor(-1.0), torch.ones(2)])
 def test_weights_and_margins_out_of_range_are_refused(value):
     maps = two("activation_boundary")
     refused("margin must be a finite number of 0 or more", losses.activation_boundary, *maps, margin=value)
@@ -1013,3 +1016,25 @@ def test_a_function_that_is_differentiable_once_is_refused():
 def test_an_input_gradient_that_nothing_moves_is_refused():
     x, frozen = torch.randn(4, 6, requires_grad=True), torch.randn(6)
     refused("depends on none of its parameters", losses.jacobian, x @ frozen, x.square().sum(1), x)
+
+
+def test_sparse_tensors_are_refused():
+    refused("student must be dense", losses.kd, torch.eye(3).to_sparse(), torch.eye(3), 4.0)
+
+
+def test_labels_and_teachers_made_in_inference_mode():
+    with torch.inference_mode():
+        teacher, labels, wrong = torch.randn(4, 3), LABELS.clone(), LABELS + 3
+    student = torch.randn(4, 3, requires_grad=True)
+    for loss, arguments in ((losses.cross_entropy, ()), (losses.cwtm, (teacher,))):
+        (gradient,) = torch.autograd.grad(loss(student, *arguments, labels), student)
+        copies = [each.clone() for each in arguments]
+        (expected,) = torch.autograd.grad(loss(student, *copies, LABELS), student)
+        assert torch.equal(gradient, expected)
+    refused("labels must lie from 0 to 2", losses.cross_entropy, student, wrong)
+
+
+def test_a_jacobian_through_a_reentrant_checkpoint_is_refused():
+    inputs, weight = torch.randn(4, 6, requires_grad=True), torch.randn(6, requires_grad=True)
+    student = checkpoint(lambda x: (x @ weight).tanh(), inputs, use_reentrant=True)
+    refused("use_reentrant=False", losses.jacobian, student, (inputs**2).sum(1), inputs)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 from kdcore import losses, methods
@@ -50,8 +51,8 @@ METHODS = {
     "ban, labels too": (resnets, lambda s, t, **o: methods.ban(s, t, label_weight=2.0)),
     "cwtm": (resnets, methods.cwtm),
     "dkpp": (resnets, methods.dkpp),
-    "fitnets": (resnets, lambda s, t, **o: methods.fitnets(s, t, hint="group2", guided="group2")),
-    "fitnets, larger map": (wide, lambda s, t, **o: methods.fitnets(s, t, hint="group2.sum", guided="group1", variant="code")),
+    "fitnets": (resnets, lambda s, t, **o: methods.fitnets(s, t, hint="group2", guided="group2", weight=1.0)),
+    "fitnets, larger map": (wide, lambda s, t, **o: methods.fitnets(s, t, hint="group2.sum", guided="group1", weight=1.0, variant="code")),
     "fsp": (resnets, lambda s, t, **o: methods.fsp(s, t, pairs=PAIRS, **o)),
     "fsp, two sections": (wide, lambda s, t, **o: methods.fsp(s, t, pairs=PAIRS[:2], weights=[1.0, 2.0], **o)),
     "attention_transfer": (wide, lambda s, t, **o: methods.attention_transfer(s, t, taps=SUMS, **o)),
@@ -500,7 +501,7 @@ def test_a_task_of_ones_own():
     method = methods.fitnets(student, teacher, hint="group2", guided="group2", weight=0.25, task=task)
     assert method.phases[1].loss(x, labels).item() == pytest.approx(expected, rel=1e-9)
     assert not method.knobs and [phase.name for phase in method.phases] == ["hint", "train"]
-    whole = methods.fitnets(student, teacher, hint="group2", guided="group2").phases[0].loss(x, labels)
+    whole = methods.fitnets(student, teacher, hint="group2", guided="group2", weight=1.0).phases[0].loss(x, labels)
     assert method.phases[0].loss(x, labels).item() == pytest.approx(0.25 * whole.item(), rel=1e-9)
 
 
@@ -800,8 +801,6 @@ def test_a_student_that_is_frozen_up_to_its_taps_is_refused(name):
 
 
 def test_a_student_in_a_checkpoint():
-    from torch.utils.checkpoint import checkpoint
-
     class Checkpointed(nn.Module):
         def __init__(self, reentrant, always=True):
             super().__init__()
@@ -1098,7 +1097,7 @@ def transformers(**options):
 def test_tokens_of_transformers():
     student, teacher = transformers()
     assert student.taps["block"].shape == (5, 8) and teacher.taps["block"] == (12, 5) and student.taps["logits"].shape == (10,)
-    method = methods.fitnets(student, teacher, hint="block", guided="block")
+    method = methods.fitnets(student, teacher, hint="block", guided="block", weight=1.0)
     (regressor,) = method.connectors
     own, known = student.features(X)[1]["block"], teacher.features(X)[1]["block"]
     expected = 0.5 * (known - own @ regressor.weight.T - regressor.bias).square().sum((1, 2)).mean()
@@ -1179,3 +1178,88 @@ def test_the_default_weight_of_fsp_is_the_suites():
         for method in (methods.fsp(student, teacher, pairs=PAIRS), methods.fsp(student, teacher, pairs=PAIRS, weights=[0.01] * 3))
     ]
     assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
+
+
+def test_a_hint_weighs_half_the_mean_over_its_units_unless_told_otherwise():
+    student, teacher = small_tapped(), small_teacher()
+    for variant in ("paper", "code"):
+        method = methods.fitnets(student, teacher, hint="b", guided="b", variant=variant)
+        with torch.no_grad():
+            own, known = method.connectors[0](student.eval().features(X)[1]["b"]), teacher.features(X)[1]["b"]
+            expected = 0.5 * (own - known).square().mean()
+            assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_defaults_do_not_explode_at_a_usual_rate(name):
+    """With a teacher whose activations are as large as a trained one's."""
+    teacher = small_teacher()
+    with torch.no_grad():
+        teacher.net[0].weight.mul_(4)
+    for phase in EVERY[name](small_tapped(), teacher).phases:
+        optimiser, first = torch.optim.SGD(phase.parameters, lr=0.01, momentum=0.9), phase.loss(X, LABELS).item()
+        for _ in range(30):
+            optimiser.zero_grad()
+            loss = phase.loss(X, LABELS)
+            loss.backward()
+            optimiser.step()
+        assert loss.item() < 3 * first
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_inputs_of_another_type_device_or_kind_than_the_networks(name):
+    method = EVERY[name](small_tapped(), small_teacher())
+    for x, words in ((X.double(), "is float32 on cpu, what it is given is float64"), ("x", "a tensor")):
+        refused(words, method.phases[0].loss, x, LABELS)
+    refused("bring both to one type and device", lambda: EVERY[name](small_tapped().double(), small_teacher()).phases[0].loss(X, LABELS))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_batches_and_networks_made_in_inference_mode(name):
+    with torch.inference_mode():
+        x, labels = X.clone(), LABELS.clone()
+        student = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    if name in OF_LOGITS:
+        refused("made under torch.inference_mode", EVERY[name], student, small_teacher())
+    method = EVERY[name](small_tapped().eval(), small_teacher())
+    torch.manual_seed(0)
+    loss = method.phases[0].loss(x, labels)
+    loss.backward()
+    torch.manual_seed(0)
+    assert loss.item() == method.phases[0].loss(X, LABELS).item()
+
+
+def test_fsp_from_a_frozen_layer_but_not_from_one_out_of_reach():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.head = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1), nn.Linear(4, 10)
+
+        def forward(self, x):
+            x = self.first(x)  # in train mode alone, as most networks do it
+            x = checkpoint(self.last, x, use_reentrant=True) if self.training else self.last(x)
+            return self.head(x.mean((2, 3)))
+
+    def wrapped():
+        return Tapped(Checkpointed(), {"first": "first", "last": "last"}, X[:1])
+
+    method = methods.fsp(wrapped().train(), freeze(wrapped()), pairs=[("first", ("last", "first"))])
+    refused("use_reentrant=False", method.phases[0].loss, X, LABELS)
+    method.student.eval()
+    method.student.net.first.requires_grad_(False)
+    method.phases[0].loss(X, LABELS).backward()
+    assert method.student.net.last.weight.grad.any() and method.student.net.first.weight.grad is None
+
+
+def test_what_is_no_stage_and_no_student():
+    method = methods.plain(small_tapped())
+    refused("none of the method's", methods.StageLoss, method, None)
+    refused("none of the method's", methods.StageLoss, None, method.phases[0])
+    refused("a student must be a torch.nn.Module", EVERY["fsp"], None, small_teacher())
+
+
+def test_a_scripted_teacher():
+    teacher = freeze(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(192, 10))))
+    assert methods.kd(small_tapped(), teacher).phases[0].loss(X, LABELS).isfinite()
+    refused("scripted", Tapped, teacher, {"a": "1"}, X[:1])
+    assert all(row.match == "" for row in Tapped.suggest(teacher, teacher, X[:1]))

@@ -381,3 +381,40 @@ def test_attention_is_that_of_the_layers_suggested():
     assert methods.attention_transfer(own, known, taps=["late"]).phases[0].loss(X, LABELS).item() == pytest.approx(
         expected.item(), rel=1e-4
     )
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ((None, TAPS, X[:1]), "must be a torch.nn.Module"),
+    ((plain(), ["3"], X[:1]), "must be a dict"),
+    ((plain(), {"late": 3}, X[:1]), "must be a dict"),
+    ((plain(), TAPS, (1, 3, 8, 8)), "give it a tensor"),
+    ((plain(), TAPS, X[:1, :2]), "does not run on an example of shape"),
+    ((normalised(), {}, X[0]), "does not run on an example of shape"),
+    ((plain(), TAPS, X[:1].double()), "bring both to one type and device"),
+    ((plain(), TAPS, X[:1].to("meta")), "bring both to one type and device"),
+    ((nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), {"early": "0"}, X[:1]), "lazy parameters"),
+])  # fmt: skip
+def test_what_cannot_be_tapped_is_refused_in_a_sentence(arguments, words):
+    refused(words, Tapped, *arguments)
+    if "dict" not in words:
+        net, _, example = arguments
+        refused(words, Tapped.suggest, plain(), net, example)
+
+
+@pytest.mark.parametrize(("output", "words"), [("logits", "must be a function"), (lambda out: out["b"], "does not fit what")])
+def test_an_output_that_does_not_fit_is_refused(output, words):
+    class Named(nn.Module):
+        def forward(self, x):
+            return {"a": x}
+
+    refused(words, Tapped, Named(), {}, X[:1], output=output)
+
+
+def test_tapped_in_inference_mode():
+    with torch.inference_mode():
+        net = plain()
+    refused("made under torch.inference_mode", Tapped, net, TAPS, X[:1])
+    net = plain()
+    with torch.inference_mode():
+        tapped = Tapped(net, TAPS, X[:1].clone())
+    assert len(tapped.parameters_before("late")) == 4

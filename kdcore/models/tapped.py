@@ -30,11 +30,17 @@ class Tapped(nn.Module):
 
     Raises ValueError for a name that the network does not have, a module that does not run, or more than once in a forward
     pass, an output that is no map, vector or tokens or that a later layer overwrites, a network that returns no tensor, and
-    taps inside a compiled module or DataParallel, whose submodules cannot be watched.
+    taps inside a compiled or scripted module or DataParallel, whose submodules cannot be watched. Also for an example on
+    which the network does not run, and a network that was made under ``torch.inference_mode`` or has lazy parameters.
     """
 
     def __init__(self, net: nn.Module, modules: Mapping[str, str], example: Tensor, *, output: Callable[..., Tensor] | None = None):
         super().__init__()
+        check_trainable(net, "network")
+        if not isinstance(modules, Mapping) or not all(isinstance(word, str) for pair in modules.items() for word in pair):
+            raise ValueError(f"the taps must be a dict {{name of a tap: dotted name of a module}}, not {modules!r}")
+        if not (output is None or callable(output)):
+            raise ValueError(f"output= must be a function, which makes the logits of what the network returns, not {output!r}")
         self.net, self.sources, self.output = net, dict(modules), output
         known = [name for name, _ in net.named_modules() if name]
         for name in modules.values():
@@ -46,7 +52,8 @@ class Tapped(nn.Module):
         self.training = net.training
         bare = net.module if isinstance(net, DistributedDataParallel) else net  # its own forward pass would talk to other processes
         with _undisturbed(net):
-            found = self._run(bare, example, None)[1]
+            example = example.clone() if isinstance(example, Tensor) and example.is_inference() else example
+            found = self._run(bare, example, None, example=True)[1]
             for tap, name in modules.items():
                 _check_tensor(name, net.get_submodule(name), found[tap], example)
                 reached = self._run(bare, example, [tap])[1][tap]
@@ -56,7 +63,7 @@ class Tapped(nn.Module):
                 self._depends[tap] = _sources(reached, net)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._logits(self.net(x))
+        return self._logits(run(self.net, x))
 
     def features(self, x: Tensor, until: Sequence[str] | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Logits and the taps. until: taps; the pass stops at the last of them, and the logits are None.
@@ -72,29 +79,39 @@ class Tapped(nn.Module):
                 raise ValueError(f"a pass that ends at a tap is not synchronised by DistributedDataParallel: {STAGE_LOSS}")
         return self._run(self.net, x, until)
 
-    def _run(self, net: nn.Module, x: Tensor, until: Sequence[str] | None) -> tuple[Tensor | None, dict[str, Tensor]]:
-        taps = Taps(until)
+    def _run(
+        self, net: nn.Module, x: Tensor, until: Sequence[str] | None, *, example: bool = False
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        taps, again = Taps(until), []
 
         def keep(tap: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
             if tap in taps:
-                raise ValueError(f"module '{self.sources[tap]}' runs more than once in a forward pass: tap one that runs once")
-            taps[tap] = output
+                again.append(self.sources[tap])
+            else:
+                taps[tap] = output
 
         hooks = [self.net.get_submodule(name).register_forward_hook(partial(keep, tap)) for tap, name in self.sources.items()]
         try:
-            logits = self._logits(net(x))
+            returned = run(net, x, example=example)
         except Reached:
             return None, taps
         finally:
             for hook in hooks:
                 hook.remove()
+        if again:
+            raise ValueError(f"module '{again[0]}' runs more than once in a forward pass: tap one that runs once")
+        logits = self._logits(returned)
         for tap, name in self.sources.items():
             if tap not in taps:
                 raise ValueError(f"module '{name}' did not run in a forward pass: tap one that always runs")
         return logits, taps
 
     def _logits(self, returned) -> Tensor:
-        logits = returned if self.output is None else self.output(returned)
+        try:
+            logits = returned if self.output is None else self.output(returned)
+        except (AttributeError, LookupError, TypeError) as error:
+            what = f"output= does not fit what the network returns, a {type(returned).__name__}"
+            raise ValueError(f"{what} ({type(error).__name__}: {error})") from error
         return check_logits(logits, "the network" if self.output is None else "output=")
 
     def parameters_before(self, tap: str) -> list[nn.Parameter]:
@@ -114,6 +131,7 @@ class Tapped(nn.Module):
         those that consist of layers as it does or does not, the one at the same relative depth. Layers that run twice, are
         overwritten in place or give no map, vector or tokens are left out, and so are dropout and identities.
         """
+        check_trainable(student, "student"), check_trainable(teacher, "teacher")
         own, others = _layers(student, example), _layers(teacher, example)
         pairs = {}
         for kind in (lambda module: type(module), lambda module: any(module.children())):
@@ -166,6 +184,45 @@ def check_logits(logits, whose: str) -> Tensor:
     return logits
 
 
+def check_trainable(net: nn.Module, whose: str) -> None:
+    """Raises ValueError for what is no network, and for one whose parameters no gradient can reach or have no shape yet."""
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"a {whose} must be a torch.nn.Module, not {type(net).__name__}")
+    for parameter in net.parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ValueError(f"the {whose} has lazy parameters, of no shape yet: run it once on a batch before")
+        if parameter.is_inference():
+            raise ValueError(f"the {whose} was made under torch.inference_mode, where no gradient reaches it: make it outside")
+
+
+def run(net: nn.Module, x: Tensor, call: Callable | None = None, *, example: bool = False):
+    """``net(x)``, or ``call(x)``. Raises ValueError where it fails since x is of another type or on another device than its
+    weights, and, on an ``example``, wherever it fails."""
+    try:
+        return net(x) if call is None else call(x)
+    except Reached:
+        raise
+    except Exception as error:
+        whose, like = f"the network ({type(net).__name__})", next((each for each in net.parameters() if each.is_floating_point()), None)
+        if not isinstance(x, Tensor) and not isinstance(error, ValueError):
+            raise ValueError(f"{whose} does not run on a {type(x).__name__}: give it a tensor ({_first_line(error)})") from error
+        if isinstance(x, Tensor) and like is not None:
+            autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+            if x.device != like.device or (x.is_floating_point() and x.dtype != like.dtype and not autocast):
+                mine, theirs = (f"{str(each.dtype).removeprefix('torch.')} on {each.device}" for each in (like, x))
+                raise ValueError(f"{whose} is {mine}, what it is given is {theirs}: bring both to one type and device") from error
+        if example:
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"{whose} does not run on an example of shape {shape} ({_first_line(error)}): give a batch as it takes"
+            ) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
 def distributed(net: nn.Module) -> bool:
     """Is ``net``, or a part of it, wrapped in DistributedDataParallel?"""
     return any(isinstance(module, DistributedDataParallel) for module in net.modules())
@@ -177,9 +234,11 @@ def compiled(module: nn.Module) -> bool:
 
 
 def _check_watchable(net: nn.Module, name: str) -> None:
-    parts = name.split(".")
-    for count in range(len(parts) + 1):
-        module = net.get_submodule(".".join(parts[:count]))
+    module = net
+    for part in (None, *name.split(".")):
+        module = module if part is None else module._modules[part]
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"'{name}' cannot be tapped inside a scripted or traced module: tap the network as it was before torch.jit")
         if compiled(module):
             raise ValueError(f"'{name}' cannot be tapped inside a compiled module: tap the network as it was before torch.compile")
         if isinstance(module, DataParallel):
@@ -210,7 +269,7 @@ def _undisturbed(net: nn.Module) -> Iterator[None]:
     ]
     devices = {tensor.device.index for tensor in (*net.parameters(), *net.buffers()) if tensor.is_cuda}
     try:
-        with torch.random.fork_rng(sorted(devices)), torch.enable_grad():
+        with torch.random.fork_rng(sorted(devices)), torch.inference_mode(False), torch.enable_grad():
             for module, _ in modes:
                 module.training = False
             for parameter, _ in asking:
@@ -245,11 +304,11 @@ def _layers(net: nn.Module, example: Tensor) -> dict[str, tuple[nn.Module, tuple
     hooks = [
         module.register_forward_hook(partial(keep, name))
         for name, module in net.named_modules()
-        if name and not isinstance(module, nn.Dropout | nn.Identity)
+        if name and not isinstance(module, nn.Dropout | nn.Identity | torch.jit.ScriptModule)
     ]
     try:
         with _undisturbed(net):
-            net(example)
+            run(net, example, example=True)
     finally:
         for hook in hooks:
             hook.remove()

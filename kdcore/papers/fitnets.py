@@ -72,6 +72,7 @@ def _method(config: dict, net: nn.Module, guide: nn.Module | None) -> Method:
         temperature=config["temperature"],
         variant=config["variant"],
         regressor=MaxoutConv(own.channels, layer),
+        weight=1.0,
     )
     if config["method"] == "kd":
         method.phases, method.connectors = method.phases[1:], nn.ModuleList()

@@ -75,7 +75,7 @@ def _together(vision: Vision, nets: list[nn.Module], found: list[dict]) -> dict:
 
 def _method(config: dict, net: nn.Module, guide: nn.Module | None) -> methods.Method:
     if config["method"] in ("fitnets", "kd"):
-        method = methods.fitnets(net, guide, hint=config["hint"], guided=config["hint"], temperature=config["temperature"])
+        method = methods.fitnets(net, guide, hint=config["hint"], guided=config["hint"], temperature=config["temperature"], weight=1.0)
         if config["method"] == "kd":
             del method.phases[0]  # the control: what FitNets' second phase does alone
         return method
