@@ -345,10 +345,13 @@ def test_any_folder_of_pictures(folder):
     pictures = images.unlabelled("holiday", sha256)
     assert pictures.shape == (2, 3, 32, 32) and pictures.dtype == torch.uint8
     assert [picture.flatten(1)[:, 0].tolist() for picture in pictures] == [[10, 20, 30], [200, 200, 200]], "in order of their names"
+    folder.with_suffix(".safetensors").write_bytes(b"torn")
+    assert torch.equal(images.unlabelled("holiday", sha256), pictures), "a damaged copy is made anew"
+    assert folder.with_suffix(".safetensors.damaged").read_bytes() == b"torn"
     (folder / "b.png").unlink()
     assert torch.equal(images.unlabelled("holiday", sha256), pictures), "read once"
     folder.with_suffix(".safetensors").write_bytes(b"torn")
-    with pytest.raises(KdcoreError, match="cannot be read"):
+    with pytest.raises(KdcoreError, match="write that beside their name, or delete the file"):
         images.unlabelled("holiday", sha256)
     folder.with_suffix(".safetensors").unlink()
     assert sha256_told() != sha256, "other pictures are another configuration"
