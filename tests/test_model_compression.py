@@ -216,7 +216,7 @@ def test_dozens_of_learning_curves_are_not_drawn():
     rows = [{"stage": "mimic", "epoch": epoch, "loss": 1.0, "test_rmse": 0.3, "hill_rmse": 0.3} for epoch in (1, 2)]
     records = [
         {"id": t.id, "paper": t.paper, "arm": t.arm, "budget": "smoke", "seed": 0, "status": "done", "config": t.config, "metrics": found,
-         "history": rows, "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}, "environment": {}}
+         "history": rows, "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}, "environment": {}, "teacher": t.teacher}
         for t in trials
     ]  # fmt: skip
     names = sorted(name for name in figures.figures_of(PAPER, records) if name.startswith("learning"))
