@@ -6,12 +6,15 @@
 # make report      tables, figures, page and README scoreboard from the committed records
 # make check       are all records valid, README and tables up to date?
 # make bench       the speed table          make lab   JupyterLab on the notebooks
+# make gpu         checks, numerics, speed, then missing trials by value for time, into a folder (OUT=gpu MINUTES=10)
 BUDGET ?= smoke
 PAPER ?=
 SEEDS ?=
 ENGINE ?= local
 DEVICE ?= cpu
 EXAMPLES ?= 1000
+OUT ?= gpu
+MINUTES ?= 10
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -52,6 +55,12 @@ check: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
 
+# On a machine with a GPU and its own PyTorch (nothing is installed); DEVICE=cpu BUDGET=smoke rehearses it.
+gpu: DEVICE = cuda
+gpu: BUDGET = paper
+gpu:
+	$(PYTHON) -m benchmarks.gpu --out $(OUT) --minutes $(MINUTES) --device $(DEVICE) --budget $(BUDGET)
+
 lab: .venv/ready
 	$(BIN)/jupyter lab --notebook-dir=. notebooks
 
@@ -62,4 +71,4 @@ lab: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
-.PHONY: replicate test portable damage kill fuzz report check bench lab
+.PHONY: replicate test portable damage kill fuzz report check bench gpu lab

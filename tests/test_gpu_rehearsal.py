@@ -1,0 +1,283 @@
+"""The way to the GPU, rehearsed without one: every stage of every arm of every budget, on tensors that have shapes alone.
+
+Each distinct kind of trial is built as a child builds it, on the stand-in of ``fake_gpu``. One step of each stage, forward,
+backward and update, must hold nothing that a CUDA graph cannot: no host sync, no shape that depends on values, no tensor of the
+CPU. At smoke, whose nets are small, the forward pass runs once more under torch's FakeTensorMode on a fake cuda:0, with autocast,
+and what is evaluated and handed on is walked to its end: it may read values, but not mix devices either.
+"""
+
+import dataclasses
+import re
+from contextlib import suppress
+from functools import cache
+
+import pytest
+import torch
+from conftest import distinct_configs, noise_images
+from fake_gpu import FakeGPU, Refused, fake_cuda_tensors
+
+from kdcore import data, fisher, methods, papers
+from kdcore.data.augment import Views
+from kdcore.methods import LogitTable
+from kdcore.models import create
+from kdcore.papers import vision
+from kdcore.training import Checkpoint, Context, Step, _draw, _evaluated
+
+IMAGES = {"mnist": "digits", "cifar10": "colour_digits", "cifar100": "digit_pairs"}  # of the same shape and classes
+GREY, COUNT, HELD_OUT, SAVED = (1, 28, 28), 900, 40, 1_000_000
+# What a step's operations do not depend on, but for whether it is 0.
+AMOUNTS = (
+    "epochs", "hint_epochs", "momentum", "weight_decay", "beta", "soft_weight", "hint_weight", "fsp_weight", "attention_weight",
+    "jacobian_weight", "boundary_weights", "holdout", "patches", "iterations", "drop_path", "auxiliary_weight", "input_dropout",
+    "hidden_dropout", "dropout", "max_norm", "bags", "clip", "keep_classes", "shift_range", "generations", "teachers", "penalty",
+    "time_nets", "untrained", "cutout", "search",
+)  # fmt: skip
+# What no operation depends on, 0 or not.
+INDEPENDENT = (
+    "lr", "lr_decay", "lr_end", "conv_rate", "momentum_start", "momentum_epochs", "share", "percent", "scale", "patience", "irange",
+    "init_std", "batch_size", "epoch_steps", "cases", "evaluate_every", "every", "grow_target", "grow_batch", "schedule", "rates",
+    "fresh_optimiser", "drop", "first_drop", "is_teacher", "train", "pretrain", "library", "selection", "pseudo_data", "pseudo",
+    "positive", "keep_maps", "keep_matrices", "gallery", "margin", "temperature", "hill", "test", "units", "width", "views", "shift",
+)  # fmt: skip
+
+
+def structure(paper, config: dict) -> dict:
+    """What tells kinds of trials apart; the teacher by its network."""
+
+    def size(value):
+        if isinstance(value, str):
+            return [bool(int(number)) for number in re.findall(r"\d+", value)]
+        return bool(value)
+
+    found = {key: size(value) if key in AMOUNTS else value for key, value in config.items()}
+    if "normalisation" in config:  # None stands for the data's own mean and deviation
+        found["normalisation"] = config["normalisation"] == "whitened"
+    if isinstance(config.get("init"), int):
+        del found["init"]
+    for key in INDEPENDENT:
+        found.pop(key, None)
+    for key in ("network", "teacher_network", "layers"):  # the family; each size of net has a kind of its own as well
+        if isinstance(config.get(key), str):
+            found[key] = re.sub(r"\d+", "N", config[key])
+    found["same network"] = config.get("network") == config.get("teacher_network")
+    found["data"] = IMAGES.get(config["data"], config["data"]) if paper.key != "model_compression" else ""
+    found["teacher"] = config["teacher"] is not None
+    return found
+
+
+def kinds():
+    """(paper, budget, arm) of each kind of trial, and of each network that a paper trains."""
+    for key in papers.names():
+        paper, found = papers.get(key), {}
+        for config_of in (structure, lambda paper, config: [config.get("network"), config.get("layers"), config.get("recompute")]):
+            for each in distinct_configs(paper, lambda budget, arm, of=config_of, paper=paper: of(paper, paper.config(budget, arm))):
+                found[each.id] = pytest.param(key, *each.values, id=f"{key}-{each.id}")
+        yield from found.values()
+
+
+class Walked(Exception):
+    """The stages of a trial of which no more is asked."""
+
+
+class Walk(Context):
+    """A context in which ``fit`` takes one step of each stage on the fake GPU; what it walked is counted. As a probe it takes the
+    steps alone."""
+
+    def fit(self, model, stages, evaluate):
+        for tensor in (*model.parameters(), *model.buffers()):
+            assert tensor.is_cuda, f"{tuple(tensor.shape)} of the model stays on {tensor.device}"
+        history = []
+        for number, stage in enumerate(stages):
+            if stage.at_start is not None:
+                stage.at_start()
+            step = Step(model, stage, self.device)
+            index = _draw(stage, self.seed, number, 0)[0].to(self.device)
+            model.train()
+            step.set(stage.schedule(0))
+            with self.gpu.strict():
+                loss = step._eager(index)
+            self.walked.append(stage.name)
+            if self.probe:
+                continue
+            self._forward(stage, index)
+            history.append({"stage": stage.name, "epoch": 1, "lr": step.values["lr"], "loss": loss.tolist()})
+            for watch in (stage.watch or evaluate, stage.at_end):
+                history[-1] |= {} if watch is None else _evaluated(model, watch)
+            if stage.stop is not None:
+                stage.stop(history)
+            step.forget()
+            step.load(step.state())
+        if self.probe:
+            raise Walked
+        if sum(tensor.numel() for tensor in model.parameters()) < SAVED:
+            Checkpoint(self.checkpoint).save(model, step, history, {})
+        return history
+
+    def _forward(self, stage, index):
+        """Once more under FakeTensorMode, in bfloat16."""
+        with self.gpu.suspended(), fake_cuda_tensors(self.patch), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            assert stage.loss(index).device == torch.device("cuda:0")
+
+
+def small(paper, config: dict) -> dict:
+    """A trial's config for few cases; the nets stay as large as they are."""
+    found = dict(config)
+    if paper.key == "model_compression":
+        smoke = paper.config("smoke", "letter.p1: ensemble")
+        found |= {key: smoke[key] for key in ("data", "positive", "train", "hill", "test", "pseudo_data", "epoch_steps")}
+        found["cases"] = found["cases"] and 600
+    if found.get("holdout", 0) > 1:
+        found["holdout"] = HELD_OUT
+    found |= {key: few for key, few in (("views", 2), ("patches", 500), ("iterations", 2)) if key in found}
+    if found.get("search"):
+        found["search"] = found["search"] | {"cells": 3, "channels": 2}
+    if found.get("method") == "features":
+        found["width"] = 0.002
+    return found
+
+
+@cache
+def loaded(name: str):
+    return noise_images(name, COUNT, COUNT // 3, **({"shape": GREY} if name == "digits" else {}))
+
+
+@pytest.fixture(scope="module")
+def handed():
+    """What the teachers that were walked hand on, by paper, budget and arm."""
+    return {}
+
+
+@pytest.fixture
+def walk(handed, monkeypatch, tmp_path):
+    """``walk(key, budget, arm)`` walks a trial, and its teachers before it; what it hands on, and the stages it had."""
+    monkeypatch.setattr(data, "load", lambda name: loaded(IMAGES.get(name, name)))
+    monkeypatch.setattr(fisher, "by_information", lambda losses, modules, **_: fisher.uniform(list(modules)))
+    vision._whitening.cache_clear()
+
+    def run(key: str, budget: str, arm: str, gpu: FakeGPU) -> tuple[dict, list[str]]:
+        paper = papers.get(key)
+        trial = paper.trial(budget, arm, 0)
+        trial = dataclasses.replace(trial, config=small(paper, trial.config))
+        teacher = None
+        probe = budget != "smoke"  # as a forecast: teachers know nothing
+        if trial.config["teacher"] is not None and not probe:
+            name = (key, budget, trial.config["teacher"])
+            if name not in handed:
+                handed[name] = taught(trial) if key == "model_compression" else run(*name, gpu)[0]["weights"]
+            teacher = handed[name]
+        context = Walk("cuda:0", checkpoint=tmp_path / arm.replace("/", " "), probe=probe)
+        context.gpu, context.patch, context.walked = gpu, monkeypatch, []
+        result = {}
+        with suppress(Walked):
+            (result,) = paper.run([trial], context, teacher)
+        return result, context.walked
+
+    def walk(*words: str) -> list[str]:
+        with FakeGPU() as gpu:
+            return run(*words, gpu)[1]
+
+    yield walk
+    vision._whitening.cache_clear()
+
+
+def taught(trial) -> dict[str, torch.Tensor]:
+    """What the ensemble of a problem hands on, without its library."""
+    config, variables = trial.config, 30
+    handed = {f"rmse.{name}": torch.tensor(0.3) for name in ("ensemble", "net", "single")}
+    handed["train.labels"] = torch.rand(config["train"])
+    for name, settings in config["pseudo_data"].items():
+        handed |= {f"{name}.values": torch.rand(settings["cases"], variables), f"{name}.labels": torch.rand(settings["cases"])}
+    return handed
+
+
+WITHOUT_STAGES = ("born_again_trees", "ensemble", "4000c-p")  # trees and libraries of scikit-learn, features of patches
+
+
+@pytest.mark.parametrize("key, budget, arm", [kind for kind in kinds() if not any(word in kind.id for word in WITHOUT_STAGES)])
+def test_a_trial_runs_on_a_gpu(key, budget, arm, walk):
+    assert walk(key, budget, arm), "it has stages"
+
+
+# ---------------------------------------------------------------- what the rehearsal would find
+
+CPU_WEIGHT = torch.ones(())
+FAULTS = {
+    "reads a value": (lambda loss, index: loss * float(loss.detach().item() > -1), "_local_scalar_dense reads a value"),
+    "asks whether": (lambda loss, index: loss if loss.detach() > -1 else -loss, "_local_scalar_dense reads a value"),
+    "lists": (lambda loss, index: loss + sum(index[:, 0].tolist()), "tolist reads values"),
+    "copies": (lambda loss, index: loss + index.cpu().sum(), "_to_copy copies between host and device"),
+    "finds": (lambda loss, index: loss + index.nonzero().sum(), "nonzero has a shape that depends on values"),
+    "masks": (lambda loss, index: loss + index[index > 3].sum(), "index with a mask has a shape"),
+    "weighs with a CPU number": (lambda loss, index: loss * CPU_WEIGHT, "mul takes tensors of cuda:0 and of the CPU"),
+    "draws on the CPU": (lambda loss, index: loss + float(torch.rand(3).shape[0]), "rand runs on the CPU"),
+    "builds a tensor": (lambda loss, index: loss * torch.tensor([2.0], device=loss.device), "tensor copies from the host"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(name, walk, monkeypatch):
+    """The test of the test: each is found with what is wrong, and the arm is the test's own name."""
+    spoil, complaint = FAULTS[name]
+    plain = vision.Vision.stage
+
+    def stage(*words, **options):
+        found = plain(*words, **options)
+        loss = found.loss
+        found.loss = lambda index: spoil(loss(index), index)
+        return found
+
+    monkeypatch.setattr(vision.Vision, "stage", stage)
+    with pytest.raises(Refused, match=complaint):
+        walk("fsp", "smoke", "student 8")
+
+
+def test_faults_of_the_backward_pass_of_set_up_and_of_evaluation_are_found(walk, monkeypatch):
+    class Reads(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * gradient.sum().item()
+
+    plain = vision.Vision.stage
+
+    def stage(*words, **options):
+        found = plain(*words, **options)
+        loss = found.loss
+        found.loss = lambda index: Reads.apply(loss(index))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vision.Vision, "stage", stage)
+        with pytest.raises(Refused, match="_local_scalar_dense reads a value"):
+            walk("fsp", "smoke", "student 8")
+    with monkeypatch.context() as patch:
+        patch.setattr(vision.Vision, "evaluate", lambda own, net: {"x": own.test_labels + torch.ones(own.test_labels.shape)})
+        with pytest.raises(Refused, match="add takes tensors of cuda:0 and of the CPU"):
+            walk("fsp", "smoke", "student 8")
+
+
+def test_the_forward_pass_is_seen_by_torchs_own_fake_tensors(monkeypatch):
+    """A CPU tensor, a host sync and a shape that depends on values are refused by FakeTensorMode; autocast is that of a GPU."""
+    net = torch.nn.Linear(3, 2, device="meta")
+    x = torch.zeros(4, 3, device="meta")
+    with fake_cuda_tensors(monkeypatch):
+        with torch.autocast("cuda", torch.bfloat16):
+            assert (net(x).dtype, net(x).device) == (torch.bfloat16, torch.device("cuda:0"))
+        for fault in (lambda: net(x) + torch.ones(2), lambda: net(x).sum().item(), lambda: net(x).nonzero()):
+            with pytest.raises((RuntimeError, AssertionError)):
+                fault()
+
+
+def test_a_table_of_logits_is_filled_before_a_step_reads_it():
+    with FakeGPU() as gpu:
+        views = Views(torch.zeros(20, 3, 32, 32, dtype=torch.uint8).to("cuda:0"), 1, flip=True, memory_format=torch.channels_last)
+        table = LogitTable(methods.freeze(create("wrn_10_1").to("cuda:0")), views, 10)
+        index = views.plain(torch.arange(20).to("cuda:0"))
+        with pytest.raises(ValueError, match="filled before it is read"):
+            table(index, views(index))
+        table.fill()
+        with gpu.strict():
+            assert table(index, views(index)).is_cuda
