@@ -295,6 +295,7 @@ def _budget_problems(paper) -> list[str]:
         for pattern in (*budget.get("arms", {}), *budget.get("only", [])):
             if not any(fnmatch.fnmatchcase(arm, pattern) for arm in paper.arms):
                 found.append(f"'{pattern}' in budget {name} matches no arm")
+        run = set(paper.budget_arms(name))
         for arm in paper.arms:
             try:
                 seeds = paper.seeds(name, arm)
@@ -305,7 +306,7 @@ def _budget_problems(paper) -> list[str]:
             where = f"arm '{arm}' at {name}"
             if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= validation.MOST_SEEDS:
                 found.append(f"{where}: seeds must be a number from 1 to {validation.MOST_SEEDS:,}, not {validation.shown(seeds)}")
-            if arm in paper.budget_arms(name):
+            if arm in run:
                 found += [f"{where}: {problem}" for problem in _config_problems(paper, name, config)]
     return list(dict.fromkeys(found)) or _chain_problems(paper)
 
@@ -407,14 +408,15 @@ def _unbuildable(name: str) -> str | None:
 def _chain_problems(paper) -> list[str]:
     """Teachers in a circle; and configurations that the paper's module cannot read, by the function that groups its trials."""
     for budget in paper.budgets:
+        configs = {arm: paper.resolved(budget, arm) for arm in paper.arms}
         for arm in paper.budget_arms(budget):
             chain = [arm]
-            while (teacher := paper.resolved(budget, chain[-1])["teacher"]) is not None:
+            while (teacher := configs[chain[-1]]["teacher"]) is not None:
                 if teacher in chain:
                     return [f"arm '{arm}' at {budget}: its teachers go in a circle ({' <- '.join([*chain, teacher])})"]
                 chain.append(teacher)
             try:
-                paper.module.cohort(paper.resolved(budget, arm))
+                paper.module.cohort(configs[arm])
             except Exception as error:  # whatever a paper's own code makes of it
                 return [f"arm '{arm}' at {budget}: kdcore/papers/{paper.key}.py cannot read its settings ({type(error).__name__}: {error})"]
     return []
