@@ -139,13 +139,13 @@ class Paper:
     def _config(self, budget: str, arm: str) -> dict:
         """``config``, resolved once for all trials: not to be changed."""
         if (budget, arm) not in self._configs:
-            self._configs[budget, arm] = self.resolved(budget, arm)
+            self._configs[budget, arm] = copy.deepcopy(self.resolved(budget, arm))
         return self._configs[budget, arm]
 
     def resolved(self, budget: str, arm: str) -> dict:
-        """``config``, made anew."""
+        """``config``, made anew of the sheet's own lists and dicts: to be read only."""
         validation.one_of(arm, "arm", self.arms, start=f"{self.key} has no {{what}} {{value}}")
-        config = copy.deepcopy(self.sheet["config"] | self.arms[arm])
+        config = self.sheet["config"] | self.arms[arm]
         for key, value in self._overrides(budget, arm).items():
             if key != "seeds":
                 config[key] = value
