@@ -1,6 +1,7 @@
 """Every test has a cache and a results folder of its own; the data come embedded. What tests of several papers share."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -14,6 +15,13 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KDCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("KDCORE_DATA", raising=False)
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def usual_signals():
+    """nohup, or a job in a script's background, starts with signals ignored that tests send to themselves and to children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")
