@@ -180,10 +180,10 @@ def _copy_records(results: Path) -> None:
 
 
 def new_records(results: Path) -> list[Path]:
-    """Records that the checkout does not have; those of smoke, which never are committed, too."""
-    found = [*(results / "records").glob("*/*.json"), *(results / "smoke" / "records").glob("*/*.json")]
-    found = [path for path in found if not path.name.startswith(".")]  # one that is being written
-    return sorted(path for path in found if not (ROOT / "results" / path.relative_to(results)).exists())
+    """Records that the checkout does not have; all of smoke, which no checkout hands over."""
+    made = [path for path in (results / "records").glob("*/*.json") if not (ROOT / "results" / path.relative_to(results)).exists()]
+    found = [*made, *(results / "smoke" / "records").glob("*/*.json")]
+    return sorted(path for path in found if not path.name.startswith("."))  # without one that is being written
 
 
 def pack(work: Path, out: Path) -> list[Path]:

@@ -34,13 +34,13 @@ def bare(folder: Path) -> dict[str, str]:
 
 def test_it_runs_on_a_bare_machine_and_packs_what_it_has_when_it_is_stopped(tmp_path):
     out, work = tmp_path / "out", tmp_path / "work"
-    words = ["--out", str(out), "--work", str(work), "--device", "cpu", "--budget", "smoke", "--minutes", "20", "--parts", "checks,trials"]
+    words = ["--out", str(out), "--work", str(work), "--device", "cpu", "--budget", "smoke", "--minutes", "8", "--parts", "checks,trials"]
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu", *words], cwd=ROOT, env=bare(tmp_path / "bare"), stdout=said, stderr=said
         )
         try:
-            end = time.monotonic() + 600  # on a busy machine; a record comes after half a minute on a quiet one
+            end = time.monotonic() + 300  # on a busy machine; a record comes after half a minute on a quiet one
             while not gpu.new_records(work / "results") and process.poll() is None and time.monotonic() < end:
                 time.sleep(0.2)
             made = [path.relative_to(work).as_posix() for path in gpu.new_records(work / "results")]
@@ -169,3 +169,14 @@ def test_a_data_set_goes_through_parts_and_is_the_one_that_loads(tmp_path, monke
     assert all(
         np.array_equal(found[key], getattr(digits, key).numpy()) and found[key].dtype == getattr(digits, key).numpy().dtype for key in found
     )
+
+
+def test_new_records_are_those_that_the_checkout_lacks_and_all_of_smoke(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    for name in ("records/fsp/old.json", "smoke/records/fsp/smoke.json"):
+        for results in (tmp_path / "results", tmp_path / "work"):
+            (results / name).parent.mkdir(parents=True, exist_ok=True)
+            (results / name).touch()
+    for name in ("new.json", ".tmp-1.json"):
+        (tmp_path / "work" / "records" / "fsp" / name).touch()
+    assert [path.name for path in gpu.new_records(tmp_path / "work")] == ["new.json", "smoke.json"]
