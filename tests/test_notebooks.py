@@ -288,7 +288,8 @@ def test_ctrl_c_while_papermill_runs_is_one_sentence_and_leaves_nothing(checkout
         "validation.checkout = pathlib.Path.cwd; sys.exit(cli.main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, "replicate", "hinton_mnist", "--results", "results"]
-    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # the folder's own kdcore/ would hide an editable install
+    process = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while not ((folder / "kernel").exists() and (folder / "kernel").read_text()) and process.poll() is None:
             time.sleep(0.05)
