@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from kdcore.data import pseudo
+from kdcore.papers.model_compression import munge
 
 TRAIN, VARIABLES, P, S = 4000, 16, 0.2, 5.0  # the size of LETTER
 
@@ -45,17 +45,17 @@ class PeerMunge:
 
 
 class EngineMunge:
-    """``pseudo.munge``. ``request``: cases."""
+    """``munge.munge``. ``request``: cases."""
 
     def __init__(self, seed: int, worker: int):
         self.values, self.rng = _cases(seed), np.random.default_rng(seed)
 
     def warm_up(self) -> None:
-        pseudo.munge(self.values[:100], [0] * VARIABLES, 100, self.rng, P, S)
+        munge.munge(self.values[:100], [0] * VARIABLES, 100, self.rng, P, S)
 
     def run(self, request: int) -> tuple[float, float]:
         start = time.perf_counter()
-        made = pseudo.munge(self.values, [0] * VARIABLES, int(request), self.rng, P, S)
+        made = munge.munge(self.values, [0] * VARIABLES, int(request), self.rng, P, S)
         return len(made), time.perf_counter() - start
 
     def rest(self) -> None:

@@ -41,7 +41,7 @@ def sheet_problems(key: str) -> list[str]:
             paper.module.figures([])
         except Exception as error:  # a table, arm or number that the paper's own code looks for in the sheet
             found.append(f"{key}.py cannot draw its figures from it ({type(error).__name__}: {error})")
-    problems = [f"{key}.yaml: {problem}" for problem in found]
+    problems = [f"{key}/sheet.yaml: {problem}" for problem in found]
     if not (validation.checkout() / "notebooks" / f"{key}.ipynb").exists():
         problems.append(f"notebooks/{key}.ipynb is missing")
     return problems
@@ -64,7 +64,7 @@ def metric_problems(paper, records: list[dict]) -> list[str]:
         if there and metric not in there:
             near = difflib.get_close_matches(metric, sorted(there), 1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
-            problems.append(f"{paper.key}.yaml: {where}: the records of arm '{arm}' have no number '{metric}'{hint}")
+            problems.append(f"{paper.key}/sheet.yaml: {where}: the records of arm '{arm}' have no number '{metric}'{hint}")
     return list(dict.fromkeys(problems))
 
 

@@ -14,7 +14,8 @@ from kdcore.data.images import ImageData
 from kdcore.errors import Paused
 from kdcore.methods import freeze
 from kdcore.models import WideResNet, count_parameters, create
-from kdcore.papers import activation_boundaries as ab
+from kdcore.papers.activation_boundaries import figures
+from kdcore.papers.activation_boundaries import trial as ab
 from kdcore.training import Context
 
 PAPER = papers.get("activation_boundaries")
@@ -458,7 +459,7 @@ def test_the_toy():
     assert trained[2] == head and not trained[1] & head and len(trained[1]) == 4
     assert {f"{name}_other_{what}_percent" for name in ("mse", "boundary") for what in ("side", "decision")} < set(result["metrics"])
     record = {"arm": "toy", "config": {"data": "cifar10"}, "metrics": result["metrics"], "history": result["history"]}
-    drawn = ab.figures([record])
+    drawn = papers.get("activation_boundaries").figures([record])
     assert list(drawn) == ["toy"]
     axes = drawn["toy"]().axes
     assert len(axes) == 3 and axes[1].get_title(loc="left").startswith("mean squared error\n")
@@ -484,21 +485,25 @@ def test_figures_put_the_arms_where_the_paper_has_them():
         return {"arm": arm, "config": PAPER.config("laptop", arm), "metrics": {"test_error_percent": error} | metrics, "history": history}
 
     rows = table("little_data")["rows"]
-    panels = ab._panels(
+    panels = figures._panels(
         rows, [record("KD, 5 %", 30.0), record("KD, 5 %", 32.0), record("AB + KD, 1 %", 40.0)], lambda config: config["percent"]
     )
     assert panels["ours"][0] == {"KD": {5: [30.0, 32.0]}, "AB + KD": {1: [40.0]}}
     assert panels["paper"][0]["AT + KD"] == {0.1: [67.54], 1: [37.11], 5: [18.86], 10: [15.61], 20: [9.94], 100: [5.80]}
-    drawn = ab.figures([record("AB + KD, 1 %", 40.0, layer1_same_side_end=60.0), record("KD, 1 %", 50.0)])
+    drawn = papers.get("activation_boundaries").figures([record("AB + KD, 1 %", 40.0, layer1_same_side_end=60.0), record("KD, 1 %", 50.0)])
     assert list(drawn) == ["little_data", "boundary_sides"]
     for draw in drawn.values():
         assert draw().axes
     watched = [record(f"AB + KD, {arm}", 40.0, layer1_same_side_end=60.0) for arm in ("0.1 %", "1 %", "5 %", "1 %, clean")]
     title = "Neurons on the teacher's side of their boundary\nAB + KD, {}: 10+50 epochs".format
-    assert ab.figures(watched)["boundary_sides"]().get_suptitle() == title("5 %"), "not the first that ended: the most data"
+    assert papers.get("activation_boundaries").figures(watched)["boundary_sides"]().get_suptitle() == title("5 %"), (
+        "not the first that ended: the most data"
+    )
     longer = watched[1] | {"history": 2 * watched[1]["history"]}
-    assert ab.figures([*watched, longer])["boundary_sides"]().get_suptitle() == title("1 %"), "nor that: the longest training"
-    assert ab.figures([]) == {}
+    assert papers.get("activation_boundaries").figures([*watched, longer])["boundary_sides"]().get_suptitle() == title("1 %"), (
+        "nor that: the longest training"
+    )
+    assert papers.get("activation_boundaries").figures([]) == {}
 
 
 def test_the_taps_are_where_the_authors_put_them():

@@ -15,8 +15,8 @@ from kdcore.data.images import ImageData
 from kdcore.data.preprocess import global_contrast_normalise
 from kdcore.errors import KdcoreError, Paused
 from kdcore.models import count_parameters, create
-from kdcore.papers import ba_caruana_mimic as ba
-from kdcore.papers.vision import Vision
+from kdcore.papers.ba_caruana_mimic import trial as ba
+from kdcore.papers.images import Vision
 from kdcore.training import Context, Measured
 
 PAPER = papers.get("ba_caruana_mimic")
@@ -429,8 +429,8 @@ def test_figures_from_records():
         for seed, error in ((0, 20.0), (1, 30.0)):
             measured = result["metrics"] | {"member_test_error_percent": error + 5, "test_error_percent": error}
             found.append({"arm": arm, "seed": seed, "metrics": measured, "config": config_of("paper", arm)})
-    drawn = ba.figures(found)
-    assert list(drawn) == ["error_against_parameters", "softmax_hides"] and ba.figures([]) == {}
+    drawn = papers.get("ba_caruana_mimic").figures(found)
+    assert list(drawn) == ["error_against_parameters", "softmax_hides"] and papers.get("ba_caruana_mimic").figures([]) == {}
     (ax,) = drawn["error_against_parameters"]().axes
     ours = {tuple(np.ravel(line.get_xydata())) for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1}
     sizes = {record["arm"]: 1e6 * record["metrics"]["parameters_millions"] for record in found}

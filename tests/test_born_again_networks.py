@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from kdcore import data, losses, metrics, papers
 from kdcore.errors import Paused
 from kdcore.models import create
-from kdcore.papers import born_again_networks as ban
-from kdcore.papers.vision import Vision, piecewise
+from kdcore.papers.born_again_networks import trial as ban
+from kdcore.papers.images import Vision, piecewise
 from kdcore.training import Context
 from kdcore.trials import runner
 from kdcore.trials.store import Store
@@ -516,7 +516,9 @@ def test_figures_from_records():
     coded = [{"test_error_percent": 50.0 - n, "divergence_from_teacher": 0.0} for n in range(9)]
     first, later = [{"test_error_percent": 60.0}] * 2, [{"test_error_percent": 55.0, "divergence_from_teacher": 0.3}] * 2
     records = [record(CHAIN.format("BAN"), parts), record(CHAIN.format("CWTM"), [], importance=importance), record(CODED, coded)]
-    drawn = ban.figures([*records, *(record(INTENDED.format(n), first if n == 1 else later) for n in (1, 2, 3))])
+    drawn = papers.get("born_again_networks").figures(
+        [*records, *(record(INTENDED.format(n), first if n == 1 else later) for n in (1, 2, 3))]
+    )
     assert set(drawn) == {"dark_knowledge", "importance", "generations"}
     error, divergence = drawn["generations"]().axes
     as_coded, as_intended = divergence.lines[:2]
@@ -529,8 +531,10 @@ def test_figures_from_records():
     sizes, share = drawn["dark_knowledge"]().axes
     assert list(sizes.lines[1].get_ydata()) == [0.5, 0.25] and list(share.lines[0].get_ydata()) == pytest.approx([2 / 7] * 2)
     assert share.lines[0].get_color() == sizes.lines[0].get_color() != sizes.lines[1].get_color()
-    assert set(ban.figures(records)) == {"dark_knowledge", "importance"}, "half of the comparison is none"
+    assert set(papers.get("born_again_networks").figures(records)) == {"dark_knowledge", "importance"}, "half of the comparison is none"
     seldom = record(CHAIN.format("BAN"), [{}, {key: 3 * value for key, value in parts[1].items()}])  # the last epoch alone
-    (other, *_) = (line for ax in ban.figures([records[0], seldom])["dark_knowledge"]().axes[:1] for line in ax.lines[1:])
+    (other, *_) = (
+        line for ax in papers.get("born_again_networks").figures([records[0], seldom])["dark_knowledge"]().axes[:1] for line in ax.lines[1:]
+    )
     assert (list(other.get_xdata()), list(other.get_ydata())) == ([2], [0.5]), "the mean of 0.25 and 0.75"
     assert figures.svg(drawn["importance"]()) == figures.svg(drawn["importance"]())

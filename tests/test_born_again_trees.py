@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kdcore import papers, trees
+from kdcore import papers
 from kdcore.data import tabular
 from kdcore.errors import Paused
-from kdcore.papers import born_again_trees as born_again
+from kdcore.papers.born_again_trees import trees
+from kdcore.papers.born_again_trees import trial as born_again
 from kdcore.report import figures
 from kdcore.training import Context, Measured
 
@@ -159,7 +160,7 @@ def test_figures():
     for arm in ("breast cancer", "glass"):
         config = PAPER.config("smoke", arm) | SMALL | {"variants": variants}
         records.append({"arm": arm, "config": config, "metrics": small_run(arm, variants=variants)})
-    drawn = born_again.figures(records)
+    drawn = papers.get("born_again_trees").figures(records)
     assert list(drawn) == ["trees", "smeared"]
     texts = [text.get_text() for ax in drawn["trees"]().axes for text in ax.texts]
     assert any("malignant" in text for text in texts) and sum(text.startswith("all cases (513)") for text in texts) == 2
@@ -167,7 +168,7 @@ def test_figures():
     assert [ax.get_title("left") for ax in panels] == ["breast cancer", "glass"]
     means = panels[1].lines[-1].get_xydata()
     assert means.tolist() == [[n, records[1]["metrics"][f"born_again_error_percent{s}"]] for n, s in ((30, "_smeared_30"), (60, ""))]
-    assert list(born_again.figures(records[1:])) == ["smeared"]
+    assert list(papers.get("born_again_trees").figures(records[1:])) == ["smeared"]
 
 
 def test_an_outline_of_one_leaf():

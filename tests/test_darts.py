@@ -21,7 +21,7 @@ from kdcore.models.darts import (
     layout,
     operation,
 )  # fmt: skip
-from kdcore.search import Search
+from kdcore.papers.fisher_darts.search import Search
 
 SMALL = Genotype(
     normal=(("sep_conv_5x5", 0), ("dil_conv_5x5", 1), ("avg_pool_3x3", 0), ("skip_connect", 2)) + (("none", 1), ("sep_conv_3x3", 3)) * 2,

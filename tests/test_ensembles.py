@@ -8,7 +8,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-from kdcore import ensembles, papers
+from kdcore import papers
+from kdcore.papers.model_compression import ensembles
 
 ALL = {"bags": 1, "share": 1.0}
 

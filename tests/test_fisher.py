@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdcore import fisher
 from kdcore.models.darts import Darts, auxiliary_head
+from kdcore.papers.fisher_darts import fisher
 
 
 def generator(seed=0):

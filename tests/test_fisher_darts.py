@@ -14,8 +14,8 @@ from kdcore.data.augment import cutout
 from kdcore.data.images import ImageData
 from kdcore.errors import Paused
 from kdcore.models import create
-from kdcore.papers import fisher_darts
-from kdcore.papers.vision import Vision, weights_of
+from kdcore.papers.fisher_darts import trial as fisher_darts
+from kdcore.papers.images import Vision, weights_of
 from kdcore.report import figures as draw
 from kdcore.report import tables
 from kdcore.training import Context, Measured
@@ -454,7 +454,7 @@ def test_figures_from_records():
     for arm in arms:
         result, _ = run(arm, Context(), grow_target=START["darts_v2_5_4"] + 3000)
         records.append({"arm": arm, "config": PAPER.config("smoke", arm), "metrics": result["metrics"], "history": []})
-    drawn = fisher_darts.figures(records)
+    drawn = papers.get("fisher_darts").figures(records)
     assert set(drawn) == {"spread", "growth", "maps", "similarity", "cells"}
     for figure in drawn.values():
         figure()
@@ -469,7 +469,7 @@ def test_figures_from_records():
     arrows = [text for text in drawn["cells"]().axes[0].texts if hasattr(text, "arrow_patch")]
     assert [round(text.xyann[0]) for text in arrows] == [0, 1, 0, 1, 1, 0, 0, 2], "from the columns of the nodes that they take"
     assert [round(text.xy[0]) for text in arrows] == [2, 2, 3, 3, 4, 4, 5, 5], "to those that they make"
-    assert fisher_darts.figures([]) == {}
+    assert papers.get("fisher_darts").figures([]) == {}
 
 
 def test_scatter_and_spread_without_results():

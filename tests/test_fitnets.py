@@ -14,9 +14,10 @@ from kdcore.data.images import ImageData
 from kdcore.data.preprocess import ZCA, global_contrast_normalise
 from kdcore.errors import Paused
 from kdcore.models import create
-from kdcore.papers import fitnets, vision
-from kdcore.papers.fitnets import ramp
-from kdcore.papers.vision import EVALUATED, Vision
+from kdcore.papers import images as vision
+from kdcore.papers.fitnets import trial as fitnets
+from kdcore.papers.fitnets.trial import ramp
+from kdcore.papers.images import EVALUATED, Vision
 from kdcore.report import tables
 from kdcore.training import Context, Stage, fit
 
@@ -303,11 +304,11 @@ def test_resume_is_exact_in_every_stage(tmp_path, pauses):
 
 
 def test_figures_from_records():
-    drawn = fitnets.figures([{"arm": "FitNet 4", "budget": "laptop"}])  # which leaves the other arm out
+    drawn = papers.get("fitnets").figures([{"arm": "FitNet 4", "budget": "laptop"}])  # which leaves the other arm out
     assert list(drawn) == ["soft_weight"]
     ends = [line.get_ydata()[-1] for line in drawn["soft_weight"]().axes[0].lines]
     assert ends == [1.0, pytest.approx(1.848, abs=1e-3)]
-    assert fitnets.figures([{"arm": "FitNet (MNIST)", "budget": "fast"}]) == fitnets.figures([]) == {}
+    assert papers.get("fitnets").figures([{"arm": "FitNet (MNIST)", "budget": "fast"}]) == papers.get("fitnets").figures([]) == {}
 
 
 # ---------------------------------------------------------------- what it asked of the shared code

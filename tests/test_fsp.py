@@ -11,8 +11,8 @@ from kdcore import data, losses, papers
 from kdcore.data.images import ImageData
 from kdcore.errors import Paused
 from kdcore.models import create
-from kdcore.papers import fsp
-from kdcore.papers.vision import EVALUATED, Vision, piecewise, spread
+from kdcore.papers.fsp import trial as fsp
+from kdcore.papers.images import EVALUATED, Vision, piecewise, spread
 from kdcore.training import Context
 
 PAPER = papers.get("fsp")
@@ -299,10 +299,10 @@ def test_resume_is_exact_in_every_stage(tmp_path, arm, pauses):
 def test_figures_from_a_record():
     (result, _) = run("FSP 8")
     record = {"arm": "FSP 8", "metrics": result["metrics"], "history": result["history"]}
-    drawn = fsp.figures([{"arm": "student 8", "metrics": {}}, record])
+    drawn = papers.get("fsp").figures([{"arm": "student 8", "metrics": {}}, record])
     assert list(drawn) == ["fsp_matrices"]
     assert sum(bool(ax.images) for ax in drawn["fsp_matrices"]().axes) == 12
-    assert fsp.figures([]) == {}
+    assert papers.get("fsp").figures([]) == {}
 
 
 # ---------------------------------------------------------------- what trials on images share

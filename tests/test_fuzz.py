@@ -241,7 +241,7 @@ def test_sheets(changed):
 def test_sheets_as_files(data, folder):
     """Bytes cut out, put in or repeated anywhere in the yaml."""
     key = data.draw(st.sampled_from(papers.names()))
-    text = (papers.HERE / f"{key}.yaml").read_bytes()[:6000]
+    text = (papers.HERE / key / "sheet.yaml").read_bytes()[:6000]
     start = data.draw(st.integers(0, len(text)))
     end = start + data.draw(st.integers(0, 40))
     new = data.draw(

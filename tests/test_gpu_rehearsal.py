@@ -16,11 +16,12 @@ import torch
 from conftest import distinct_configs, noise_images
 from fake_gpu import FakeGPU, Refused, fake_cuda_tensors
 
-from kdcore import data, fisher, methods, papers
+from kdcore import data, methods, papers
 from kdcore.data.augment import Views
 from kdcore.methods import LogitTable
 from kdcore.models import create
-from kdcore.papers import vision
+from kdcore.papers import images as vision
+from kdcore.papers.fisher_darts import fisher
 from kdcore.training import Checkpoint, Context, Step, _draw, _evaluated
 
 IMAGES = {"mnist": "digits", "cifar10": "colour_digits", "cifar100": "digit_pairs"}  # of the same shape and classes

@@ -9,7 +9,7 @@ import torch
 
 from kdcore import data, metrics, papers
 from kdcore.models import MLP
-from kdcore.papers import hinton_mnist as hinton
+from kdcore.papers.hinton_mnist import trial as hinton
 from kdcore.training import Context, seed_of
 
 PAPER = papers.get("hinton_mnist")

@@ -11,8 +11,10 @@ from kdcore import data, papers
 from kdcore.data import images
 from kdcore.data.images import ImageData
 from kdcore.methods import Phase
-from kdcore.papers import fisher_darts, hinton_mnist, vision
-from kdcore.papers.vision import Vision, cadence
+from kdcore.papers import images as vision
+from kdcore.papers.fisher_darts import trial as fisher_darts
+from kdcore.papers.hinton_mnist import trial as hinton_mnist
+from kdcore.papers.images import Vision, cadence
 from kdcore.training import Context
 
 KEYS = ["activation_boundaries", "ba_caruana_mimic", "born_again_networks", "fisher_darts", "fitnets", "fsp", "hinton_mnist"]

@@ -10,7 +10,7 @@ import torch
 from kdcore import papers
 from kdcore.data import tabular
 from kdcore.errors import KdcoreError, Paused
-from kdcore.papers import model_compression as compression
+from kdcore.papers.model_compression import trial as compression
 from kdcore.report import figures, tables
 from kdcore.training import Context, Measured
 
@@ -202,11 +202,11 @@ def test_figures_need_no_data(ensemble):
     arms = [arm for arm in PAPER.budget_arms("smoke") if arm.startswith("letter.p1: munge") or arm.startswith("letter.p1: nbe")]
     found = {"rmse": 0.2, "ensemble_rmse": 0.1, "net_rmse": 0.3, "single_rmse": 0.15, "ratio": 0.5, "net_mb": 0.1, "net_seconds": 0.1}
     records = [{"arm": arm, "config": PAPER.config("smoke", arm), "metrics": found, "seed": 0} for arm in arms]
-    drawn = compression.figures(records)
+    drawn = papers.get("model_compression").figures(records)
     assert set(drawn) == {"pseudo_data", "cases", "units"}
     for draw in drawn.values():
         assert figures.png(draw())
-    assert set(compression.figures(records[:1])) == {"pseudo_data"}
+    assert set(papers.get("model_compression").figures(records[:1])) == {"pseudo_data"}
 
 
 def test_dozens_of_learning_curves_are_not_drawn():

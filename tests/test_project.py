@@ -126,7 +126,7 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         (("arms", "{width} units, T={temperature}", "sweep", "width"), [300, 300], "there are two named '300 units, T=1'"),
         (("arms", "{width} units, T={temperature}", "sweep", "width"), list(range(2000)), "18,000 combinations, more than 10,000"),
         (("arms", "small", "lrr"), 1, "unknown parameters for 'small' at smoke: lrr"),
-        (("arms", "small", "members"), [2], "hinton_mnist.py cannot read its settings"),
+        (("arms", "small", "members"), [2], "hinton_mnist/trial.py cannot read its settings"),
         ((*FACT, "mark"), "sure", "protocol 'data', mark 'sure': write one of"),
         (("url",), "arxiv", "url 'arxiv': it must match pattern"),
         (("year",), "2015", "year '2015': it must be a integer"),
@@ -138,7 +138,7 @@ def test_a_sheet_that_would_fail_late_fails_at_once(path, value, complaint):
         del at(sheet, path[:-1])[path[-1]]
     else:
         at(sheet, path[:-1])[path[-1]] = value
-    with pytest.raises(papers.BadSheet, match="^hinton_mnist.yaml: .*" + complaint) as caught:
+    with pytest.raises(papers.BadSheet, match="^hinton_mnist/sheet.yaml: .*" + complaint) as caught:
         papers.Paper("hinton_mnist", sheet)
     assert "\n" not in str(caught.value)
 
@@ -207,7 +207,7 @@ def test_shared_settings_have_a_shape():
 def test_a_file_that_is_no_sheet_is_told(text, complaint, tmp_path):
     path = tmp_path / "sheet.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(KdcoreError, match="^sheet.yaml.*" + complaint) as caught:
+    with pytest.raises(KdcoreError, match=f"^{tmp_path.name}/sheet.yaml.*" + complaint) as caught:
         papers.read(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
@@ -219,8 +219,9 @@ def test_merges_may_be_overridden(tmp_path):
 
 def test_a_broken_sheet_stops_every_command(tmp_path, monkeypatch, capsys):
     """As a person would break it: in the file."""
-    text = (ROOT / "kdcore" / "papers" / "hinton_mnist.yaml").read_text()
-    (tmp_path / "hinton_mnist.yaml").write_text(text.replace("    time: under a minute on 2 cores\n", "", 1))
+    text = (ROOT / "kdcore" / "papers" / "hinton_mnist" / "sheet.yaml").read_text()
+    (tmp_path / "hinton_mnist").mkdir()
+    (tmp_path / "hinton_mnist" / "sheet.yaml").write_text(text.replace("    time: under a minute on 2 cores\n", "", 1))
     monkeypatch.setattr(papers, "HERE", tmp_path)
     papers._paper.cache_clear()
     (tmp_path / "results" / "records" / "hinton_mnist").mkdir(parents=True)
@@ -229,7 +230,7 @@ def test_a_broken_sheet_stops_every_command(tmp_path, monkeypatch, capsys):
         for command in ("plan", "run", "replicate", "report", "check"):
             words = [command, *(["hinton_mnist"] if command in ("plan", "run", "replicate") else [])]
             assert cli.main([*words, "--results", str(tmp_path / "results")]) == 1
-            assert capsys.readouterr().err == "kdcore: hinton_mnist.yaml: budgets, smoke: 'time' is missing\n"
+            assert capsys.readouterr().err == "kdcore: hinton_mnist/sheet.yaml: budgets, smoke: 'time' is missing\n"
     finally:
         papers._paper.cache_clear()
 
@@ -239,7 +240,7 @@ def test_a_metric_that_no_record_has_is_told():
     paper.tables[0]["rows"][1]["metric"] = "test_erors"
     record = {"status": "done", "arm": "small", "metrics": {"test_errors": 3, "note": "x"}}
     assert checks.metric_problems(paper, [record]) == [
-        "hinton_mnist.yaml: table errors, row 'small (2x800)': the records of arm 'small' have no number 'test_erors' "
+        "hinton_mnist/sheet.yaml: table errors, row 'small (2x800)': the records of arm 'small' have no number 'test_erors' "
         "(did you mean 'test_errors'?)"
     ]
     assert checks.metric_problems(paper, [record | {"status": "nan", "metrics": {"message": "m"}}]) == []

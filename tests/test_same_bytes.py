@@ -29,7 +29,8 @@ PROCESSORS = {
 DRAW = """
 import hashlib
 import numpy as np
-from kdcore.papers import activation_boundaries, model_compression
+from kdcore.papers.activation_boundaries import figures as activation_boundaries
+from kdcore.papers.model_compression import figures as model_compression
 from kdcore.report import figures, statistics, tables
 rng = np.random.default_rng(0)
 net = lambda: [[rng.normal(size=(b, a)).round(4).tolist(), rng.normal(size=b).round(4).tolist()] for a, b in ((2, 24), (24, 24), (24, 4))]

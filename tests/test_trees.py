@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.tree import DecisionTreeClassifier
 
-from kdcore import trees
+from kdcore.papers.born_again_trees import trees
 
 
 def tree_of(feature, left, right, cost, label=None, threshold=None) -> trees.Tree:

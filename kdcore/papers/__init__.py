@@ -1,10 +1,11 @@
-"""The papers. Each is one yaml (what it says, what we do) and one module (what a trial of it does).
+"""The papers. Each is a folder: sheet.yaml (what it says, what we do), trial.py (what a trial of it does) and, where the
+shared kinds of figures do not do, figures.py; beside them what only this paper needs.
 
     paper = papers.get("hinton_mnist")
     paper.trials("fast", arms=["small"], seeds=[0])
 
-A module declares VERSION, ``run(trials, context, teacher) -> [result]`` and ``cohort(config)``; for the report it may
-offer ``figures(records)``.
+trial.py declares VERSION, ``run(trials, context, teacher) -> [result]`` and ``cohort(config)``; figures.py
+``figures(records)``.
 """
 
 import copy
@@ -27,7 +28,7 @@ MOST_NODES, MOST_LEVELS = 100_000, 20  # of a sheet; the largest has 4,000 and 6
 
 def names() -> list[str]:
     """Keys of all papers."""
-    return sorted(path.stem for path in HERE.glob("*.yaml"))
+    return sorted(path.parent.name for path in HERE.glob("*/sheet.yaml"))
 
 
 def get(key: str) -> "Paper":
@@ -44,7 +45,7 @@ class BadSheet(KdcoreError):
     """A sheet that no trial or table can be made of; ``problems``: a sentence for each thing that is wrong."""
 
     def __init__(self, key: str, problems: list[str]):
-        self.problems = [f"{key}.yaml: {problem}" for problem in problems]
+        self.problems = [f"{key}/sheet.yaml: {problem}" for problem in problems]
         more = len(problems) - 1
         super().__init__(self.problems[0] + (f" ({more} more: kdcore check lists them)" if more else ""))
 
@@ -55,7 +56,7 @@ class Paper:
     def __init__(self, key: str, sheet: dict | None = None):
         """key: of the yaml that is read where no ``sheet`` is given. Raises BadSheet, unless the machine has no pydantic."""
         self.key = key
-        self.sheet = read(HERE / f"{key}.yaml") if sheet is None else sheet
+        self.sheet = read(HERE / key / "sheet.yaml") if sheet is None else sheet
         rules = _rules()
         if rules and (problems := rules.structure_problems(self.sheet)):
             raise BadSheet(key, problems)
@@ -102,13 +103,19 @@ class Paper:
         numbers = row[key] if isinstance(row[key], list) else [row[key]] * count
         if len(numbers) != count:
             raise KdcoreError(
-                f"{self.key}.yaml: the row '{row['label']}' stands for {count} rows and has {len(numbers)} numbers in '{key}'"
+                f"{self.key}/sheet.yaml: the row '{row['label']}' stands for {count} rows and has {len(numbers)} numbers in '{key}'"
             )
         return numbers
 
     @cached_property
     def module(self):
-        return importlib.import_module(f"kdcore.papers.{self.key}")
+        return importlib.import_module(f"kdcore.papers.{self.key}.trial")
+
+    def figures(self, records: list[dict]) -> dict:
+        """What draws the figures of this paper alone, by name, from the records of one budget; what has no record is left out."""
+        if not (HERE / self.key / "figures.py").exists():
+            return {}
+        return importlib.import_module(f"kdcore.papers.{self.key}.figures").figures(records)
 
     def run(self, trials, context, teacher) -> list[dict]:
         return self.module.run(trials, context, teacher)
@@ -150,7 +157,7 @@ class Paper:
             if key != "seeds":
                 config[key] = value
         if unknown := set(config) - set(self.sheet["config"]):
-            raise KdcoreError(f"{self.key}.yaml sets unknown parameters for '{arm}' at {budget}: {', '.join(sorted(unknown))}")
+            raise KdcoreError(f"{self.key}/sheet.yaml sets unknown parameters for '{arm}' at {budget}: {', '.join(sorted(unknown))}")
         return config
 
     def _overrides(self, budget: str, arm: str) -> dict:
@@ -242,21 +249,22 @@ class _Loader(yaml.SafeLoader):
 
 def read(path: Path) -> dict:
     """A sheet as its yaml has it: text keys, plain values, finite numbers. Raises KdcoreError with the file and the place."""
+    name = "/".join(path.parts[-2:])  # of its paper, and its own
     try:
         found = yaml.load(path.read_bytes().decode("utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
     except UnicodeDecodeError as error:
-        raise KdcoreError(f"{path.name} is not UTF-8 (byte {error.start}): save it so") from error
+        raise KdcoreError(f"{name} is not UTF-8 (byte {error.start}): save it so") from error
     except RecursionError as error:
-        raise KdcoreError(f"{path.name} is nested too deep: a sheet has six levels") from error
+        raise KdcoreError(f"{name} is nested too deep: a sheet has six levels") from error
     except yaml.YAMLError as error:
         mark, words = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         line = f", line {mark.line + 1}" if mark else ""
-        raise KdcoreError(f"{path.name}{line} is not valid YAML: {' '.join(words.split())}") from error
+        raise KdcoreError(f"{name}{line} is not valid YAML: {' '.join(words.split())}") from error
     except (ValueError, TypeError, OverflowError, AttributeError, OSError) as error:
-        raise KdcoreError(f"{path.name} cannot be read ({error})") from error
+        raise KdcoreError(f"{name} cannot be read ({error})") from error
     if not isinstance(found, dict):
-        raise KdcoreError(f"{path.name} {'is empty' if found is None else 'is not a mapping'}: copy the sections of another sheet")
-    _plain(found, path.name, [MOST_NODES])
+        raise KdcoreError(f"{name} {'is empty' if found is None else 'is not a mapping'}: copy the sections of another sheet")
+    _plain(found, name, [MOST_NODES])
     return found
 
 

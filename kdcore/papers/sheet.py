@@ -301,7 +301,7 @@ def _budget_problems(paper) -> list[str]:
                 seeds = paper.seeds(name, arm)
                 config = paper.resolved(name, arm)
             except KdcoreError as error:
-                found.append(str(error).removeprefix(f"{paper.key}.yaml "))
+                found.append(str(error).removeprefix(f"{paper.key}/sheet.yaml "))
                 continue
             where = f"arm '{arm}' at {name}"
             if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= validation.MOST_SEEDS:
@@ -418,7 +418,8 @@ def _chain_problems(paper) -> list[str]:
             try:
                 paper.module.cohort(configs[arm])
             except Exception as error:  # whatever a paper's own code makes of it
-                return [f"arm '{arm}' at {budget}: kdcore/papers/{paper.key}.py cannot read its settings ({type(error).__name__}: {error})"]
+                why = f"{type(error).__name__}: {error}"
+                return [f"arm '{arm}' at {budget}: kdcore/papers/{paper.key}/trial.py cannot read its settings ({why})"]
     return []
 
 

@@ -797,8 +797,7 @@ def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = N
         frame = made[sheet["id"]] if sheet["id"] in made else tables.table(paper, sheet, records, budget)
         if (frame["paper"].notna() & (frame["n"] > 0)).any():
             figures[f"paper_{sheet['id']}"] = functools.partial(paper_against_ours, frame)
-    if hasattr(paper.module, "figures"):
-        figures |= {name: functools.partial(_of_budget, draw, budget) for name, draw in paper.module.figures(done).items()}
+    figures |= {name: functools.partial(_of_budget, draw, budget) for name, draw in paper.figures(done).items()}
     drawn, of_arm = set(), tables.of_arms(done)
     for sheet in paper.tables:
         arms = tuple(dict.fromkeys(row["arm"] for row in sheet["rows"]))

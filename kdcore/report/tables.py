@@ -80,7 +80,7 @@ def measured(record: dict, metric: str) -> float:
     value = record["metrics"].get(metric)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise KdcoreError(
-            f"the records of {record['paper']} / {record['arm']} have no number '{metric}': correct its name in {record['paper']}.yaml"
+            f"the records of {record['paper']} / {record['arm']} have no number '{metric}': correct it in {record['paper']}/sheet.yaml"
         )
     return value
 

@@ -10,7 +10,7 @@ from functools import cached_property
 class Trial:
     """The unit of work. ``config`` is resolved: the paper's protocol with the budget's overrides applied.
 
-    data: fingerprint of the data set; teacher: the teacher's trial id, or None; version: what ``kdcore.papers.KEY``
+    data: fingerprint of the data set; teacher: the teacher's trial id, or None; version: what ``kdcore/papers/KEY/trial.py``
     declares, raised whenever its code changes what a trial measures.
     """
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdcore.data import pseudo
+from kdcore.papers.model_compression import munge
 
 WORDS = [0, 3, 0, 2]  # two numbers, two nominal variables
 
@@ -49,25 +49,25 @@ def literal_munge(values, words, passes, rng, p, s):
 @pytest.mark.parametrize("p, s", [(0.5, 1.0), (0.2, 5.0), (1.0, 2.0)])
 def test_munge_is_algorithm_1(p, s):
     values = mixed()
-    found = pseudo.munge(values, WORDS, 120, np.random.default_rng(7), p, s)
+    found = munge.munge(values, WORDS, 120, np.random.default_rng(7), p, s)
     expected = literal_munge(values, WORDS, 3, np.random.default_rng(7), p, s)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
     assert not np.allclose(found[:40], found[40:80]), "each pass begins with the training cases and draws anew"
-    assert np.array_equal(pseudo.munge(values, WORDS, 50, np.random.default_rng(7), p, s), found[:50]), "the first of them"
+    assert np.array_equal(munge.munge(values, WORDS, 50, np.random.default_rng(7), p, s), found[:50]), "the first of them"
 
 
 def test_munge_meets_neighbours_where_they_then_are():
     # with p = 1 and no noise a case changes places with its closest: 0 and 0.1, back again, then 1 and 0.1
-    found = pseudo.munge(np.array([[0.0], [0.1], [1.0]]), [0], 3, np.random.default_rng(0), 1.0, np.inf)
+    found = munge.munge(np.array([[0.0], [0.1], [1.0]]), [0], 3, np.random.default_rng(0), 1.0, np.inf)
     np.testing.assert_allclose(found[:, 0], [0.0, 1.0, 0.1], atol=1e-12)
 
 
 def test_limits_of_munge():
     values = mixed()
     rng = np.random.default_rng(0)
-    np.testing.assert_allclose(pseudo.munge(values, WORDS, 80, rng, 0.0, 1.0), np.tile(values, (2, 1)), rtol=1e-12)
+    np.testing.assert_allclose(munge.munge(values, WORDS, 80, rng, 0.0, 1.0), np.tile(values, (2, 1)), rtol=1e-12)
     few = mixed(6)  # so few that the closest case has other words
-    swapped = pseudo.munge(few, WORDS, 6, rng, 0.7, 1.0)
+    swapped = munge.munge(few, WORDS, 6, rng, 0.7, 1.0)
     for a in (1, 3):  # words only change places
         assert sorted(swapped[:, a]) == sorted(few[:, a])
     assert not np.array_equal(swapped[:, [1, 3]], few[:, [1, 3]])
@@ -77,7 +77,7 @@ def test_a_larger_s_keeps_cases_closer():
     values = np.random.default_rng(1).random((200, 3))
     spread = []
     for s in (0.5, 1, 5):
-        made = pseudo.munge(values, [0, 0, 0], 200, np.random.default_rng(2), 1.0, s)
+        made = munge.munge(values, [0, 0, 0], 200, np.random.default_rng(2), 1.0, s)
         nearest = np.sqrt(((made[:, None] - values[None]) ** 2).sum(-1)).min(1)
         spread.append(nearest.mean())
     assert spread[0] > 1.5 * spread[1] > 3 * spread[2]
@@ -85,7 +85,7 @@ def test_a_larger_s_keeps_cases_closer():
 
 def test_equal_cases_and_a_constant_variable():
     values = np.array([[1.0, 5.0], [1.0, 5.0], [1.0, 6.0]])
-    found = pseudo.munge(values, [0, 0], 9, np.random.default_rng(0), 1.0, 1.0)
+    found = munge.munge(values, [0, 0], 9, np.random.default_rng(0), 1.0, 1.0)
     assert np.isfinite(found).all() and (found[:, 0] == 1).all()
 
 
@@ -93,7 +93,7 @@ def test_random_keeps_each_variable_and_breaks_their_ties():
     rng = np.random.default_rng(0)
     x = rng.normal(size=3000)
     values = np.stack([x, x, (x > 0).astype(float)], 1)
-    made = pseudo.random(values, 20_000, rng)
+    made = munge.random(values, 20_000, rng)
     assert made.shape == (20_000, 3) and np.isin(made[:, 0], x).all()
     assert stats.ks_2samp(made[:, 0], x).pvalue > 0.01 and abs(made[:, 2].mean() - values[:, 2].mean()) < 0.02
     assert abs(np.corrcoef(made.T)[0, 1]) < 0.03 and np.corrcoef(values.T)[0, 1] > 0.999
@@ -108,17 +108,17 @@ def blobs(n=600, seed=0):
 
 def test_mixture_keeps_what_the_groups_tie_together():
     values, rng = blobs(), np.random.default_rng(3)
-    mixture = pseudo.NaiveBayesMixture(values, [0, 0, 2], rng)
+    mixture = munge.NaiveBayesMixture(values, [0, 0, 2], rng)
     made = mixture.sample(5000, rng)
     right = (made[:, 0] > 5) == (made[:, 2] == 1)
     assert right.mean() > 0.98 and 0.4 < made[:, 2].mean() < 0.6
-    broken = pseudo.random(values, 5000, rng)
+    broken = munge.random(values, 5000, rng)
     assert 0.4 < ((broken[:, 0] > 5) == (broken[:, 2] == 1)).mean() < 0.6
     assert set(made[:, 2]) == {0.0, 1.0} and stats.ks_2samp(made[:, 1], values[:, 1]).pvalue > 0.001
 
 
 def test_likelihood_of_the_mixture_by_hand():
-    mixture = pseudo.NaiveBayesMixture(blobs(), [0, 0, 2], np.random.default_rng(0))
+    mixture = munge.NaiveBayesMixture(blobs(), [0, 0, 2], np.random.default_rng(0))
     values = np.array([[0.3, -1.0, 0.0], [9.0, 0.5, 1.0], [5.0, 0.0, 0.0]])
     terms = np.stack(
         [
@@ -138,7 +138,7 @@ def test_likelihood_of_the_mixture_by_hand():
 
 def test_a_single_component_is_the_moments():
     values = np.random.default_rng(0).normal([3, -2], [1, 5], (500, 2))  # one normal distribution: no groups to be found
-    mixture = pseudo.NaiveBayesMixture(values, [0, 0], np.random.default_rng(0))
+    mixture = munge.NaiveBayesMixture(values, [0, 0], np.random.default_rng(0))
     assert len(mixture.weights) == 1
     np.testing.assert_allclose(mixture.means[0], values.mean(0))
     np.testing.assert_allclose(mixture.deviations[0], values.std(0))

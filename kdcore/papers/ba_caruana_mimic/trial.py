@@ -6,7 +6,6 @@ their logits on the transfer set once, and are not asked again: a mimic learns f
 
 import math
 import time
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from kdcore.data.augment import Views
 from kdcore.methods import Knowledge
 from kdcore.models import count_parameters
 from kdcore.models.shallow import PatchFeatures, parse, scaled
-from kdcore.papers.vision import Vision, cadence
+from kdcore.papers.images import Vision, cadence
 from kdcore.training import Context, Measured, Stage, seed_of
 
 VERSION = 1
@@ -232,29 +231,3 @@ def _forecast(net: PatchFeatures, machine, vision: Vision, config: dict, images:
     separated = timed(lambda: machine.fit(features, labels)) / len(labels)
     passes = 2 * len(raw) + len(vision.test_labels)
     return each * passes + compared * config["patches"] * config["iterations"] + separated * len(raw)
-
-
-def figures(records: list[dict]) -> dict:
-    """Error against the number of parameters, the paper's and ours; what softmax hides and logits tell."""
-    from kdcore import papers
-    from kdcore.report import figures as draw  # matplotlib is not needed where trials run
-
-    paper = papers.get("ba_caruana_mimic")
-    (table,) = (table for table in paper.tables if table["id"] == "errors")
-    points = []
-    for row, size in zip(table["rows"], paper.sheet["sizes"], strict=True):
-        mine = [record for record in records if record["arm"] == row["arm"]]
-        point = {"label": f"{size['row']}, {size['layers']}", "paper": (size["parameters"], row["paper"]), "ours": None}
-        if mine:
-            nets = mine[0]["config"]["members"] if row["metric"] == "member_test_error_percent" else 1
-            count = 1e6 * mine[0]["metrics"]["parameters_millions"] / nets
-            point["ours"] = (count, [record["metrics"][row["metric"]] for record in mine])
-        points.append(point)
-    if all(point["ours"] is None for point in points):
-        return {}
-    return {
-        "error_against_parameters": partial(
-            draw.error_against_size, points, xlabel="parameters", ylabel="% error", title="Error against the number of parameters"
-        ),
-        "softmax_hides": partial(draw.logits_and_softmax, HIDDEN, "Two sets of logits, one softmax"),
-    }

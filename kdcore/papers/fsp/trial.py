@@ -4,13 +4,12 @@ An arm is a method: "plain", "kd", "fitnets" or "fsp". All lengths are steps (th
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from kdcore import losses, methods, metrics
-from kdcore.papers.vision import Vision, piecewise, spread, weights_of
+from kdcore.papers.images import Vision, piecewise, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
@@ -126,17 +125,3 @@ def _watch(vision: Vision, net: nn.Module, guide: nn.Module | None, config: dict
 def _matrices(vision: Vision, net: nn.Module) -> list:
     """The mean FSP matrix of each section, to three digits: what the figure draws."""
     return [[[float(f"{value:.3g}") for value in row] for row in matrix.mean(0).tolist()] for matrix in _watched(vision, net)]
-
-
-def figures(records: list[dict]) -> dict:
-    """The FSP matrices of teacher and student, before and after the first stage and at the end."""
-    from kdcore.report import figures as draw
-
-    drawn = {}
-    for record in records:
-        if "fsp_matrices" in record["metrics"]:
-            found = record["metrics"]["fsp_matrices"]
-            title = f"FSP matrices, {record['arm']} (mean over test images)"
-            drawn["fsp_matrices"] = partial(draw.matrices, {name: found[name] for name in MATRICES}, SECTIONS, title)
-            break
-    return drawn

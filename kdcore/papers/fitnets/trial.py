@@ -16,7 +16,7 @@ from kdcore import methods
 from kdcore.data.augment import Views
 from kdcore.methods import LogitTable, Method, Phase
 from kdcore.models.maxout import Layer, MaxoutConv, uniform
-from kdcore.papers.vision import Vision, parts, spread, weights_of
+from kdcore.papers.images import Vision, parts, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
@@ -193,18 +193,3 @@ def _speed_up(vision: Vision, net: nn.Module, guide: nn.Module) -> float:
 
     ratios = [seconds(guide) / seconds(net) for _ in range(TIMED_ROUNDS + 1)]
     return median(ratios[1:])  # the first round pays for allocation
-
-
-def figures(records: list[dict]) -> dict:
-    """How much the teacher counts in stage 2: the paper's schedule beside that of the released code."""
-    from kdcore import papers
-    from kdcore.report import figures as draw
-
-    if all(record["arm"] != "FitNet 4" for record in records):
-        return {}
-    paper, parts, lines = papers.get("fitnets"), 100, {}
-    for name, arm in (("paper", "FitNet 4"), ("released code", "FitNet 4, released code")):  # the latter need not have run
-        weight = paper.config(records[0]["budget"], arm)["soft_weight"]
-        lines[name] = [ramp(weight, part / parts) for part in range(parts + 1)]
-    title = "Weight of the soft targets while FitNet 4 trains"
-    return {"soft_weight": partial(draw.curve, range(parts + 1), lines, xlabel="% of stage 2", ylabel="lambda", title=title)}

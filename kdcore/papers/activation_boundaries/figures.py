@@ -1,0 +1,93 @@
+"""Heo, Lee, Yun & Choi 2019: figures of this paper alone."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from kdcore import papers
+from kdcore.models import MLP
+from kdcore.papers.activation_boundaries.trial import TOY_GRID, TOY_TAP, plane
+from kdcore.report import figures as draw
+
+METHODS = ("none", "KD", "FITNET + KD", "FSP + KD", "AT + KD", "Jacobian + KD", "AB + KD")
+PICTURES = {"teacher": "teacher", "mse": "mean squared error", "boundary": "boundaries"}
+
+
+def figures(records: list[dict]) -> dict:
+    """Errors against epochs and against data, paper and ours; the sides of the boundaries while training; the toy's plane."""
+
+    tables = {table["id"]: table["rows"] for table in papers.get("activation_boundaries").tables}
+    swept = {
+        "fast_training": (
+            "fast",
+            lambda config: sum(map(int, config["epochs"].split("+"))),
+            {"xlabel": "epochs, both stages together", "title": "Few epochs, paper and ours"},
+        ),
+        "little_data": (
+            "little_data",
+            lambda config: config["percent"],
+            {"xlabel": "% of the training set", "title": "Little data, paper and ours"},
+        ),
+    }
+    drawn = {}
+    for name, (table, place, words) in swept.items():
+        panels = _panels(tables[table], records, place)
+        if panels["ours"][0]:
+            drawn[name] = partial(draw.lines_against, panels, ylabel="% test error", **words)
+    arms = {row["arm"] for table in ("fast", "little_data") for row in tables[table] if row["arm"].startswith("AB + KD")}
+    watched = [record for record in records if record["arm"] in arms and "layer1_same_side_end" in record["metrics"]]
+    if watched:
+        # of the tables' cells the longest training, and there the most data
+        best = max(watched, key=lambda record: (len(record["history"]), record["config"]["percent"]))
+        mine = [record for record in watched if record["arm"] == best["arm"]]
+        title = f"Neurons on the teacher's side of their boundary\n{best['arm']}: {best['config']['epochs']} epochs"
+        by_layer = {f"layer {layer}": [_of_layer(record, layer) for record in mine] for layer in (1, 2, 3)}
+        drawn["boundary_sides"] = partial(draw.learning_curves, by_layer, "% on the teacher's side", title)
+    for record in records:
+        if "toy" in record["metrics"]:
+            drawn["toy"] = partial(_draw_toy, record)
+            break
+    return drawn
+
+
+def _panels(rows: list[dict], records: list[dict], place: Callable[[dict], float]) -> dict:
+    """{paper, ours: (lines {method: {x: values}}, no levels)} of a table's rows; x is where ``place`` puts the arm of budget paper."""
+
+    paper = papers.get("activation_boundaries")
+    panels: dict = {"paper": ({}, {}), "ours": ({}, {})}
+    for row in rows:
+        label = row["arm"].split(", ")[0]
+        values = [record["metrics"][row["metric"]] for record in records if record["arm"] == row["arm"]]
+        for panel, found in (("paper", [row["paper"]]), ("ours", values)):
+            if found:
+                panels[panel][0].setdefault(label, {})[place(paper.config("paper", row["arm"]))] = found
+    return panels
+
+
+def _of_layer(record: dict, layer: int) -> dict:
+    found = [row.get("same_side_percent") for row in record["history"]]
+    return {"history": [{} if sides is None else {"% on the teacher's side": sides[layer - 1]} for sides in found]}
+
+
+def _draw_toy(record: dict):
+    # in double precision and rounded: a boundary must not move with the processor that draws it
+    points, labels = (values.numpy() for values in plane(record["config"]["data"]))
+    ends = zip(points.min(0).tolist(), points.max(0).tolist(), strict=True)
+    across, up = (np.linspace(low - 0.3, high + 0.3, TOY_GRID).round(6) for low, high in ends)
+    grid = torch.from_numpy(np.stack(np.meshgrid(across, up), -1))
+    panels = {}
+    for name, shown in PICTURES.items():
+        layers = record["metrics"]["toy"][name]
+        net = MLP([2, *(len(bias) for _, bias in layers)])
+        for weight, bias, (w, b) in zip(net.weights, net.biases, layers, strict=True):
+            weight.data, bias.data = torch.tensor([w], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)
+        with torch.no_grad():
+            logits, taps = net.features(grid.flatten(0, 1))
+        if name != "teacher":
+            shown += f"\n{record['metrics'][f'{name}_other_side_percent']:.1f} % on the other side"
+        classes, neurons = logits.round(decimals=6).numpy().argmax(1), taps[TOY_TAP].round(decimals=6).numpy().T
+        panels[shown] = (classes.reshape(TOY_GRID, TOY_GRID), neurons.reshape(-1, TOY_GRID, TOY_GRID))
+    title = "What a student makes of its teacher's boundaries: four digits on a plane"
+    return draw.boundaries(panels, across, up, points, labels, title)

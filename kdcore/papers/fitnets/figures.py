@@ -1,0 +1,19 @@
+"""Romero et al. 2015: figures of this paper alone."""
+
+from functools import partial
+
+from kdcore import papers
+from kdcore.papers.fitnets.trial import ramp
+from kdcore.report import figures as draw
+
+
+def figures(records: list[dict]) -> dict:
+    """How much the teacher counts in stage 2: the paper's schedule beside that of the released code."""
+    if all(record["arm"] != "FitNet 4" for record in records):
+        return {}
+    paper, parts, lines = papers.get("fitnets"), 100, {}
+    for name, arm in (("paper", "FitNet 4"), ("released code", "FitNet 4, released code")):  # the latter need not have run
+        weight = paper.config(records[0]["budget"], arm)["soft_weight"]
+        lines[name] = [ramp(weight, part / parts) for part in range(parts + 1)]
+    title = "Weight of the soft targets while FitNet 4 trains"
+    return {"soft_weight": partial(draw.curve, range(parts + 1), lines, xlabel="% of stage 2", ylabel="lambda", title=title)}

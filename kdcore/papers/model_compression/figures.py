@@ -1,0 +1,62 @@
+"""Bucila, Caruana & Niculescu-Mizil 2006: figures of this paper alone."""
+
+from functools import partial
+
+import numpy as np
+
+from kdcore.papers.model_compression import munge
+from kdcore.report import figures as draw
+
+
+def figures(records: list[dict]) -> dict:
+    """What draws the paper's own figures from the records of one budget, by name; what has no record is left out."""
+    sizes: dict[tuple, tuple[dict, dict]] = {}
+    widths: dict[tuple, tuple[dict, dict]] = {}
+    for record in records:
+        found, config = record["metrics"], record["config"]
+        if config["teacher"] is None or config["pseudo"] not in METHODS:
+            continue
+        problem, method = record["arm"].partition(":")[0], METHODS[config["pseudo"]]
+        levels = {"ensemble": found["ensemble_rmse"], "best single model": found["single_rmse"], "best net": found["net_rmse"]}
+        _add(sizes, (problem, f"{config['units']} units"), method, config["cases"], found["rmse"], levels)
+        _add(widths, (problem, f"{config['cases']:,} cases"), method, config["units"], found["rmse"], levels)
+    title = "Pseudo data in two dimensions: 2,000 cases made of 500 (p = 0.5, s = 5)"
+    drawn = {"pseudo_data": lambda title=title: draw.clouds(_two_dimensions(), title)}
+    for name, panels, swept, title in (
+        ("cases", sizes, "cases", "The mimic net's error against the number of cases"),
+        ("units", widths, "hidden units", "The mimic net's error against its hidden units"),
+    ):
+        # a sweep has three points at least; the others are single cells of another one
+        shown = {", ".join(key): panel for key, panel in panels.items() if max(map(len, panel[0].values())) > 2}
+        if name == "units":
+            shown = {key: ({"MUNGE": lines["MUNGE"]}, levels) for key, (lines, levels) in shown.items()}
+        if shown:
+            drawn[name] = partial(draw.lines_against, shown, xlabel=swept, ylabel="test RMSE", title=title)
+    return drawn
+
+
+METHODS = {"munge": "MUNGE", "nbe": "NBE", "random": "RANDOM"}
+
+
+def _add(panels: dict, key: tuple, line: str, x: int, value: float, levels: dict) -> None:
+    lines, known = panels.setdefault(key, ({}, {}))
+    lines.setdefault(line, {}).setdefault(x, []).append(value)
+    for name, level in levels.items():  # every arm of a seed carries them
+        cell = known.setdefault(name, [])
+        if level not in cell:
+            cell.append(level)
+
+
+def _two_dimensions() -> dict[str, np.ndarray]:
+    """What each method makes of 500 points of two interlocked half circles, in the spirit of the paper's figure 1."""
+    rng = np.random.default_rng(0)
+    angle, side = rng.random(500) * np.pi, np.arange(500) % 2
+    points = np.stack([np.cos(angle), np.sin(angle)], 1) * (1 - 2 * side[:, None]) + side[:, None] * [1.0, 0.5]
+    points = (points + 0.12 * rng.standard_normal(points.shape)).round(6)  # sin and cos end differently on other processors
+    numbers = [0, 0]
+    return {
+        "training cases": points,
+        "RANDOM": munge.random(points, 2000, rng),
+        "NBE": munge.NaiveBayesMixture(points, numbers, rng).sample(2000, rng),
+        "MUNGE": munge.munge(points, numbers, 2000, rng, 0.5, 5.0),
+    }
