@@ -49,17 +49,15 @@ def sheet_problems(key: str) -> list[str]:
 
 def metric_problems(paper, records: list[dict]) -> list[str]:
     """Metrics of rows and claims that no record of their arm has; of an arm without records nothing is known."""
+    from kdcore.papers import sheet
+
     known: dict[str, set[str]] = {}
     for record in records:
         if record["status"] == "done":
             numbers = {name for name, value in record["metrics"].items() if isinstance(value, int | float) and not isinstance(value, bool)}
             known.setdefault(record["arm"], set()).update(numbers)
-    wanted = [(f"table {table['id']}, row '{row['label']}'", row["arm"], row["metric"]) for table in paper.tables for row in table["rows"]]
-    for claim in paper.sheet["claims"]:
-        for side in (claim["left"], claim["right"]):
-            wanted += [(f"claim {claim['id']}", arm, side["metric"]) for arm in side.get("arms") or []]
     problems = []
-    for where, arm, metric in wanted:
+    for where, arm, metric in sheet.used_metrics(paper):
         there = known.get(arm, set())
         if there and metric not in there:
             near = difflib.get_close_matches(metric, sorted(there), 1)

@@ -128,6 +128,8 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         (("arms", "small", "lrr"), 1, "unknown parameters for 'small' at smoke: lrr"),
         (("arms", "small", "members"), [2], "hinton_mnist/trial.py cannot read its settings"),
         ((*FACT, "mark"), "sure", "protocol 'data', mark 'sure': write one of"),
+        ((*ROW, "metric"), "test_erors", "table errors, .*: trial.py measures no 'test_erors' .did you mean 'test_errors'"),
+        ((*CLAIM, "left", "metric"), "accuracy", "claim kd_helps: trial.py measures no 'accuracy'"),
         (("url",), "arxiv", "url 'arxiv': it must match pattern"),
         (("year",), "2015", "year '2015': it must be a integer"),
     ],
@@ -244,6 +246,24 @@ def test_a_metric_that_no_record_has_is_told():
         "(did you mean 'test_errors'?)"
     ]
     assert checks.metric_problems(paper, [record | {"status": "nan", "metrics": {"message": "m"}}]) == []
+
+
+@pytest.mark.parametrize("key", papers.names())
+def test_every_metric_of_every_record_is_declared(key):
+    paper = papers.get(key)
+    measured = {name for record in Store(ROOT / "results").records(key) if record["status"] == "done" for name in record["metrics"]}
+    assert measured and measured <= set(paper.module.METRICS)
+    assert all(isinstance(words, str) and words.strip() for words in paper.module.METRICS.values())
+
+
+def test_a_metric_that_is_measured_and_not_declared_makes_no_record(monkeypatch):
+    paper = papers.get("fsp")
+    paper.refuse_undeclared([{"metrics": {"test_errors": 3}}])
+    with pytest.raises(KdcoreError, match=r"^fsp/trial.py measures novelty, which its METRICS does not declare"):
+        paper.refuse_undeclared([{"metrics": {"test_errors": 3}}, {"metrics": {"novelty": 1.0}}])
+    monkeypatch.delattr(paper.module, "METRICS")
+    with pytest.raises(papers.BadSheet, match="kdcore/papers/fsp/trial.py has no METRICS: write METRICS = {name: "):
+        papers.Paper("fsp")
 
 
 def test_a_stray_record_is_told(tmp_path):

@@ -4,8 +4,8 @@ shared kinds of figures do not do, figures.py; beside them what only this paper 
     paper = papers.get("hinton_mnist")
     paper.trials("fast", arms=["small"], seeds=[0])
 
-trial.py declares VERSION, ``run(trials, context, teacher) -> [result]`` and ``cohort(config)``; figures.py
-``figures(records)``.
+trial.py declares VERSION, METRICS (what its trials measure, in words), ``run(trials, context, teacher) -> [result]`` and
+``cohort(config)``; figures.py ``figures(records)``.
 """
 
 import copy
@@ -119,6 +119,12 @@ class Paper:
 
     def run(self, trials, context, teacher) -> list[dict]:
         return self.module.run(trials, context, teacher)
+
+    def refuse_undeclared(self, results: list[dict]) -> None:
+        """Raise KdcoreError for a metric that trial.py measures and does not declare: no sheet could be checked against it."""
+        if unknown := {name for result in results for name in result["metrics"]} - set(self.module.METRICS):
+            names = ", ".join(sorted(unknown))
+            raise KdcoreError(f"{self.key}/trial.py measures {names}, which its METRICS does not declare: add a line for each")
 
     def precision(self, device: str, wanted: str = "auto") -> str:
         """What the products of training are computed in. "auto": bfloat16 where the device is fast at it and the sheet's

@@ -17,6 +17,15 @@ from kdcore.training import Context, Stage, seed_of
 SHARE = 10  # training costs at least so many times what is measured between its epochs
 EVALUATED = {"cpu": 64, "cuda": 1000}  # images at a time: small enough for a CPU's cache, large enough to fill a GPU
 
+# what ``Vision.measure`` gives: part of the METRICS of a paper on images
+IMAGE_METRICS = {
+    "test_errors": "test images that are misclassified at the last epoch",
+    "test_error_percent": "% of the test images, at the last epoch",
+    "test_accuracy_percent": "100 less test_error_percent",
+    "best_test_error_percent": "% of the test images, the least of all epochs that were measured; no result is chosen by it",
+    "train_error_percent": "% of the training images, without augmentation, at the last epoch",
+}
+
 
 class Vision:
     """One data set on one device, as a paper's config describes it.

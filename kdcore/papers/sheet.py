@@ -285,7 +285,7 @@ def _sweep_problems(where: str, sweep: dict, texts: list[str]) -> list[str]:
 def problems(paper) -> list[str]:
     """Everything that is wrong with a paper's sheet: its structure, then what its parts refer to. One sentence each."""
     found = structure_problems(paper.sheet)
-    return found or [*_budget_problems(paper), *_table_problems(paper), *_claim_problems(paper)]
+    return found or [*_budget_problems(paper), *_table_problems(paper), *_claim_problems(paper), *_metric_problems(paper)]
 
 
 def _budget_problems(paper) -> list[str]:
@@ -446,6 +446,30 @@ def _claim_problems(paper) -> list[str]:
         for side in ("left", "right")
         for arm in claim[side].get("arms") or []
         if arm not in paper.arms
+    ]
+
+
+def _metric_problems(paper) -> list[str]:
+    """Metrics of rows and claims that no trial of the paper measures."""
+    measured = getattr(paper.module, "METRICS", None)
+    if not isinstance(measured, dict):
+        return [f"kdcore/papers/{paper.key}/trial.py has no METRICS: write METRICS = {{name: what it is and its unit}}"]
+    found = [
+        f"{where}: trial.py measures no '{metric}'{_near(metric, measured)}; its METRICS lists what it does"
+        for where, _, metric in used_metrics(paper)
+        if metric not in measured
+    ]
+    return list(dict.fromkeys(found))
+
+
+def used_metrics(paper) -> list[tuple[str, str | None, str]]:
+    """(place in the sheet, arm, metric) of every row and of every side of a claim."""
+    rows = [(f"table {table['id']}, row '{row['label']}'", row["arm"], row["metric"]) for table in paper.tables for row in table["rows"]]
+    return rows + [
+        (f"claim {claim['id']}", arm, claim[side]["metric"])
+        for claim in paper.sheet["claims"]
+        for side in ("left", "right")
+        for arm in claim[side].get("arms") or []
     ]
 
 

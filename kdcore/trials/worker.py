@@ -145,6 +145,7 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
             raise
         put(status, [{"metrics": {"message": message}, "history": []}] * len(cohort.trials))
     else:
+        papers.get(first.paper).refuse_undeclared(results)  # before the checkpoints go: once declared, nothing trains again
         for trial, result in zip(cohort.trials, results, strict=True):
             if "weights" in result:
                 save_weights(trial.id, result["weights"], device_name(device))

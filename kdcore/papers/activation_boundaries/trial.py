@@ -14,10 +14,28 @@ from torch import Tensor, nn
 from kdcore import data, losses, methods
 from kdcore.methods import Method
 from kdcore.models import MLP
-from kdcore.papers.images import Vision, spread, weights_of
+from kdcore.papers.images import IMAGE_METRICS, Vision, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
+METRICS = (
+    IMAGE_METRICS
+    | {
+        "size_ratio_percent": "parameters of the student, as % of the teacher's",
+        "teacher_error_percent": "% of the test images, by the teacher that never drifted",
+        "drifted_teacher_error_percent": "% of the test images, by the teacher after stage 1, whose BatchNorm statistics have drifted",
+        "mse_other_side_percent": "% of neurons and points of the toy on the other side than the teacher's, after the squared error",
+        "mse_other_decision_percent": "% of points of the toy with another decision than the teacher's, after the squared error",
+        "boundary_other_side_percent": "as mse_other_side_percent, after the transfer of boundaries",
+        "boundary_other_decision_percent": "as mse_other_decision_percent, after the transfer of boundaries",
+        "toy": "dict: weights and biases of the toy's nets, for the picture",
+    }
+    | {
+        f"layer{layer}_same_side_{moment}": f"% of the neurons of layer {layer} on the teacher's side, on test images, {when}"
+        for layer in (1, 2, 3)
+        for moment, when in (("epoch_1", "after the first epoch"), ("stage_1", "after stage 1"), ("end", "at the end"))
+    }
+)
 GROUPS = ("group1", "group2", "group3")
 BOUNDARIES = [f"{group}.pre" for group in GROUPS]  # after BatchNorm, before the ReLU
 WATCHED = 200  # test images on which the sides of the boundaries are watched

@@ -17,10 +17,17 @@ from kdcore.data.augment import Views
 from kdcore.methods import Knowledge
 from kdcore.models import count_parameters
 from kdcore.models.shallow import PatchFeatures, parse, scaled
-from kdcore.papers.images import Vision, cadence
+from kdcore.papers.images import IMAGE_METRICS, Vision, cadence
 from kdcore.training import Context, Measured, Stage, seed_of
 
 VERSION = 1
+METRICS = IMAGE_METRICS | {
+    "parameters_millions": "parameters of all nets, in millions",
+    "hidden_units": "of all nets, as the paper counts",
+    "teacher_agreement_percent": "% of the test images on which a mimic says what its teacher says",
+    "member_test_error_percent": "% of the test images: the mean of an ensemble's nets",
+    "first_test_error_percent": "% of the test images: the first net of an ensemble",
+}
 HIDDEN = {"[10, 20, 30]": [10.0, 20.0, 30.0], "[-10, 0, 10]": [-10.0, 0.0, 10.0]}  # what softmax cannot tell apart (deck 000)
 RAW = {"mean": [0.0] * 3, "std": [1 / 255] * 3}  # pixels of 0..255, as the patches have them
 

@@ -17,10 +17,25 @@ from torch.nn import functional as F
 
 from kdcore import losses, methods, metrics
 from kdcore.methods import LogitTable, Method
-from kdcore.papers.images import Vision, parts, piecewise, spread, weights_of
+from kdcore.papers.images import IMAGE_METRICS, Vision, parts, piecewise, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
+METRICS = (
+    IMAGE_METRICS
+    | {
+        "best_generation_test_error_percent": "% of the test images: the best generation so far, the teacher included",
+        "importance": "dict: weights of the training cases by the teacher's confidence, for the picture",
+    }
+    | {f"ensemble_{k}_test_error_percent": f"% of the test images: the last {k} generations together" for k in (2, 3, 4)}
+    | {f"ensemble_{k}_test_accuracy_percent": f"100 less ensemble_{k}_test_error_percent" for k in (2, 3, 4)}
+    | {f"generation_{g}_test_error_percent": f"% of the test images: generation {g} of a trial of several" for g in (1, 2)}
+    | {f"generation_{g}_test_accuracy_percent": f"100 less generation_{g}_test_error_percent" for g in (1, 2)}
+    | {
+        "generation_2_ensemble_2_test_error_percent": "% of the test images: generations 1 and 2 of such a trial together",
+        "generation_2_ensemble_2_test_accuracy_percent": "100 less generation_2_ensemble_2_test_error_percent",
+    }
+)
 LOGITS = "generations.test_logits"  # [generations, N, C], beside a teacher's weights
 RULES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 WATCHED = 500  # training and test images on which gradients and divergences are watched

@@ -16,6 +16,27 @@ from kdcore.papers.born_again_trees import trees
 from kdcore.training import Context, Measured, seed_of
 
 VERSION = 1
+VARIANTS = ["replace_0.25", "keep_0.25", "arc_fs", "admissible", "smeared_100", "smeared_300", "smeared_3000"]
+METRICS = {
+    "cart_error_percent": "% of the test cases: one pruned CART tree",
+    "cart_leaves": "leaves of the CART tree",
+    "arced_error_percent": "% of the test cases: the arced trees together",
+    "born_again_error_percent": "% of the test cases: the born-again tree",
+    "born_again_leaves": "leaves of the born-again tree",
+    "born_again_train_error_percent": "% of the training cases: the born-again tree",
+    "agreement_percent": "% of the test cases on which the born-again tree says what the arced trees say",
+    "decrease_percent": "by how many % of CART's error the born-again tree's is smaller",
+    "repetitions": "dict: the numbers of each test set",
+    "trees": "dict: trees of the first test set, for the picture",
+} | {
+    f"{what}_{variant}": f"% of the {cases} cases: {tree}, variant {variant} of the config"
+    for what, cases, tree, variants in (
+        ("arced_error_percent", "test", "the arced trees", ["arc_fs"]),
+        ("born_again_error_percent", "test", "the born-again tree", VARIANTS),
+        ("born_again_train_error_percent", "training", "the born-again tree", VARIANTS),
+    )
+    for variant in variants
+}
 ARCING = {"arc-x4": trees.arc_x4, "arc-fs": trees.arc_fs}
 
 

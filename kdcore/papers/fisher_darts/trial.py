@@ -17,10 +17,19 @@ from kdcore.models.darts import Darts, MixedDarts, auxiliary_head
 from kdcore.models.densenet import DenseNet
 from kdcore.papers.fisher_darts import fisher
 from kdcore.papers.fisher_darts.search import Search
-from kdcore.papers.images import Vision, cadence, parts, spread, weights_of
+from kdcore.papers.images import IMAGE_METRICS, Vision, cadence, parts, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
+METRICS = IMAGE_METRICS | {
+    "top5_error_percent": "% of the test images whose label is not among the five largest logits",
+    "parameters": "of the network without its auxiliary head",
+    "published_parameters": "as papers on DARTS count: with the auxiliary head",
+    "map_similarity": "mean cosine of the attention maps of student and teacher, on test images",
+    "maps": "list: attention maps of some test images, for the picture",
+    "growth": "dict: each step of the growth of a teacher, for the picture",
+    "genotype": "dict: the cells that a search ended with",
+}
 COMPARED = 1000  # test images on which the attention maps of teacher and student are compared
 SHOWN = 3  # test images whose maps a record keeps
 CALIBRATED = 30  # batches from which an untrained teacher may take its BatchNorm statistics

@@ -16,10 +16,16 @@ from kdcore import methods
 from kdcore.data.augment import Views
 from kdcore.methods import LogitTable, Method, Phase
 from kdcore.models.maxout import Layer, MaxoutConv, uniform
-from kdcore.papers.images import Vision, parts, spread, weights_of
+from kdcore.papers.images import IMAGE_METRICS, Vision, parts, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
+METRICS = IMAGE_METRICS | {
+    "parameters": "weights without biases, as the paper counts",
+    "multiply_adds": "of one image",
+    "hint_epochs": "epochs of the hint stage",
+    "speed_up": "time of the teacher's forward pass over the student's, on this machine",
+}
 SEARCH, HELD_OUT = "hint search", "held_out_hint_loss"
 # pylearn2's RMSProp: decay 0.9, no gradient scaled up by more than 1e5
 RULES = {"sgd": (torch.optim.SGD, {}), "rmsprop": (torch.optim.RMSprop, {"alpha": 0.9, "eps": 1e-5})}

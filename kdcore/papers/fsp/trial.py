@@ -9,10 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import losses, methods, metrics
-from kdcore.papers.images import Vision, piecewise, spread, weights_of
+from kdcore.papers.images import IMAGE_METRICS, Vision, piecewise, spread, weights_of
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
+METRICS = IMAGE_METRICS | {
+    "ensemble_test_error_percent": "% of the test images, by the mean of the nets' probabilities",
+    "ensemble_test_accuracy_percent": "100 less ensemble_test_error_percent",
+    "fsp_distance_after_stage_1": "eq. 2 with all lambda 1, on test images, at the end of the first stage",
+    "fsp_matrices": "dict: the mean FSP matrices of teacher and student at four moments, for the picture",
+}
 SECTIONS = ("group1", "group2", "group3")
 PAIRS = [(f"{section}.first", section) for section in SECTIONS]  # the first and the last layer of each section
 MATRICES = ("teacher", "student before", "student after stage 1", "student at the end")

@@ -16,6 +16,30 @@ from kdcore.papers.images import cadence
 from kdcore.training import Context, Stage, seed_of
 
 VERSION = 1
+METRICS = {
+    "test_errors": "misclassified test cases; of an ensemble, the mean of its nets",
+    "test_error_percent": "% of the test cases; of an ensemble, the mean of its nets",
+    "best_test_error_percent": "% of the test cases, the least of all epochs that were measured; no result is chosen by it",
+    "train_error_percent": "% of the cases that the net was trained on",
+    "member_test_errors": "list: misclassified test cases of each net of an ensemble",
+    "ensemble_test_errors": "misclassified test cases, by the geometric mean of the nets' predictions",
+    "class_errors": "misclassified test cases of the classes whose bias is shifted, before the shift",
+    "shifts": "list: the bias shifts that were tried, in logits",
+    "shift_test_errors": "list: misclassified test cases for each of the shifts",
+    "shift_heldout_errors": "list: misclassified held-out training cases for each of the shifts",
+    "shift_test": "logits: the best shift on the test set, as in the paper",
+    "shift_heldout": "logits: the best shift on held-out training cases",
+    "test_errors_shift_test": "misclassified test cases after shift_test",
+    "test_errors_shift_heldout": "misclassified test cases after shift_heldout",
+    "test_error_percent_shift_test": "% of the test cases after shift_test",
+    "test_error_percent_shift_heldout": "% of the test cases after shift_heldout",
+    "class_errors_shift_test": "as class_errors, after shift_test",
+    "class_errors_shift_heldout": "as class_errors, after shift_heldout",
+    "confusion_before": "matrix: test cases by label and prediction, before the shift",
+    "confusion_shift_test": "matrix: the same after shift_test",
+    "confusion_shift_heldout": "matrix: the same after shift_heldout",
+    "gallery": "list: one test digit a class with its logits, for the picture",
+}
 
 
 def cohort(config: dict) -> tuple | None:

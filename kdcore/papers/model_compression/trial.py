@@ -20,6 +20,28 @@ from kdcore.papers.model_compression import ensembles, munge
 from kdcore.training import Context, Measured, Stage, seed_of
 
 VERSION = 1
+METRICS = {
+    "rmse": "of a mimic on the test cases, at the epoch of the least RMSE on the hill-climbing cases",
+    "last_rmse": "of a mimic on the test cases, at the last epoch",
+    "best_epoch": "of a mimic: the epoch of the least RMSE on the hill-climbing cases",
+    "ratio": "how much of the way from the best net to the ensemble the mimic has gone; 1 at the ensemble",
+    "ensemble_rmse": "of the ensemble on the test cases",
+    "net_rmse": "on the test cases, of the net of the library that is best on the hill-climbing cases",
+    "single_rmse": "on the test cases, of the model of the library that is best on the hill-climbing cases",
+    "parameters": "of a mimic",
+    "net_mb": "megabytes of a mimic's parameters, 4 bytes each",
+    "net_seconds": "for a mimic to predict 10,000 cases",
+    "ensemble_hill_rmse": "of the ensemble on the hill-climbing cases",
+    "ensemble_members": "different models in the ensemble",
+    "ensemble_mb": "megabytes of the ensemble's models",
+    "ensemble_seconds": "for the ensemble to predict 10,000 cases",
+    "models": "in the library",
+    "single": "text: the best single model",
+    "net": "text: the best net",
+    "best_of_kind_rmse": "dict: RMSE on the test cases of the best model of each kind",
+    "kinds": "dict: the weight of each kind of model in the ensemble",
+    "strongest": "list: the models with the largest weights",
+}
 TIMED = 10_000  # cases that predictions are timed on
 
 
