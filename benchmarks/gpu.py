@@ -333,20 +333,20 @@ def trials(options) -> int:
     """What is missing of ``FIRST``, then of all papers, each group by its value for time; as one run with one time limit."""
     from kdcore import papers
     from kdcore.errors import KdcoreError
-    from kdcore.trials import order, runner
+    from kdcore.trials import engine, order, plan
     from kdcore.trials.progress import Progress
     from kdcore.trials.store import Store
 
-    store, whole = Store(options.work / "results"), runner.Plan([], {}, [])
+    store, whole = Store(options.work / "results"), plan.Plan([], {}, [])
     seen: set[str] = set()
     for key, patterns in (*FIRST, *((key, ["*"]) for key in papers.names())):
         try:
             arms = [arm for arm in papers.get(key).budget_arms(options.budget) if any(fnmatch.fnmatchcase(arm, p) for p in patterns)]
-            plan = runner.plan(key, options.budget, arms, None, store) if arms else runner.Plan([], {}, [])
+            planned = plan.make(key, options.budget, arms, None, store) if arms else plan.Plan([], {}, [])
         except KdcoreError as error:
             print(f"{key}: {error}")
             continue
-        group = order.merged([plan], "value", options.device)
+        group = order.merged([planned], "value", options.device)
         known = {trial.id for trial in whole.trials}
         whole.trials += [trial for trial in group.trials if trial.id not in known]
         whole.records |= group.records
@@ -355,7 +355,7 @@ def trials(options) -> int:
     print(f"{len(whole.jobs)} jobs are missing; the first: {', '.join(str(job.cohort.trials[0]) for job in whole.jobs[:3])}")
     limit = max(1.0, options.seconds - GRACE / 2)
     with Progress(whole) as progress:
-        outcome = runner.run(whole, store, device=options.device, jobs=options.jobs, time_limit=limit, watch=progress)
+        outcome = engine.run(whole, store, device=options.device, jobs=options.jobs, time_limit=limit, watch=progress)
     for sentence in outcome.problems:
         print(sentence)
     made = len(new_records(options.work / "results"))

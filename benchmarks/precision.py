@@ -14,7 +14,7 @@ from benchmarks.__main__ import RESULTS, save
 from kdcore import paths
 from kdcore.errors import KdcoreError
 from kdcore.report.statistics import claim_test
-from kdcore.trials import runner
+from kdcore.trials import engine, plan
 from kdcore.trials.store import Store
 
 MARGIN = 0.2  # percentage points of test error; on CIFAR, where seeds differ more, the margin of the paper's table
@@ -57,12 +57,12 @@ def compare(options, arm: str) -> bool:
 
 def _errors(options, arm: str, precision: str) -> list[float]:
     seeds, store, committed = list(range(options.seeds)), Store(paths.cache() / "precision" / precision), Store(measure.ROOT / "results")
-    for trial in runner.plan(options.paper, options.budget, [arm], seeds, store).trials:
+    for trial in plan.make(options.paper, options.budget, [arm], seeds, store).trials:
         record = committed.get(trial)
         if record and record["status"] == "done" and record["environment"].get("precision", "float32") == precision:
             store.put(record)
-    planned = runner.plan(options.paper, options.budget, [arm], seeds, store)
-    outcome = runner.run(planned, store, device=options.device, precision=precision)
+    planned = plan.make(options.paper, options.budget, [arm], seeds, store)
+    outcome = engine.run(planned, store, device=options.device, precision=precision)
     if outcome.exit_code:
         raise KdcoreError("; ".join([*outcome.failed.values(), *outcome.refused]) or "paused: run the same command again")
     return [store.get(trial)["metrics"]["test_error_percent"] for trial in planned.trials]

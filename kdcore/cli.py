@@ -176,18 +176,19 @@ def plan(options) -> int:
     from rich.text import Text
 
     from kdcore import papers
-    from kdcore.trials import runner
+    from kdcore.trials import environment, forecast
+    from kdcore.trials.plan import make as make_plan
     from kdcore.trials.store import Store
 
     console, code, store = Console(), 0, Store(validation.results(options.results))
     validation.folder(paths.cache(), "set KDCORE_CACHE to a folder")
     for key in options.paper or papers.names():
-        planned = runner.plan(key, options.budget, options.arm, options.seeds, store)
+        planned = make_plan(key, options.budget, options.arm, options.seeds, store)
         seconds = {}
         if not options.no_forecast:
-            device = runner.devices(options.device)[0]
+            device = environment.devices(options.device)[0]
             try:
-                seconds = runner.forecast(planned, device, options.precision)
+                seconds = forecast.seconds(planned, device, options.precision)
             except KdcoreError as error:  # what is done and missing is shown all the same
                 print(f"kdcore: {error}", file=sys.stderr)
                 code = 1
@@ -221,15 +222,16 @@ def _existing(path: Path) -> Path:
 
 
 def run(options) -> int:
-    from kdcore.trials import order, runner
+    from kdcore.trials import engine, environment, order
+    from kdcore.trials.plan import make as make_plan
     from kdcore.trials.progress import Progress
     from kdcore.trials.store import Store
 
     store = Store(validation.results(options.results))
     asked = (options.budget, options.arm, options.seed or options.seeds, store, options.retry_failed, options.shard)
-    planned = order.merged([runner.plan(key, *asked) for key in options.paper], options.order, runner.devices(options.device)[0])
+    planned = order.merged([make_plan(key, *asked) for key in options.paper], options.order, environment.devices(options.device)[0])
     with Progress(planned, quiet=options.quiet) as progress:
-        outcome = runner.run(
+        outcome = engine.run(
             planned,
             store,
             device=options.device,
@@ -253,13 +255,13 @@ def run(options) -> int:
 
 def replicate(options) -> int:
     from kdcore import notebooks, papers
-    from kdcore.trials import runner
+    from kdcore.trials import environment
 
     keys = options.paper or papers.names()
     for key in keys:  # what one of them lacks is told before hours go into the others
         papers.get(key).budget(options.budget)
     validation.engine(options.engine)
-    runner.devices(options.device)
+    environment.devices(options.device)
     code, options.results = 0, str(validation.writable(validation.results(options.results)))
     for key in keys:
         code = max(code, notebooks.execute(key, options))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kdcore import papers, paths, validation
 from kdcore.errors import KdcoreError, Stopped
-from kdcore.trials import runner
+from kdcore.trials import engine, environment, plan
 from kdcore.trials.progress import Progress
 from kdcore.trials.store import Store
 
@@ -49,7 +49,7 @@ class Page:
         self.paper, self.budget, self.device = papers.get(key), budget, device
         validation.engine(engine)
         self.paper.budget(budget)
-        runner.devices(device)
+        environment.devices(device)
         self.seeds = validation.seeds(seeds)
         self.store = Store(validation.folder(root() / validation.folder(results_dir)))
 
@@ -58,9 +58,9 @@ class Page:
 
         quiet: without lines about trials that run.
         """
-        planned = runner.plan(self.paper.key, self.budget, None, self.seeds, self.store)
+        planned = plan.make(self.paper.key, self.budget, None, self.seeds, self.store)
         with Progress(planned, quiet) as progress:
-            outcome = runner.run(planned, self.store, device=self.device, watch=progress)
+            outcome = engine.run(planned, self.store, device=self.device, watch=progress)
         if outcome.problems:
             raise KdcoreError("; ".join(outcome.problems))
         if outcome.paused:
@@ -227,7 +227,7 @@ def execute(key: str, options) -> int:
         if problem := unfinished(Path(temporary)):
             raise KdcoreError(f"{source.name} did not finish ({problem}): run the same command again")
         _forget_paths(Path(temporary), f"notebooks/{source.name}", target.name)
-        planned = runner.plan(key, options.budget, None, options.seeds, store)
+        planned = plan.make(key, options.budget, None, options.seeds, store)
         outcome["trials"], outcome["done"] = len(planned.trials), len(planned.done)
         if outcome["done"] < outcome["trials"]:
             raise KdcoreError(

@@ -1,4 +1,4 @@
-"""One place that checks what people type: on the command line, as a notebook's parameters, in a call of ``runner.plan`` or ``run``.
+"""One place that checks what people type: on the command line, as a notebook's parameters, in a call of ``plan.make`` or ``engine.run``.
 
 Each function takes a value of any type and returns it in the form that the code works with, or raises KdcoreError: one sentence
 that says what is wrong and what to write. It needs nothing but Python, so that a bare GPU machine has it too.
@@ -63,7 +63,7 @@ def shard(value) -> tuple[int, int]:
 
 
 def device(value) -> str:
-    """cpu, cuda or cuda:N. Whether the machine has it, ``runner.devices`` says."""
+    """cpu, cuda or cuda:N. Whether the machine has it, ``environment.devices`` says."""
     if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]{0,3}))?", value):
         raise KdcoreError(f"device {shown(value)} is none: choose cpu, cuda (every GPU) or cuda:N such as cuda:0")
     return value

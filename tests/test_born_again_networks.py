@@ -17,7 +17,7 @@ from kdcore.models import create
 from kdcore.papers.born_again_networks import trial as ban
 from kdcore.papers.images import Vision, piecewise
 from kdcore.training import Context
-from kdcore.trials import runner
+from kdcore.trials import plan
 from kdcore.trials.store import Store
 
 PAPER = papers.get("born_again_networks")
@@ -328,7 +328,7 @@ def test_earlier_generations_of_one_trial_have_a_prefix():
 
 
 def test_a_plan_takes_the_teachers_of_teachers_along(tmp_path):
-    planned = runner.plan("born_again_networks", "laptop", [CHAIN.format("BAN-3")], [0], Store(tmp_path))
+    planned = plan.make("born_again_networks", "laptop", [CHAIN.format("BAN-3")], [0], Store(tmp_path))
     assert {job.cohort.trials[0].arm.split(": ")[1] for job in planned.jobs} == {"teacher", "BAN-1", "BAN-2", "BAN-3"}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
-from kdcore.trials import runner
+from kdcore.trials import engine, plan, process
 from kdcore.trials.spec import Trial
 from kdcore.trials.store import Store
 
@@ -104,7 +104,7 @@ def test_the_largest_values_are_taken():
 def test_a_seed_given_twice_counts_once(tmp_path, capsys):
     assert cli.seeds("0,3,0") == [0, 3]
     store = Store(tmp_path)
-    planned = runner.plan("hinton_mnist", "smoke", ["small"], [1, 1], store)
+    planned = plan.make("hinton_mnist", "smoke", ["small"], [1, 1], store)
     assert [trial.seed for trial in planned.trials] == [1] and len(planned.jobs) == 1
 
 
@@ -127,12 +127,12 @@ def test_a_seed_given_twice_counts_once(tmp_path, capsys):
 def test_a_plan_refuses_what_no_grid_can_be_made_of(arguments, complaint, tmp_path):
     values = {"paper": "hinton_mnist", "budget": "smoke", "store": Store(tmp_path)} | arguments
     with pytest.raises(KdcoreError, match=complaint) as caught:
-        runner.plan(**values)
+        plan.make(**values)
     assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
 
 
 def test_numpy_integers_are_integers(tmp_path):
-    planned = runner.plan("hinton_mnist", "smoke", ["small"], [np.int64(2)], Store(tmp_path))
+    planned = plan.make("hinton_mnist", "smoke", ["small"], [np.int64(2)], Store(tmp_path))
     assert planned.trials[0].id == papers.get("hinton_mnist").trial("smoke", "small", 2).id
 
 
@@ -141,9 +141,9 @@ def test_numpy_integers_are_integers(tmp_path):
     [{"jobs": 1.5}, {"jobs": 0}, {"timeout": float("inf")}, {"timeout": 1e11}, {"time_limit": float("nan")}, {"precision": "half"}],
 )
 def test_a_run_refuses_limits_before_anything_trains(limits, tmp_path):
-    planned = runner.plan("hinton_mnist", "smoke", ["small"], [0], Store(tmp_path / "results"))
+    planned = plan.make("hinton_mnist", "smoke", ["small"], [0], Store(tmp_path / "results"))
     with pytest.raises(KdcoreError):
-        runner.run(planned, Store(tmp_path / "results"), **limits)
+        engine.run(planned, Store(tmp_path / "results"), **limits)
     assert not (tmp_path / "results").exists()
 
 
@@ -194,7 +194,7 @@ def test_a_plan_without_data_shows_what_is_missing(tmp_path, capfd, monkeypatch)
 
 
 def test_a_plan_tells_of_a_child_that_died(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(runner.Worker, "ask", lambda *_: (_ for _ in ()).throw(runner.ChildDied("error", "last\nin a\nlast")))
+    monkeypatch.setattr(process.Child, "ask", lambda *_: (_ for _ in ()).throw(process.ChildDied("error", "last\nin a\nlast")))
     assert cli.main(["plan", "hinton_mnist", "--arm", "small", "--seeds", "1", "--results", str(tmp_path)]) == 1
     captured = capfd.readouterr()
     assert captured.err == "kdcore: 'small' cannot be timed: last\n" and "│ small " in captured.out
@@ -334,7 +334,7 @@ def test_a_stop_is_one_sentence_and_exit_3(number, monkeypatch, capsys):
         os.kill(os.getpid(), number)
         time.sleep(10)
 
-    monkeypatch.setattr(runner, "plan", interrupted)
+    monkeypatch.setattr(plan, "make", interrupted)
     for words in (["run", "hinton_mnist"], ["replicate", "hinton_mnist"], ["plan", "hinton_mnist"]):
         assert cli.main(words) == 3
         assert capsys.readouterr().err == "kdcore: stopped; the same command goes on from here\n"

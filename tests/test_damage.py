@@ -14,8 +14,9 @@ from kdcore import papers, training
 from kdcore.errors import KdcoreError
 from kdcore.models import MLP
 from kdcore.training import Checkpoint, Context, Stage, fit
+from kdcore.trials.record import record
 from kdcore.trials.store import Store
-from kdcore.trials.worker import load_weights, record, save_weights, weights_path
+from kdcore.trials.weights import load_weights, save_weights, weights_path
 
 FLIPS = int(os.environ.get("KDCORE_FLIPS", "25"))
 

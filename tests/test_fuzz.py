@@ -20,7 +20,7 @@ from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
 from kdcore.papers import sheet as rules
 from kdcore.report import tables
-from kdcore.trials import runner, store
+from kdcore.trials import engine, plan, store
 from kdcore.trials.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +139,7 @@ def test_command_lines(words, folder):
         words = [words[0], "--results", str(folder / "results"), *(["--no-forecast"] if words[0] == "plan" else []), *words[1:]]
     with (
         mock.patch.object(validation, "MOST_SEEDS", 5),
-        mock.patch.object(runner, "run", lambda planned, *_, **__: runner.Outcome()),
+        mock.patch.object(engine, "run", lambda planned, *_, **__: engine.Outcome()),
         mock.patch.object(notebooks, "execute", lambda *_: 0),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -311,7 +311,7 @@ def test_notebook_parameters(changes):
         page = notebooks.open("hinton_mnist", **PARAMETERS | changes)
         assert page.seeds is None or all(type(seed) is int for seed in page.seeds)
         if page.seeds is None or len(page.seeds) < 20:
-            runner.plan("hinton_mnist", page.budget, ["small"], page.seeds, page.store)
+            plan.make("hinton_mnist", page.budget, ["small"], page.seeds, page.store)
     except KdcoreError as error:
         sentence(error)
     assert not (ROOT / "no").exists(), "to open a page writes nothing"

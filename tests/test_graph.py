@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdcore.training import Context, Stage, Step, fit
+from kdcore.trials import child
 
 
 class Generator:
@@ -243,7 +244,6 @@ def test_the_first_loss_of_an_epoch_is_not_overwritten_by_the_last(monkeypatch):
 
 def test_the_record_says_that_there_was_no_graph(tmp_path, monkeypatch):
     from kdcore import papers
-    from kdcore.trials import worker
     from kdcore.trials.spec import Cohort
     from kdcore.trials.store import Store
 
@@ -258,6 +258,6 @@ def test_the_record_says_that_there_was_no_graph(tmp_path, monkeypatch):
 
     events, trial, store = [], papers.get("hinton_mnist").trial("smoke", "small", 0), Store(tmp_path)
     monkeypatch.setattr(papers, "get", lambda key: Paper())
-    worker.train(Cohort((trial,)), store, "cpu", "auto", float("inf"), lambda event, **more: events.append((event, more)), {trial.id})
+    child.train(Cohort((trial,)), store, "cpu", "auto", float("inf"), lambda event, **more: events.append((event, more)), {trial.id})
     assert store.get(trial)["environment"]["without_graph"] == "no graph here"
     assert events == [("said", {"message": "no graph here"})]

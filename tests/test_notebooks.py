@@ -268,7 +268,7 @@ def test_workers_need_no_jupyter():
         "        if name.split('.')[0] in ('IPython', 'papermill', 'matplotlib', 'pandas', 'nbformat', 'jinja2', 'pydantic', 'rich'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
-        "import kdcore.trials.worker, kdcore.papers.hinton_mnist.trial, kdcore.cli\n"
+        "import kdcore.trials.child, kdcore.papers.hinton_mnist.trial, kdcore.cli\n"
         "assert 'torchvision' not in sys.modules, 'slow to import, and only the download needs it'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)

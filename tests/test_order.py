@@ -3,14 +3,14 @@
 import pytest
 
 from kdcore import cli, papers
-from kdcore.trials import order, runner
+from kdcore.trials import order, plan
 from kdcore.trials.spec import Cohort, Trial
 from kdcore.trials.store import Store
 
 
-def job(arm: str, *, seed: int = 0, teacher: runner.Job | None = None, paper: str = "fsp", budget: str = "paper") -> runner.Job:
+def job(arm: str, *, seed: int = 0, teacher: plan.Job | None = None, paper: str = "fsp", budget: str = "paper") -> plan.Job:
     teacher_id = None if teacher is None else teacher.ids[0]
-    return runner.Job(Cohort((Trial(paper, arm, budget, seed, {}, "", teacher_id, 1),)))
+    return plan.Job(Cohort((Trial(paper, arm, budget, seed, {}, "", teacher_id, 1),)))
 
 
 def test_cells_with_reported_numbers_come_first_and_the_cheap_before_the_dear():
@@ -56,10 +56,10 @@ def test_a_record_of_this_device_says_how_long_a_trial_takes(monkeypatch):
         }
         for device, seconds in (("the cpu", 72.0), ("the cuda", 0.5))
     }
-    cost = order.seconds(runner.Plan([], records, []), "cpu")
-    assert cost(runner.Job(Cohort((known,)))) == 72.0
-    assert cost(runner.Job(Cohort((other,)))) == pytest.approx(24.0)
-    assert order.seconds(runner.Plan([], {}, []), "cpu")(runner.Job(Cohort((other,)))) == 24_000
+    cost = order.seconds(plan.Plan([], records, []), "cpu")
+    assert cost(plan.Job(Cohort((known,)))) == 72.0
+    assert cost(plan.Job(Cohort((other,)))) == pytest.approx(24.0)
+    assert order.seconds(plan.Plan([], {}, []), "cpu")(plan.Job(Cohort((other,)))) == 24_000
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_every_trial_has_a_size(key, monkeypatch):
 
 
 def test_the_order_of_the_sheets_is_paper_by_paper():
-    plans = [runner.plan(key, "smoke", seeds=[0]) for key in ("fsp", "hinton_mnist")]
+    plans = [plan.make(key, "smoke", seeds=[0]) for key in ("fsp", "hinton_mnist")]
     whole = order.merged(plans)
     assert whole.jobs == plans[0].jobs + plans[1].jobs and whole.trials == plans[0].trials + plans[1].trials
     ordered = order.merged(plans, "value").jobs
@@ -105,14 +105,14 @@ def test_two_papers_share_a_run(tmp_path, capsys):
 
 
 def test_progress_says_of_which_paper_it_speaks(tmp_path, capsys, monkeypatch):
-    plans = [runner.plan(key, "smoke", [arm], [0], Store(tmp_path)) for key, arm in (("fsp", "student 8"), ("born_again_trees", "glass"))]
+    plans = [plan.make(key, "smoke", [arm], [0], Store(tmp_path)) for key, arm in (("fsp", "student 8"), ("born_again_trees", "glass"))]
     with cli_progress(order.merged(plans)) as progress:
         for each in progress.jobs:
             progress(each, {"event": "ended", "status": "done", "message": ""})
     assert "1/2 fsp: student 8, seed 0 done" in capsys.readouterr().out
 
 
-def cli_progress(planned: runner.Plan):
+def cli_progress(planned: plan.Plan):
     from kdcore.trials.progress import Progress
 
     progress = Progress(planned)

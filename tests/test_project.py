@@ -10,7 +10,7 @@ import yaml
 
 from kdcore import checks, cli, papers
 from kdcore.errors import KdcoreError
-from kdcore.trials import runner
+from kdcore.trials import plan
 from kdcore.trials import store as store_module
 from kdcore.trials.store import Store
 
@@ -160,8 +160,8 @@ def test_a_network_that_cannot_be_built_is_told_before_anything_trains(name, tmp
     paper = papers.Paper("fsp", sheet)
     monkeypatch.setattr(papers, "get", lambda key: paper)
     with pytest.raises(papers.BadSheet, match="arm 'student 8' at smoke: network: "):
-        runner.plan("fsp", "smoke", ["student 8"], [0], Store(tmp_path))
-    assert runner.plan("fsp", "smoke", ["teacher 26"], [0], Store(tmp_path)).jobs, "nothing else is held up"
+        plan.make("fsp", "smoke", ["student 8"], [0], Store(tmp_path))
+    assert plan.make("fsp", "smoke", ["teacher 26"], [0], Store(tmp_path)).jobs, "nothing else is held up"
 
 
 def test_shared_settings_have_a_shape():

@@ -11,10 +11,10 @@ import nbformat
 import pytest
 
 from kdcore import cli, notebooks, papers
-from kdcore.trials import runner
+from kdcore.trials import forecast
 from kdcore.trials.environment import device_name
+from kdcore.trials.record import record
 from kdcore.trials.store import Store
-from kdcore.trials.worker import record
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -156,5 +156,5 @@ def test_a_forecast_takes_records_that_do_not_say_their_precision(tmp_path):
     made = record(trial, "done", {"metrics": {"test_errors": 3}, "history": []}, cost, "float32")
     del made["environment"]["precision"]
     store.put(made)
-    planned = runner.plan("hinton_mnist", "smoke", ["small"], [0, 1], store)
-    assert list(runner.forecast(planned, "cpu", "float32").values()) == [12.0], "no child had to be asked"
+    planned = plan.make("hinton_mnist", "smoke", ["small"], [0, 1], store)
+    assert list(forecast.seconds(planned, "cpu", "float32").values()) == [12.0], "no child had to be asked"

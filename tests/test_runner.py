@@ -16,11 +16,12 @@ import pytest
 
 from kdcore import papers, paths, training
 from kdcore.errors import KdcoreError
-from kdcore.trials import runner, worker
+from kdcore.trials import child, engine, environment, forecast, plan, process
+from kdcore.trials.child import checkpoint_folder
 from kdcore.trials.progress import Progress
 from kdcore.trials.spec import Cohort
 from kdcore.trials.store import Store, lease, read
-from kdcore.trials.worker import checkpoint_folder, weights_path
+from kdcore.trials.weights import weights_path
 
 PAPER = "hinton_mnist"
 VOLATILE = ("cost", "environment", "digest")
@@ -37,10 +38,10 @@ def nothing_left(results: Path, cache: Path) -> bool:
     return not strays and not list((cache / "checkpoints").glob("*"))
 
 
-def run(results, arms, seeds=(0,), jobs=1, **more) -> runner.Outcome:
+def run(results, arms, seeds=(0,), jobs=1, **more) -> engine.Outcome:
     store = Store(results)
-    planned = runner.plan(PAPER, "smoke", list(arms), list(seeds), store, more.pop("retry_failed", False))
-    return runner.run(planned, store, jobs=jobs, **more)
+    planned = plan.make(PAPER, "smoke", list(arms), list(seeds), store, more.pop("retry_failed", False))
+    return engine.run(planned, store, jobs=jobs, **more)
 
 
 # The same in a command's own process: ``python -c TINY ...``
@@ -71,7 +72,7 @@ def tiny(request):
     papers._paper.cache_clear()
 
 
-class Inside(runner.Worker):
+class Inside(process.Child):
     """A child that is a call: what it would say on its pipe, it says to the function that listens."""
 
     def __init__(self, store, device, precision, deadline):
@@ -85,7 +86,7 @@ class Inside(runner.Worker):
             if event not in ("ended", "measured"):
                 on_event(events[-1])
 
-        worker.answer(json.loads(json.dumps(work)), *self.about, send)
+        child.answer(json.loads(json.dumps(work)), *self.about, send)
         return events[-1]
 
     def signal(self, number):
@@ -97,7 +98,7 @@ class Inside(runner.Worker):
 
 @pytest.fixture
 def inside(monkeypatch):
-    monkeypatch.setattr(runner, "Worker", Inside)
+    monkeypatch.setattr(engine, "Child", Inside)
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def quick(monkeypatch):
 def whole_run(folder, arms, monkeypatch) -> dict[str, dict]:
     """Records of arms that nothing disturbs."""
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "Worker", Inside)
+        patch.setattr(engine, "Child", Inside)
         assert run(folder, arms).exit_code == 0
     return contents(folder)
 
@@ -150,16 +151,16 @@ def test_damaged_weights_are_made_again_in_the_same_run(tmp_path, own_cache, cap
     content[-1] ^= 1
     path.write_bytes(content)
     store.path(pupil).unlink()
-    planned = runner.plan(PAPER, "smoke", ["small with KD"], [0], store)
+    planned = plan.make(PAPER, "smoke", ["small with KD"], [0], store)
     with Progress(planned, quiet=True) as progress:
-        assert runner.run(planned, store, watch=progress, jobs=1).exit_code == 0
+        assert engine.run(planned, store, watch=progress, jobs=1).exit_code == 0
     assert contents(tmp_path) == whole
     assert f"{path} is damaged" in (said := capsys.readouterr().out) and "the teacher is trained again" in said
     assert path.with_name(path.name + ".damaged").read_bytes() == content
 
 
 def test_a_failed_teacher_is_not_run_again_unasked(tmp_path, inside):
-    from kdcore.trials.worker import record
+    from kdcore.trials.record import record
 
     store, teacher = Store(tmp_path), papers.get(PAPER).trial("smoke", "cumbersome", 0)
     cost = {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}
@@ -186,7 +187,7 @@ def test_kill_9_at_random_moments(tmp_path, own_cache, quick, monkeypatch):
 
     whole = whole_run(tmp_path / "whole", ["small"], monkeypatch)
     results, moments, kills, resumed = tmp_path / "killed", random.Random(0), 0, 0
-    (job,) = runner.plan(PAPER, "smoke", ["small"], [0], Store(results)).jobs
+    (job,) = plan.make(PAPER, "smoke", ["small"], [0], Store(results)).jobs
     state = checkpoint_folder(job.cohort, papers.get(PAPER).precision("cpu")) / "state.safetensors"
     for number in range(KILLS):
         process = subprocess.Popen(command(results, program=SLOW), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -199,8 +200,8 @@ def test_kill_9_at_random_moments(tmp_path, own_cache, quick, monkeypatch):
                 epochs, seen = epochs - 1, written(state)
         time.sleep(moments.uniform(0, 0.03) if number % 4 != 3 else max(0, end - time.monotonic()))
         kills += process.poll() is None
-        for child in children(process.pid):
-            os.kill(child, signal.SIGKILL)
+        for pid in children(process.pid):
+            os.kill(pid, signal.SIGKILL)
         process.kill()
         process.communicate()
         for path in results.rglob("*.json"):
@@ -208,7 +209,7 @@ def test_kill_9_at_random_moments(tmp_path, own_cache, quick, monkeypatch):
             path.unlink()  # so that there is something to kill the next time; the checkpoint may or may not be there
     assert kills >= KILLS / 2 and resumed
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "Worker", Inside)
+        patch.setattr(engine, "Child", Inside)
         assert run(results, ["small"]).exit_code == 0
     assert contents(results) == whole
     assert nothing_left(results, own_cache)
@@ -272,11 +273,11 @@ def test_a_child_that_dies_again_and_again_becomes_a_failure(tmp_path, monkeypat
     with monkeypatch.context():
         dying("send(event='started'); os.kill(os.getpid(), signal.SIGKILL)")
         outcome = run(tmp_path, ["small"], watch=lambda job, event: starts.append(1) if event["event"] == "started" else None)
-        assert outcome.exit_code == 1 and len(starts) == runner.DEATHS
+        assert outcome.exit_code == 1 and len(starts) == engine.DEATHS
         assert "killed by SIGKILL; out of memory is the usual reason" in next(iter(outcome.failed.values()))
         (record,) = Store(tmp_path).records(PAPER)
         assert record["status"] == "killed"
-    monkeypatch.setattr(runner, "Worker", Inside)
+    monkeypatch.setattr(engine, "Child", Inside)
     # never counted as a result, and run again only when asked
     assert run(tmp_path, ["small"]).exit_code == 1
     assert run(tmp_path, ["small"], retry_failed=True).exit_code == 0
@@ -288,7 +289,7 @@ def test_a_child_that_always_dies_in_the_same_epoch_is_given_up(tmp_path, dying)
     starts = []
     dying("send(event='started'); [send(event='epoch', done=n, total=9) for n in (1, 2)]; os.abort()")
     outcome = run(tmp_path, ["small"], watch=lambda job, event: starts.append(1) if event["event"] == "started" else None)
-    assert outcome.exit_code == 1 and len(starts) == 1 + runner.DEATHS - 1
+    assert outcome.exit_code == 1 and len(starts) == 1 + engine.DEATHS - 1
     # one that comes an epoch further each time is not
     starts.clear()
     dying(
@@ -347,7 +348,7 @@ HUNG = "send(event='started'); signal.signal(signal.SIGTERM, signal.SIG_IGN); se
 @pytest.mark.parametrize("how", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])
 @pytest.mark.parametrize("stop", ["time limit", "Ctrl-C", "twice"])
 def test_a_child_that_hangs_is_ended_after_the_grace_period(tmp_path, dying, monkeypatch, stop, how):
-    monkeypatch.setattr(runner, "GRACE_SECONDS", 0.3 if stop != "twice" else 60)
+    monkeypatch.setattr(engine, "GRACE_SECONDS", 0.3 if stop != "twice" else 60)
     dying(HUNG + how)
     said, started = [], time.monotonic()
 
@@ -368,7 +369,7 @@ def test_a_child_that_hangs_is_ended_after_the_grace_period(tmp_path, dying, mon
 
 
 def test_a_child_that_stops_in_time_is_not_ended(tmp_path, dying, monkeypatch):
-    monkeypatch.setattr(runner, "GRACE_SECONDS", 30)
+    monkeypatch.setattr(engine, "GRACE_SECONDS", 30)
     dying("send(event='started'); time.sleep(1); send(event='ended', status='paused', message='saved')")
     outcome = run(tmp_path, ["small"], time_limit=0.2)
     assert outcome.exit_code == 3 and not outcome.failed
@@ -376,11 +377,11 @@ def test_a_child_that_stops_in_time_is_not_ended(tmp_path, dying, monkeypatch):
 
 def test_the_same_trial_twice_is_one(tmp_path, inside):
     store = Store(tmp_path)
-    planned = runner.plan(PAPER, "smoke", ["small"], [0, 0], store)
+    planned = plan.make(PAPER, "smoke", ["small"], [0, 0], store)
     assert len(planned.trials) == 1 and [job.ids for job in planned.jobs] == [[planned.trials[0].id]]
-    twice = runner.Plan(planned.trials * 2, {}, planned.jobs * 2)
+    twice = plan.Plan(planned.trials * 2, {}, planned.jobs * 2)
     started = []
-    outcome = runner.run(twice, store, jobs=1, watch=lambda job, event: started.append(1) if event["event"] == "started" else None)
+    outcome = engine.run(twice, store, jobs=1, watch=lambda job, event: started.append(1) if event["event"] == "started" else None)
     assert outcome.exit_code == 0 and len(started) == 1
     with pytest.raises(ValueError, match="a trial stands twice in one cohort"):
         Cohort(planned.trials[0:1] * 2)
@@ -388,10 +389,10 @@ def test_the_same_trial_twice_is_one(tmp_path, inside):
 
 def test_a_trial_that_another_store_trains_with_this_cache_waits(tmp_path, inside):
     """Two checkouts with one cache: the second has no record, so that it trains as well, but not at the same time."""
-    (trial,) = runner.plan(PAPER, "smoke", ["small"], [0], Store(tmp_path / "here")).trials
+    (trial,) = plan.make(PAPER, "smoke", ["small"], [0], Store(tmp_path / "here")).trials
     cohort, ends = Cohort((trial,)), []
     with lease(paths.cache() / "leases" / f"{trial.id}.lease", "elsewhere"):
-        worker.answer(
+        child.answer(
             {"cohort": cohort.to_json(), "redo": []}, Store(tmp_path / "here"), "cpu", "auto", math.inf, lambda *_, **end: ends.append(end)
         )
     assert ends[-1]["status"] == "busy" and not list(tmp_path.rglob("*.json"))
@@ -441,7 +442,7 @@ def test_two_runners_on_one_store_never_run_a_trial_twice(tmp_path, own_cache):
 def test_a_log_says_where_a_trial_is_once_a_minute_and_how_long_it_took(tmp_path, monkeypatch, capsys):
     clock = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)
-    planned = runner.plan(PAPER, "smoke", ["cumbersome"], [0], Store(tmp_path))
+    planned = plan.make(PAPER, "smoke", ["cumbersome"], [0], Store(tmp_path))
     (job,) = planned.jobs
     progress = Progress(planned)
     for at, event in (
@@ -497,9 +498,9 @@ def test_an_error_of_a_child_while_it_is_stopped_is_told(tmp_path, own_cache, mo
     def fail(worker, work, tell, timeout):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.5)  # the main thread sees the signal
-        raise runner.ChildDied("error", "ValueError: of its own")
+        raise process.ChildDied("error", "ValueError: of its own")
 
-    monkeypatch.setattr(runner.Worker, "ask", fail)
+    monkeypatch.setattr(process.Child, "ask", fail)
     outcome = run(tmp_path, ["small"], jobs=1)
     assert outcome.exit_code == 1 and "ValueError: of its own" in next(iter(outcome.failed.values()))
 
@@ -526,12 +527,12 @@ def test_a_stop_that_ends_a_child_outside_its_epochs_is_a_pause(tmp_path, own_ca
 def test_a_damaged_checkpoint_is_told_moved_aside_and_the_trial_starts_over(tmp_path, own_cache, capsys, inside):
     assert run(tmp_path / "whole", ["small"]).exit_code == 0
     store = Store(tmp_path / "damaged")
-    planned = runner.plan(PAPER, "smoke", ["small"], [0], store)
+    planned = plan.make(PAPER, "smoke", ["small"], [0], store)
     folder = checkpoint_folder(planned.jobs[0].cohort, papers.get(PAPER).precision("cpu"))
     folder.mkdir(parents=True)
     (folder / "state.safetensors").write_bytes(b"torn")
     with Progress(planned, quiet=True) as progress:
-        outcome = runner.run(planned, store, jobs=1, watch=progress)
+        outcome = engine.run(planned, store, jobs=1, watch=progress)
     assert outcome.exit_code == 0 and contents(tmp_path / "damaged") == contents(tmp_path / "whole")
     said = capsys.readouterr().out
     assert f"{folder}/state.safetensors is damaged" in said and "moved to state.safetensors.damaged: the trial starts over" in said
@@ -542,13 +543,12 @@ def test_a_diverging_trial_is_a_record_of_failure(tmp_path):
     import dataclasses
     import math
 
-    from kdcore.trials import worker
     from kdcore.trials.spec import Cohort
 
     trial = papers.get(PAPER).trial("smoke", "small", 0)
     trial = dataclasses.replace(trial, config=trial.config | {"lr": 1e30})
     store = Store(tmp_path)
-    status, message = worker.run(Cohort((trial,)), store, "cpu", "auto", math.inf, lambda *_, **__: None, set())
+    status, message = child.run(Cohort((trial,)), store, "cpu", "auto", math.inf, lambda *_, **__: None, set())
     assert status == "nan" and "lower the learning rate" in message
     record = store.get(trial)
     assert record["status"] == "nan" and record["metrics"] == {"message": message} and record["cost"]["seconds"] > 0
@@ -561,10 +561,10 @@ def test_missing_data_stop_nobody_else(tmp_path, monkeypatch, inside):
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     store = Store(tmp_path / "results")
-    missing = runner.plan(PAPER, "fast", ["small", "cumbersome", "small with KD"], [0, 1], store)
-    there = runner.plan(PAPER, "smoke", ["small"], [0], store)
-    both = runner.Plan(missing.trials + there.trials, {}, missing.jobs + there.jobs)
-    outcome = runner.run(both, store, jobs=1)
+    missing = plan.make(PAPER, "fast", ["small", "cumbersome", "small with KD"], [0, 1], store)
+    there = plan.make(PAPER, "smoke", ["small"], [0], store)
+    both = plan.Plan(missing.trials + there.trials, {}, missing.jobs + there.jobs)
+    outcome = engine.run(both, store, jobs=1)
     assert [sentence.startswith("mnist is not in") for sentence in outcome.problems] == [True]
     assert outcome.exit_code == 1 and list(outcome.no_data) == ["mnist"] and not outcome.refused and not outcome.paused
     assert outcome.done == [there.trials[0].id] == [path.stem for path in store.results.rglob("*.json")]
@@ -572,8 +572,8 @@ def test_missing_data_stop_nobody_else(tmp_path, monkeypatch, inside):
 
 def test_shards_are_the_whole_grid_without_overlap(tmp_path):
     store = Store(tmp_path)
-    everything = {id for job in runner.plan(PAPER, "smoke", store=store).jobs for id in job.ids}
-    parts = [{id for job in runner.plan(PAPER, "smoke", store=store, shard=(i, 3)).jobs for id in job.ids} for i in (1, 2, 3)]
+    everything = {id for job in plan.make(PAPER, "smoke", store=store).jobs for id in job.ids}
+    parts = [{id for job in plan.make(PAPER, "smoke", store=store, shard=(i, 3)).jobs for id in job.ids} for i in (1, 2, 3)]
     assert set.union(*parts) == everything
     teachers = {trial.teacher for trial in papers.get(PAPER).trials("smoke")}
     for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -588,16 +588,16 @@ def test_bad_words_are_one_sentence(tmp_path):
         ((PAPER, "laptop", ["30 units, T=4"]), "leaves out"),
     ):
         with pytest.raises(KdcoreError, match=complaint):
-            runner.plan(*arguments, store=Store(tmp_path))
+            plan.make(*arguments, store=Store(tmp_path))
     with pytest.raises(KdcoreError, match="device 'cuda:9' is not there"):
-        runner.devices("cuda:9")
+        environment.devices("cuda:9")
     with pytest.raises(KdcoreError, match="device 'tpu' is none"):
-        runner.devices("tpu")
+        environment.devices("tpu")
 
 
 def test_forecast_times_each_kind_once(tmp_path, inside):
-    planned = runner.plan(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], Store(tmp_path))
-    seconds = runner.forecast(planned, "cpu")
+    planned = plan.make(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], Store(tmp_path))
+    seconds = forecast.seconds(planned, "cpu")
     assert set(seconds) == {job.cohort.id for job in planned.jobs}
     assert all(0 < value < 600 for value in seconds.values())
     assert not list(tmp_path.rglob("*.json"))
@@ -608,19 +608,19 @@ def test_forecast_from_records_of_this_device(tmp_path, inside):
     assert run(tmp_path, ["small"]).exit_code == 0
     (record,) = store.records(PAPER, "smoke")
 
-    def forecast(**cost):
+    def usual(**cost):
         store.put(record | {"cost": record["cost"] | cost})
-        planned = runner.plan(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], store)
-        by_arm = runner.forecast(planned, "cpu")
+        planned = plan.make(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], store)
+        by_arm = forecast.seconds(planned, "cpu")
         return {job.cohort.trials[0].arm: by_arm[job.cohort.id] for job in planned.jobs}
 
-    seconds = forecast(seconds=9999.0, cpu_seconds=1234.5)
+    seconds = usual(seconds=9999.0, cpu_seconds=1234.5)
     assert seconds["small"] == 1234.5 and seconds["30 units, T=4"] < 600, "timed where there is no record"
-    assert forecast(seconds=1234.5, device="another processor")["small"] < 600
+    assert usual(seconds=1234.5, device="another processor")["small"] < 600
     # older records have neither CPU seconds nor a precision, which was float32
     del record["cost"]["cpu_seconds"], record["environment"]["precision"]
     float32 = papers.get(PAPER).precision("cpu") == "float32"
-    assert (forecast(seconds=1234.5)["small"] == 1234.5) == float32
+    assert (usual(seconds=1234.5)["small"] == 1234.5) == float32
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import torch
 from kdcore import papers, paths, training
 from kdcore.data import images, tabular
 from kdcore.errors import KdcoreError
+from kdcore.trials import child, weights
 from kdcore.trials import store as stores
-from kdcore.trials import worker
+from kdcore.trials.record import record
 from kdcore.trials.spec import Cohort, Trial
 from kdcore.trials.store import Busy, Store
-from kdcore.trials.worker import record
 
 COST = {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}
 
@@ -157,7 +157,7 @@ def test_a_pipe_in_a_files_place_is_told_and_not_waited_for(tmp_path, own_cache,
     trial = a_trial()
     path, read = {
         "record": (Store(tmp_path).path(trial), lambda: Store(tmp_path).get(trial)),
-        "weights": (worker.weights_path("0" * 12), lambda: worker.load_weights("0" * 12)),
+        "weights": (weights.weights_path("0" * 12), lambda: weights.load_weights("0" * 12)),
         "checkpoint": (own_cache / "state.safetensors", lambda: training.Checkpoint(own_cache).load(torch.nn.Linear(2, 2))),
         "images": (own_cache / "data" / "mnist.safetensors", lambda: images.load("mnist")),
         "table": (own_cache / "data" / "glass.csv", lambda: tabular.load("glass")),
@@ -187,7 +187,7 @@ def test_a_folder_or_file_of_this_machine_that_fails_is_a_refusal(tmp_path, monk
         raise PermissionError(errno.EACCES, "Permission denied", "/some/where")
 
     monkeypatch.setattr(Store, "get", denied)
-    ended = worker.run(Cohort((a_trial(),)), Store(tmp_path), "cpu", "auto", float("inf"), lambda event, **fields: None, set())
+    ended = child.run(Cohort((a_trial(),)), Store(tmp_path), "cpu", "auto", float("inf"), lambda event, **fields: None, set())
     assert ended == ("refused", "'/some/where' cannot be used (Permission denied): make the folder writable and run the same command again")
 
 
@@ -286,10 +286,10 @@ def test_the_umask_is_respected(tmp_path, mask, mode):
     old = os.umask(mask)
     try:
         paths.write_text(tmp_path / "a.json", "{}")
-        worker.save_weights("0" * 12, {"w": torch.zeros(3)})
+        weights.save_weights("0" * 12, {"w": torch.zeros(3)})
     finally:
         os.umask(old)
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a.json", worker.weights_path("0" * 12))} == {mode}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a.json", weights.weights_path("0" * 12))} == {mode}
 
 
 def test_temporaries_of_dead_processes_are_swept_and_no_others(tmp_path):

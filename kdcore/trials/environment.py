@@ -1,4 +1,4 @@
-"""Where a record was made: recorded, never hashed."""
+"""The machine: where a record was made (recorded, never hashed), and the devices that it has."""
 
 import contextlib
 import functools
@@ -7,6 +7,9 @@ import platform
 import resource
 import subprocess
 from pathlib import Path
+
+from kdcore import validation
+from kdcore.errors import KdcoreError
 
 
 @functools.cache
@@ -78,3 +81,17 @@ def peak_memory_mb(device: str) -> float:
             if line.startswith("VmHWM"):
                 return round(int(line.split()[1]) / 2**10, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)  # macOS: bytes, of the whole process
+
+
+def devices(device: str) -> list[str]:
+    """The devices to spread children over: "cuda" means every GPU. Raises KdcoreError where there is none."""
+    if validation.device(device) == "cpu":
+        return ["cpu"]
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and count:
+        return [f"cuda:{i}" for i in range(count)]
+    if device != "cuda" and int(device.removeprefix("cuda:")) < count:
+        return [device]
+    raise KdcoreError(f"device '{device}' is not there (this machine has {count} CUDA devices): use cpu" + (" or cuda" if count else ""))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from kdcore import models, papers
-from kdcore.trials.runner import Job, Plan
+from kdcore.trials.plan import Job, Plan
 from kdcore.trials.spec import Trial
 
 ORDERS = ("sheet", "value")

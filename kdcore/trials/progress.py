@@ -2,13 +2,13 @@
 
 import time
 
-from kdcore.trials.runner import Job, Plan
+from kdcore.trials.plan import Job, Plan
 
 SECONDS_BETWEEN_LINES = 60  # of one trial in a log
 
 
 class Progress:
-    """A ``watch`` for runner.run: trial, seed, stage, epoch, loss, error and ETA of every running job."""
+    """A ``watch`` for engine.run: trial, seed, stage, epoch, loss, error and ETA of every running job."""
 
     def __init__(self, planned: Plan, quiet: bool = False):
         self.quiet, self.total, self.ended = quiet, len(planned.jobs), 0

@@ -1,4 +1,4 @@
-"""The child that runs trials: ``python -m kdcore.trials.worker``, the same command under every engine.
+"""The child that runs trials: ``python -m kdcore.trials.child``, the same command under every engine.
 
 It reads cohorts (JSON, one a line) from standard input and answers with events (JSON, one a line) on standard output,
 so that a dead child costs the trial in progress and nothing else. It needs torch, numpy and PyYAML, no Jupyter.
@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from kdcore import papers, paths
-from kdcore.errors import Damaged, DataMissing, KdcoreError, Paused, TrialFailed
+from kdcore.errors import DataMissing, KdcoreError, Paused, TrialFailed
 from kdcore.training import Context, Measured
-from kdcore.trials.environment import commit, device_name, environment, peak_memory_mb, reset_peak_memory
-from kdcore.trials.spec import Cohort, Trial
+from kdcore.trials.environment import device_name, peak_memory_mb, reset_peak_memory
+from kdcore.trials.record import record
+from kdcore.trials.spec import Cohort
 from kdcore.trials.store import Busy, Store, lease
+from kdcore.trials.weights import TeacherMissing, read_weights, save_weights, weights_path
 
 
 def main() -> None:
@@ -103,10 +105,6 @@ def run(cohort: Cohort, store: Store, device: str, precision: str, deadline: flo
             return "refused", paths.trouble(error)
 
 
-class TeacherMissing(KdcoreError):
-    """The weights of a teacher are not in this cache, or are damaged."""
-
-
 def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: float, send, wanted: set[str]) -> tuple[str, str]:
     """Train a cohort and record those of its trials whose ids are ``wanted``."""
     first = cohort.trials[0]
@@ -170,26 +168,6 @@ def measure(cohort: Cohort, device: str, precision: str) -> float:
     raise AssertionError("a paper's run() never called context.fit()")
 
 
-def record(trial: Trial, status: str, result: dict, cost: dict, precision: str, teacher_processor: str | None = None) -> dict:
-    """The record of a trial: what was asked, what came out, at what cost, where; and on what its teacher was trained."""
-    return {
-        "id": trial.id,
-        "paper": trial.paper,
-        "arm": trial.arm,
-        "budget": trial.budget,
-        "seed": trial.seed,
-        "status": status,
-        "config": trial.config,
-        "metrics": result["metrics"],
-        "history": result["history"],
-        "cost": cost,
-        "environment": environment() | {"precision": precision, "teacher_processor": teacher_processor},
-        "data": {"fingerprint": trial.data},
-        "teacher": trial.teacher,
-        "version": trial.version,
-    }
-
-
 def classify(error: BaseException) -> tuple[str | None, str]:
     """(status, one sentence) of what ended a trial; (None, ...) for what is no trial's failure but a defect."""
     if isinstance(error, TrialFailed):
@@ -203,32 +181,6 @@ def classify(error: BaseException) -> tuple[str | None, str]:
 def checkpoint_folder(cohort: Cohort, precision: str = "float32") -> Path:
     """Where a cohort's run is saved while it lasts; a run in another precision is another run."""
     return paths.cache() / "checkpoints" / (cohort.id if precision == "float32" else f"{cohort.id}-{precision}")
-
-
-def weights_path(trial_id: str) -> Path:
-    """Where a teacher's tensors lie: outside git, made again from its trial when they are missing."""
-    return paths.cache() / "weights" / f"{trial_id}.safetensors"
-
-
-def save_weights(trial_id: str, tensors: dict, processor: str = "unknown") -> None:
-    """Keep a teacher's tensors; processor: what trained it, a processor's or GPU's name."""
-    paths.save_tensors(weights_path(trial_id), tensors, {"trial": trial_id, "processor": processor, "commit": commit()})
-
-
-def load_weights(trial_id: str) -> dict:
-    """The tensors that a teacher's trial saved. Raises TeacherMissing where they are not there or were damaged."""
-    return read_weights(trial_id)[0]
-
-
-def read_weights(trial_id: str) -> tuple[dict, dict[str, str]]:
-    """(tensors, {"trial", "processor", "commit"}) of a teacher. Raises TeacherMissing; a damaged file is moved aside."""
-    path = weights_path(trial_id)
-    if not path.exists():
-        raise TeacherMissing(f"the teacher's file {path} is missing")
-    try:
-        return paths.load_tensors(path, trial=trial_id)
-    except Damaged as error:
-        raise TeacherMissing(f"the teacher's file {error}") from error
 
 
 if __name__ == "__main__":
