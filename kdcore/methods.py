@@ -1,15 +1,15 @@
-"""What each method does with a student and a teacher: which losses, on which taps, in which phases.
+"""What each method does with a student and a teacher: which losses, on which taps, in which stages.
 
     method = methods.fsp(student, teacher, pairs=[("group1.first", "group1")])
-    for phase in method.phases:
-        optimiser = torch.optim.SGD(phase.parameters, lr=0.1)
+    for stage in method.stages:
+        optimiser = torch.optim.SGD(stage.parameters, lr=0.1)
         for x, labels in loader:
-            loss = phase.loss(x, labels)
+            loss = stage.loss(x, labels)
             ...
 
 A student or teacher is any module with ``features(x) -> (logits, {tap: tensor})`` and ``taps``: the networks of
 ``kdcore.models``, or ``Tapped(your_model, ...)``. Taps are named as in those networks, "group3.pre" before a ReLU. A student
-with a first phase of its own also has ``features(x, until=taps)`` and ``parameters_before(tap)``. Where a method reads logits
+with a first stage of its own also has ``features(x, until=taps)`` and ``parameters_before(tap)``. Where a method reads logits
 alone, any module that gives them will do. A teacher is frozen: call ``freeze(teacher)``.
 
 Wherever a tap is named, a pair (the student's, the teacher's) stands for two names. What stands between two taps of different
@@ -19,7 +19,7 @@ its own student and connectors. All functions raise ValueError for what they cou
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from numbers import Integral
 
 import torch
@@ -27,131 +27,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from kdcore import losses
-from kdcore.data.augment import Views
 from kdcore.models.network import Tap
-from kdcore.models.tapped import STAGE_LOSS, Tapped, check_logits, check_trainable, compiled, distributed, run
+from kdcore.models.tapped import STAGE_LOSS, Tapped, check_trainable, compiled, distributed
+from kdcore.teacher import Knowledge, LogitTable, Statistics, check_frozen, check_module, freeze, outputs, recorded, tapped
+from kdcore.training.stage import Stage
 
 __all__ = [
-    "Knowledge", "LogitTable", "Method", "Phase", "StageLoss", "Statistics", "Tapped", "Term", "View", "activation_boundary",
-    "attention_transfer", "ban", "cwtm", "dkpp", "fitnets", "freeze", "fsp", "hard_labels", "jacobian", "kd", "logit_mimic", "plain",
-    "soft_targets",
+    "Batch", "Knowledge", "LogitTable", "Method", "Objective", "StageLoss", "Statistics", "Tapped", "Term", "activation_boundary",
+    "attention_transfer", "ban", "cwtm", "dkpp", "fitnets", "freeze", "fsp", "hard_labels", "jacobian", "kd", "labels_and_soft_targets",
+    "logit_mimic", "plain", "soft_targets", "stage",
 ]  # fmt: skip
 
 
-class Knowledge:
-    """What a teacher says of one batch: computed when first asked for, and once for all students that share it.
-
-    teacher: frozen, None where ``logits`` are all that is asked for; x: the batch; logits: [B, C] where they are known, as
-    from a table; differentiable: keep the graph back to ``x``, which then is a copy of the batch that asks for a gradient;
-    batch_statistics: run the teacher in train mode, so that its BatchNorm takes the batch's statistics and its own drift;
-    live: the teacher runs as it is, in whatever mode and with weights that may be training (a student that teaches itself).
-    No gradient reaches its weights in any case.
-
-    Raises ValueError for a teacher that is not frozen, unless it is live: in train mode, if only in one of its modules, or
-    with parameters that ask for a gradient.
-    """
-
-    def __init__(
-        self,
-        teacher: nn.Module | None,
-        x: Tensor,
-        logits: Tensor | None = None,
-        *,
-        differentiable: bool = False,
-        batch_statistics: bool = False,
-        live: bool = False,
-    ):
-        if teacher is not None and not live:
-            _check_frozen(teacher)
-        if differentiable and not isinstance(x, Tensor):
-            raise ValueError(f"x must be a tensor to be differentiated by, not a {type(x).__name__}")
-        x = _recorded(x)
-        self.x = x.detach().requires_grad_() if differentiable else x
-        self.teacher, self.known, self.live = teacher, logits, live
-        self.differentiable, self.batch_statistics = differentiable, batch_statistics
-
-    @cached_property
-    def _outputs(self) -> tuple[Tensor, Mapping[str, Tensor]]:
-        if self.teacher is None:
-            raise ValueError("this stage has no teacher: give one to the method, or logits to the batch's Knowledge")
-        if not self.live:
-            _check_frozen(self.teacher)
-        with torch.set_grad_enabled(self.differentiable):
-            if not self.batch_statistics:
-                return _outputs(self.teacher, self.x)
-            self.teacher.train()
-            try:
-                return _outputs(self.teacher, self.x)
-            finally:
-                self.teacher.eval()
-
-    @property
-    def logits(self) -> Tensor:
-        return self._outputs[0] if self.known is None else self.known
-
-    @property
-    def taps(self) -> Mapping[str, Tensor]:
-        return self._outputs[1]
-
-
-class LogitTable:
-    """A frozen teacher's logits on every view of a set of images, exact up to float16: in its place where its taps are not needed.
-
-    teacher: frozen, on the device of the images; views: what gives the batches; classes: the number of its logits.
-
-    ``table(index, x)``, with int64 index [B, 3 or 4] and x = views(index), gives float32 [B, classes], the ``logits`` of a
-    ``Knowledge``. The key is the view (image, dy, dx[, flip]), never a place in a batch. On a CPU the teacher is asked
-    for what is not there yet; on a GPU ``fill`` comes first, since a captured step cannot decide whom to ask. ``logits``
-    holds all of it: 162 MB for 50,000 images, 162 views and 10 classes, NaN where the teacher was not asked yet.
-
-    Raises ValueError for a teacher that is not frozen (in train mode its logits depend on the batch round an image), or whose
-    logits are not [B, classes] or too large for float16; for an index of another number of columns; and for a table on a GPU
-    that is read before it is filled.
-    """
-
-    def __init__(self, teacher: nn.Module, views: Views, classes: int):
-        _check_frozen(teacher)
-        self.teacher, self.views, self.classes = teacher, views, classes
-        self.columns, self.full = 3 + views.flip, False
-        shape = (*views.windows.shape[: self.columns], classes)
-        self.logits = torch.full(shape, torch.nan, dtype=torch.float16, device=views.windows.device)
-
-    def __call__(self, index: Tensor, x: Tensor) -> Tensor:
-        if index.shape[-1] != self.columns:
-            raise ValueError(f"an index of this table has {self.columns} columns, not {index.shape[-1]}")
-        if not self.full:
-            if index.is_cuda:
-                raise ValueError("a table on a GPU must be filled before it is read: call fill()")
-            missing = self.logits[index.unbind(-1)][:, 0].isnan()
-            if missing.any():
-                self._ask(index[missing], x[missing])
-        return self.logits[index.unbind(-1)].float()
-
-    def fill(self, progress: Callable[[int, int], None] = lambda done, total: None, batch_size: int = 1000) -> None:
-        """Ask the teacher for every view that is not there yet; progress: called with views done and views to do."""
-        places, done = self.logits[..., 0].isnan().nonzero(), 0
-        for index in places.split(batch_size):
-            self._ask(index, self.views(index))
-            done += len(index)
-            progress(done, len(places))
-        self.full = True
-
-    @torch.no_grad()
-    def _ask(self, index: Tensor, x: Tensor) -> None:
-        _check_frozen(self.teacher)
-        # float32, whatever the step that asks trains in: an entry must not depend on who came first
-        with torch.autocast(x.device.type, enabled=False):
-            logits = check_logits(self.teacher(x), "the teacher").half()
-        if logits.shape != (len(index), self.classes):
-            raise ValueError(
-                f"the teacher's logits are of shape {tuple(logits.shape)}: this table takes {self.classes} for each of {len(x)}"
-            )
-        if not logits.isfinite().all():
-            raise ValueError("the teacher's logits are not finite in float16, which ends at 65504: no table can hold them")
-        self.logits[index.unbind(-1)] = logits
-
-
-class View:
+class Batch:
     """One batch as a term of a loss sees it: x, labels, the student's logits and taps, the teacher's knowledge, connectors.
 
     until: taps at which the student's forward pass ends; it has no logits then. connectors: those of the method.
@@ -167,7 +55,7 @@ class View:
         connectors: Sequence[nn.Module] = (),
     ):
         self.student, self.x, self.labels, self.teacher, self.connectors = student, x, labels, teacher, connectors
-        self.logits, self.taps = _outputs(student, x, until)
+        self.logits, self.taps = outputs(student, x, until)
 
     def own(self, tap: str) -> Tensor:
         """The student's tensor. Raises ValueError where training could not move it: its gradient ends before the tap."""
@@ -177,22 +65,22 @@ class View:
         return tensor
 
 
-Term = Callable[[View], Tensor]
+Term = Callable[[Batch], Tensor]
 
 _WITHOUT_GRADIENT = "what comes before it is frozen, runs under no_grad, or lies in a checkpoint, which then needs use_reentrant=False"
 
 
-class Phase:
-    """One optimisation phase: a weighted sum of terms, and the parameters that it trains (no others move).
+class Objective:
+    """The loss of a method's stage: a weighted sum of terms of one batch, and the parameters that it trains (no others move).
 
-    terms: (weight, View -> scalar); a weight of 0 or more, or a 0-dim tensor that a schedule moves. parameters: of these,
-    those that ask for a gradient when the phase is made. until: the student's taps that the terms read, where they read no
+    terms: (weight, Batch -> scalar); a weight of 0 or more, or a 0-dim tensor that a schedule moves. parameters: of these,
+    those that ask for a gradient now. until: the student's taps that the terms read, where they read no
     logits: layers after the last of them do not run. input_gradient: the terms differentiate the nets' outputs by the images.
     batch_statistics: the teacher runs in train mode. live_teacher: the teacher is not frozen but runs as it is, as in
-    ``Knowledge``: the student itself may teach. connectors: what ``View.connectors`` gives to the terms.
+    ``Knowledge``: the student itself may teach. connectors: what ``Batch.connectors`` gives to the terms.
 
-    Raises ValueError for no terms, a weight out of range, a phase in which nothing of the student would be trained, a
-    teacher that is not frozen, and a wrapped student (DistributedDataParallel, compiled) that the phase cannot train right.
+    Raises ValueError for no terms, a weight out of range, a stage in which nothing of the student would be trained, a
+    teacher that is not frozen, and a wrapped student (DistributedDataParallel, compiled) that the stage cannot train right.
     """
 
     def __init__(
@@ -210,12 +98,12 @@ class Phase:
         connectors: Sequence[nn.Module] = (),
     ):
         if teacher is not None and not live_teacher:
-            _check_frozen(teacher)
+            check_frozen(teacher)
         check_trainable(student, "student")
         if input_gradient and teacher is not None:
             check_trainable(teacher, "teacher")
         if not terms or not all(isinstance(term, Sequence) and len(term) == 2 and callable(term[1]) for term in terms):
-            raise ValueError(f"stage '{name}' has no terms or other than terms: give at least one (weight, function of a View)")
+            raise ValueError(f"stage '{name}' has no terms or other than terms: give at least one (weight, function of a Batch)")
         for weight, _ in terms:
             losses.check_number(f"a weight of stage '{name}'", weight)
         if until is not None or input_gradient:
@@ -223,7 +111,7 @@ class Phase:
                 raise ValueError(f"DistributedDataParallel does not see all of the passes of stage '{name}': {STAGE_LOSS}")
             if input_gradient and any(compiled(module) for net in (student, teacher) if net is not None for module in net.modules()):
                 raise ValueError(f"stage '{name}' differentiates twice, a compiled network cannot: give it as it was before torch.compile")
-        self.name, self.terms = name, list(terms)
+        self.name, self.student, self.teacher, self.terms = name, student, teacher, list(terms)
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         own = {id(parameter) for parameter in student.parameters()}
         if not any(id(parameter) in own for parameter in self.parameters):
@@ -232,7 +120,7 @@ class Phase:
                 f"stage '{name}' would train nothing of the student: it has no parameter{where} that asks for a gradient"
                 + (f" ({_WITHOUT_GRADIENT})" if until is not None else "")
             )
-        self.nets, self.until, self.connectors = (student, teacher), until, connectors
+        self.until, self.connectors = until, connectors
         self.input_gradient, self.batch_statistics, self.live_teacher = input_gradient, batch_statistics, live_teacher
 
     def __getstate__(self) -> dict:
@@ -245,23 +133,22 @@ class Phase:
                     )
         return self.__dict__
 
-    def loss(self, x: Tensor, labels: Tensor, knowledge: Knowledge | None = None) -> Tensor:
-        """The loss of a batch, a scalar. x [B, ...], labels int64 [B]; knowledge: of the same batch, for None the
-        teacher's own, as the phase wants it (differentiable, with the batch's statistics).
+    def __call__(self, x: Tensor, labels: Tensor, knowledge: Knowledge | None = None) -> Tensor:
+        """The loss of a batch, a scalar, or [K] for a student that is a stack of K nets. x [B, ...], labels int64 [B];
+        knowledge: of the same batch, for None the teacher's own, as the stage wants it (differentiable, with the batch's statistics).
 
-        Raises ValueError for a teacher that is no longer frozen, for knowledge of another kind than the phase wants, and,
+        Raises ValueError for a teacher that is no longer frozen, for knowledge of another kind than the stage wants, and,
         where gradients are recorded, for a loss that depends on nothing that could be trained.
         """
-        student, teacher = self.nets
         if knowledge is None:
             knowledge = Knowledge(
-                teacher, x, differentiable=self.input_gradient, batch_statistics=self.batch_statistics, live=self.live_teacher
+                self.teacher, x, differentiable=self.input_gradient, batch_statistics=self.batch_statistics, live=self.live_teacher
             )
         elif self.batch_statistics and not knowledge.batch_statistics:
             raise ValueError(f"stage '{self.name}' wants the batch's statistics: Knowledge(teacher, x, batch_statistics=True)")
-        view = View(student, knowledge.x if self.input_gradient else _recorded(x), labels, knowledge, self.until, self.connectors)
-        loss = sum(weight * term(view) for weight, term in self.terms)
-        if not isinstance(loss, Tensor) or loss.dim():
+        batch = Batch(self.student, knowledge.x if self.input_gradient else recorded(x), labels, knowledge, self.until, self.connectors)
+        loss = sum(weight * term(batch) for weight, term in self.terms)
+        if not isinstance(loss, Tensor) or loss.shape != ((members,) if (members := getattr(self.student, "members", None)) else ()):
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the terms of stage '{self.name}' must be scalars, not {shape}: take the mean over cases")
         if torch.is_grad_enabled() and not (loss.requires_grad and any(parameter.requires_grad for parameter in self.parameters)):
@@ -269,111 +156,72 @@ class Phase:
         return loss
 
 
+def stage(
+    name: str,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    terms: Sequence[tuple[float | Tensor, Term]] | None,
+    parameters: Sequence[nn.Parameter] | None = None,
+    *,
+    knobs: Mapping[str, Tensor] | None = None,
+    **options,
+) -> Stage:
+    """A stage of a method: terms as ``Objective`` takes them, ``hard_labels()`` for None; parameters: all of the student's for None.
+
+    knobs: weights among the terms that a schedule may move, by name; options: those of ``Objective``.
+    """
+    check_module(student, "student")
+    objective = Objective(
+        name, student, teacher, _terms(terms), list(student.parameters()) if parameters is None else parameters, **options
+    )
+    return Stage(name, objective, objective.parameters, dict(knobs or {}))
+
+
 class Method(nn.Module):
-    """A student and what its method adds to it (regressors, connectors), with the phases that train them.
+    """A student and what its method adds to it (regressors, connectors), with the stages that train them.
 
     It holds all that training moves, so that a checkpoint of it is a checkpoint of the run. The teacher is not part of it:
-    ``train()`` and ``parameters()`` do not reach it. ``knobs`` are weights of terms that a schedule may move.
-    ``copy.deepcopy`` copies the teacher, too; ``torch.save`` of a whole method needs terms that can be pickled, as all here can.
+    ``train()`` and ``parameters()`` do not reach it. ``copy.deepcopy`` copies the teacher, too; ``torch.save`` of a whole method
+    needs terms that can be pickled, as all here can.
     """
 
-    def __init__(self, student: nn.Module, connectors: Sequence[nn.Module] = ()):
+    def __init__(self, student: nn.Module, stages: Sequence[Stage], connectors: Sequence[nn.Module] = ()):
         super().__init__()
-        self.student = student
+        self.student, self.stages = student, list(stages)
         self.connectors = nn.ModuleList(connectors)
-        self.phases: list[Phase] = []
-        self.knobs: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.student(x)
 
 
 class StageLoss(nn.Module):
-    """The loss of a stage (one of ``method.phases``) as a module, whose forward pass is all of it, connectors included.
+    """The loss of a stage (one of ``method.stages``) as a module, whose forward pass is all of it, connectors included.
 
     What wraps a module can so wrap a stage: ``DistributedDataParallel(StageLoss(method, stage), find_unused_parameters=True)``.
     Each process gives it its own part of a batch. Raises ValueError for a stage of another method.
     """
 
-    def __init__(self, method: Method, stage: Phase):
+    def __init__(self, method: Method, stage: Stage):
         super().__init__()
-        if not isinstance(method, Method) or not any(stage is own for own in method.phases):
-            shown = f"stage '{stage.name}'" if isinstance(stage, Phase) else f"{stage!r}"
-            raise ValueError(f"{shown} is none of the method's: give one of method.phases")
+        if not isinstance(method, Method) or not any(stage is own for own in method.stages):
+            shown = f"stage '{stage.name}'" if isinstance(stage, Stage) else f"{stage!r}"
+            raise ValueError(f"{shown} is none of the method's: give one of method.stages")
         self.method, self.stage = method, stage
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return self.stage.loss(x, labels)
 
 
-class Statistics(nn.Module):
-    """A teacher's buffers, the very tensors and no copies: in a checkpoint of the method they are what drifts."""
-
-    def __init__(self, teacher: nn.Module):
-        super().__init__()
-        for name, buffer in teacher.named_buffers():
-            self.register_buffer(name.replace(".", "_"), buffer)
+def _hard(batch: Batch) -> Tensor:
+    return losses.cross_entropy(batch.logits, batch.labels, reduction="none").mean(-1)  # of each net of a stack
 
 
-def freeze(teacher: nn.Module) -> nn.Module:
-    """The teacher in eval mode, its weights out of every gradient."""
-    _check_module(teacher, "teacher")
-    for parameter in teacher.parameters():  # one by one: a scripted module has no requires_grad_
-        parameter.requires_grad_(False)
-    return teacher.eval()
+def _soft(batch: Batch, temperature: float) -> Tensor:
+    return losses.kd(batch.logits, batch.teacher.logits, temperature, reduction="none").mean(-1)
 
 
-def _recorded(x: Tensor) -> Tensor:
-    """A copy of what was made under inference_mode, which no backward pass can keep; all else as it is."""
-    return x.clone() if isinstance(x, Tensor) and x.is_inference() and not torch.is_inference_mode_enabled() else x
-
-
-def _check_module(net: nn.Module, whose: str) -> None:
-    if not isinstance(net, nn.Module):
-        raise ValueError(f"a {whose} must be a torch.nn.Module, not {type(net).__name__}")
-
-
-def _check_frozen(teacher: nn.Module) -> None:
-    """Raises ValueError for a teacher that would learn, drift or be noisy. A walk over its modules: microseconds, and no sync."""
-    if torch.compiler.is_compiling():
-        return
-    _check_module(teacher, "teacher")
-    waiting = [teacher]
-    for module in waiting:  # grows as it goes: several times as fast as modules() and parameters()
-        if module.training:
-            raise ValueError(f"the teacher must be in eval mode, but its {type(module).__name__} is in train mode: call freeze(teacher)")
-        for parameter in module._parameters.values():
-            if parameter is not None and parameter.requires_grad:
-                raise ValueError(f"the teacher's {type(module).__name__} has parameters that ask for a gradient: call freeze(teacher)")
-        if module._modules:
-            waiting += [part for part in module._modules.values() if part is not None]
-
-
-def _tapped(net: nn.Module) -> bool:
-    """Does it give features and taps? Some networks have a module of the name ``features`` (VGG, DenseNet): they do not."""
-    return isinstance(getattr(net, "taps", None), Mapping) and not isinstance(getattr(net, "features", None), nn.Module | None)
-
-
-def _outputs(net: nn.Module, x: Tensor, until: Sequence[str] | None = None) -> tuple[Tensor | None, Mapping[str, Tensor]]:
-    """Logits and taps; of a network without taps, logits alone."""
-    if not _tapped(net):
-        return check_logits(run(net, x), f"the network ({type(net).__name__})"), {}
-    return run(net, x, net.features if until is None else partial(net.features, until=until))
-
-
-# ---------------------------------------------------------------- what the student is asked for in its last phase
-
-
-def _hard(view: View) -> Tensor:
-    return losses.cross_entropy(view.logits, view.labels)
-
-
-def _soft(view: View, temperature: float) -> Tensor:
-    return losses.kd(view.logits, view.teacher.logits, temperature)
-
-
-def _of_logits(view: View, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    return loss(view.logits, view.teacher.logits)
+def _of_logits(batch: Batch, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    return loss(batch.logits, batch.teacher.logits)
 
 
 def hard_labels() -> list[tuple[float, Term]]:
@@ -393,12 +241,9 @@ def soft_targets(temperature: float, soft_weight: float = 1.0) -> list[tuple[flo
     return [(weight, term) for weight, term in terms if weight]
 
 
-# ---------------------------------------------------------------- the methods
-
-
 def plain(student: nn.Module, teacher: nn.Module | None = None, *, task: Sequence[tuple[float, Term]] | None = None) -> Method:
     """The task alone: ``hard_labels()`` for None. student, teacher: any module that gives logits."""
-    return _one_phase(student, teacher, _terms(task))
+    return _one_stage(student, teacher, task)
 
 
 def kd(student: nn.Module, teacher: nn.Module, *, temperature: float = 4.0, soft_weight: float = 0.9) -> Method:
@@ -407,7 +252,7 @@ def kd(student: nn.Module, teacher: nn.Module, *, temperature: float = 4.0, soft
     student, teacher: any module that gives logits [B, C], the teacher frozen. temperature: T > 0; soft_weight: a, from 0 to 1.
     Raises ValueError for numbers out of range.
     """
-    return _one_phase(student, teacher, soft_targets(temperature, soft_weight))
+    return _one_stage(student, teacher, soft_targets(temperature, soft_weight))
 
 
 def logit_mimic(student: nn.Module, teacher: nn.Module | None) -> Method:
@@ -415,7 +260,7 @@ def logit_mimic(student: nn.Module, teacher: nn.Module | None) -> Method:
 
     student, teacher: any module that gives logits; no teacher where each batch brings its logits, as a ``Knowledge``.
     """
-    return _one_phase(student, teacher, [(1.0, partial(_of_logits, loss=losses.logit_mimic))])
+    return _one_stage(student, teacher, [(1.0, partial(_of_logits, loss=losses.logit_mimic))])
 
 
 def ban(student: nn.Module, teacher: nn.Module | None, *, label_weight: float = 0.0) -> Method:
@@ -425,7 +270,7 @@ def ban(student: nn.Module, teacher: nn.Module | None, *, label_weight: float = 
     sum of both cross-entropies. Raises ValueError for a weight out of range.
     """
     losses.check_number("label_weight", label_weight)
-    return _one_phase(student, teacher, [(1.0, partial(_of_logits, loss=losses.ban))] + ([(label_weight, _hard)] if label_weight else []))
+    return _one_stage(student, teacher, [(1.0, partial(_of_logits, loss=losses.ban))] + ([(label_weight, _hard)] if label_weight else []))
 
 
 def cwtm(student: nn.Module, teacher: nn.Module | None) -> Method:
@@ -433,11 +278,11 @@ def cwtm(student: nn.Module, teacher: nn.Module | None) -> Method:
 
     student, teacher: any module that gives logits.
     """
-    return _one_phase(student, teacher, [(1.0, _cwtm)])
+    return _one_stage(student, teacher, [(1.0, _cwtm)])
 
 
-def _cwtm(view: View) -> Tensor:
-    return losses.cwtm(view.logits, view.teacher.logits, view.labels)
+def _cwtm(batch: Batch) -> Tensor:
+    return losses.cwtm(batch.logits, batch.teacher.logits, batch.labels)
 
 
 def dkpp(student: nn.Module, teacher: nn.Module | None) -> Method:
@@ -445,11 +290,11 @@ def dkpp(student: nn.Module, teacher: nn.Module | None) -> Method:
 
     student, teacher: any module that gives logits. The permutations are drawn from PyTorch's global generator.
     """
-    return _one_phase(student, teacher, [(1.0, _dkpp)])
+    return _one_stage(student, teacher, [(1.0, _dkpp)])
 
 
-def _dkpp(view: View) -> Tensor:
-    return losses.dkpp(view.logits, view.teacher.logits, torch.rand_like(view.teacher.logits, dtype=torch.float32))
+def _dkpp(batch: Batch) -> Tensor:
+    return losses.dkpp(batch.logits, batch.teacher.logits, torch.rand_like(batch.teacher.logits, dtype=torch.float32))
 
 
 def fitnets(
@@ -466,14 +311,14 @@ def fitnets(
 ) -> Method:
     """FitNets (Romero et al. 2015): first the guided layer learns the hint, then the whole net learns labels and soft targets.
 
-    hint: the teacher's tap, guided: the student's; both maps, both vectors, or tokens of one number. The first phase trains
+    hint: the teacher's tap, guided: the student's; both maps, both vectors, or tokens of one number. The first stage trains
     only what the guided tap depends on, and the regressor: none where the shapes agree, for None a linear convolution whose
     kernel is the difference of the sizes plus one (section 2.2; the paper's has the type of the teacher's layer), a linear
     layer for vectors and tokens. The second, "kd", is H(y, P_S) + lambda H(P_T, P_S) at ``temperature`` without T^2; lambda
     is the knob "soft_weight", 4 here until a schedule lowers it. weight: of the hint loss, a sum over the units of a layer;
     for None such that it is half the mean over them, the suite's own: with 1, the equation as it stands, it diverges at
-    usual rates and asks for a smaller one than the second phase (1e-4 in section 4.2 of Yim et al. 2017).
-    task: another second phase, "train", without the knob. variant: of the losses, as in ``losses.hint`` and ``fitnets_kd``.
+    usual rates and asks for a smaller one than the second stage (1e-4 in section 4.2 of Yim et al. 2017).
+    task: another second stage, "train", without the knob. variant: of the losses, as in ``losses.hint`` and ``fitnets_kd``.
     Raises ValueError for unknown taps, shapes that no regressor joins and numbers out of range.
     """
     losses.check_variant(variant)
@@ -487,25 +332,43 @@ def fitnets(
         weight = 1 / (math.prod(target.shape) if variant == "paper" else target.shape[1])  # the code's has the mean over the rest
     if regressor is None:
         regressor = _regressor(own, target, f"student's '{guided}'", f"teacher's '{hint}'")
-    method = Method(student, [_placed(regressor, student)])
-    first = [(weight, partial(_hint, guided=guided, hint=hint, variant=variant))]
-    trained = [*_before(student, [guided]), *regressor.parameters()]
-    method.phases = [Phase("hint", student, teacher, first, trained, until=[guided], connectors=method.connectors)]
-    if task is not None:
-        method.phases.append(_last(student, teacher, task))
-        return method
-    method.knobs["soft_weight"] = soft = torch.tensor(4.0, device=next(student.parameters()).device)
-    second = [*hard_labels(), (soft, partial(_fitnets_kd, temperature=temperature, variant=variant))]
-    method.phases.append(Phase("kd", student, teacher, second, list(student.parameters())))
-    return method
+    regressor = _placed(regressor, student)
+    first = stage(
+        "hint",
+        student,
+        teacher,
+        [(weight, partial(_hint, guided=guided, hint=hint, variant=variant))],
+        [*_before(student, [guided]), *regressor.parameters()],
+        until=[guided],
+        connectors=[regressor],
+    )
+    last = stage("train", student, teacher, task) if task is not None else _labels_and_soft_targets(student, teacher, temperature, variant)
+    return Method(student, [first, last], [regressor])
 
 
-def _hint(view: View, guided: str, hint: str, variant: str) -> Tensor:
-    return losses.hint(view.connectors[0](view.own(guided)), view.teacher.taps[hint], variant=variant)
+def labels_and_soft_targets(student: nn.Module, teacher: nn.Module, *, temperature: float = 3.0, variant: str = "paper") -> Method:
+    """The second stage of FitNets alone (Romero et al. 2015, eq. 2): H(y, P_S) + lambda H(P_T, P_S), lambda being the knob
+    "soft_weight", 4 until a schedule lowers it. temperature, variant: as in ``losses.fitnets_kd``.
+
+    student, teacher: any module that gives logits. Raises ValueError for numbers out of range.
+    """
+    losses.check_variant(variant)
+    losses.check_temperature(temperature)
+    return Method(student, [_labels_and_soft_targets(student, teacher, temperature, variant)])
 
 
-def _fitnets_kd(view: View, temperature: float, variant: str) -> Tensor:
-    return losses.fitnets_kd(view.logits, view.teacher.logits, temperature, variant=variant)
+def _labels_and_soft_targets(student: nn.Module, teacher: nn.Module, temperature: float, variant: str) -> Stage:
+    soft = torch.tensor(4.0, device=next(student.parameters()).device)
+    terms = [*hard_labels(), (soft, partial(_fitnets_kd, temperature=temperature, variant=variant))]
+    return stage("kd", student, teacher, terms, knobs={"soft_weight": soft})
+
+
+def _hint(batch: Batch, guided: str, hint: str, variant: str) -> Tensor:
+    return losses.hint(batch.connectors[0](batch.own(guided)), batch.teacher.taps[hint], variant=variant)
+
+
+def _fitnets_kd(batch: Batch, temperature: float, variant: str) -> Tensor:
+    return losses.fitnets_kd(batch.logits, batch.teacher.logits, temperature, variant=variant)
 
 
 def fsp(
@@ -522,7 +385,7 @@ def fsp(
     student's, the teacher's). Where their widths differ a 1x1 convolution brings the student's map to the teacher's width
     (the paper has them equal). weights: lambda_i of 0 or more; 0.01 each for None, the suite's own (the paper does not give
     its value): the loss is of fourth order in the activations, and with 1 it diverges at usual rates. task:
-    ``hard_labels()`` for None, or ``soft_targets(...)``. The first phase trains only what the taps depend on, so that its
+    ``hard_labels()`` for None, or ``soft_targets(...)``. The first stage trains only what the taps depend on, so that its
     weight decay leaves the other layers alone.
     Raises ValueError for no or repeated pairs, unknown taps, taps that are no maps, and weights out of range.
     """
@@ -535,27 +398,30 @@ def fsp(
         if not len(own.shape) == len(target.shape) == 3:
             raise ValueError(f"FSP is defined for maps: of {_both(names)}, student {_shape(own)}, teacher {_shape(target)}")
         connectors[names] = _placed(_widened(own, target, normalised=False), student)
-    method = Method(student, list(connectors.values()))
     places = [tuple((tap, list(connectors).index(tap)) for tap in section) for section in sections]
-    trained = [*_before(student, [mine for mine, _ in connectors]), *method.connectors.parameters()]
-    until = list(dict.fromkeys(mine for mine, _ in connectors))
-    terms = [(1.0, partial(_fsp, places=places, weights=weights))]
-    first = Phase("fsp", student, teacher, terms, trained, until=until, connectors=method.connectors)
-    method.phases = [first, _last(student, teacher, task)]
-    return method
+    first = stage(
+        "fsp",
+        student,
+        teacher,
+        [(1.0, partial(_fsp, places=places, weights=weights))],
+        [*_before(student, [mine for mine, _ in connectors]), *(p for connector in connectors.values() for p in connector.parameters())],
+        until=list(dict.fromkeys(mine for mine, _ in connectors)),
+        connectors=list(connectors.values()),
+    )
+    return Method(student, [first, stage("train", student, teacher, task)], list(connectors.values()))
 
 
 FSP_WEIGHT = 0.01
 
 
-def _fsp(view: View, places: list, weights: list[float]) -> Tensor:
+def _fsp(batch: Batch, places: list, weights: list[float]) -> Tensor:
     for ((first, _), _), ((last, _), _) in places:
-        still = [tap for tap in (first, last) if not view.taps[tap].requires_grad]
+        still = [tap for tap in (first, last) if not batch.taps[tap].requires_grad]
         # one of the two may be frozen, not both; nor may it depend on what trains, out of reach of the gradient
-        if still and (len(still) == 2 or not _frozen_before(view.student, still[0])):
-            view.own(still[0])
-    own = [tuple(view.connectors[number](view.taps[mine]) for (mine, _), number in section) for section in places]
-    target = [tuple(view.teacher.taps[theirs] for (_, theirs), _ in section) for section in places]
+        if still and (len(still) == 2 or not _frozen_before(batch.student, still[0])):
+            batch.own(still[0])
+    own = [tuple(batch.connectors[number](batch.taps[mine]) for (mine, _), number in section) for section in places]
+    target = [tuple(batch.teacher.taps[theirs] for (_, theirs), _ in section) for section in places]
     return losses.fsp(own, target, weights)
 
 
@@ -602,15 +468,15 @@ def attention_transfer(
         if hasattr(student, "parameters_before") and not _before(student, [names[0]]):
             raise ValueError(f"no gradient of the student reaches tap '{names[0]}': {_WITHOUT_GRADIENT}")
     term = partial(_attention, pairs=pairs, variant=variant, resize=resize, skip=skip_tokens)
-    return _one_phase(student, teacher, [*_terms(task), (beta, term)])
+    return _one_stage(student, teacher, [*_terms(task), (beta, term)])
 
 
-def _attention(view: View, pairs: list, variant: str, resize: str | None, skip: int) -> Tensor:
+def _attention(batch: Batch, pairs: list, variant: str, resize: str | None, skip: int) -> Tensor:
     def seen(tensor: Tensor) -> Tensor:
         return tensor[:, skip:] if skip else tensor
 
     return sum(
-        losses.attention_transfer(seen(view.own(mine)), seen(view.teacher.taps[theirs]), variant=variant, resize=resize)
+        losses.attention_transfer(seen(batch.own(mine)), seen(batch.teacher.taps[theirs]), variant=variant, resize=resize)
         for mine, theirs in pairs
     )
 
@@ -631,10 +497,10 @@ def activation_boundary(
     taps: names, or (the student's, the teacher's), maps or vectors. weights: one a tap, 0 or more; the authors' code has
     (1/4, 1/2, 1) * 3/1000 from the first group to the last: the loss is a sum over neurons. margin: 0 or more. A connector,
     1x1 convolution (linear layer for vectors) and BatchNorm, stands where the widths differ. batch_statistics: as in the
-    authors' code, the teacher is in train mode in the first phase: it sees the batch's statistics, its running ones drift
-    (its weights never move), and the second phase runs with the drifted ones in eval mode. They are then part of the
+    authors' code, the teacher is in train mode in the first stage: it sees the batch's statistics, its running ones drift
+    (its weights never move), and the second stage runs with the drifted ones in eval mode. They are then part of the
     method's state, so that a resumed run goes on with them: bring the teacher to its device before. task_teacher: who
-    teaches in the second phase, the same for None, as in most versions of the authors' code (bhheo/AB_distillation); from 4ac7d04
+    teaches in the second stage, the same for None, as in most versions of the authors' code (bhheo/AB_distillation); from 4ac7d04
     to d305517 (December 2018) it is a copy that has not drifted.
     Raises ValueError for no or repeated taps, unknown ones, sizes that differ, and numbers out of range.
     """
@@ -650,23 +516,27 @@ def activation_boundary(
         if own.shape[1:] != target.shape[1:]:
             raise ValueError(f"activation boundaries of {_both(names)} differ in size: student {_shape(own)}, teacher {_shape(target)}")
         connectors.append(_placed(_widened(own, target, normalised=True), student))
-    method = Method(student, connectors)
+    until = list(dict.fromkeys(mine for mine, _ in pairs))
+    first = stage(
+        "boundary",
+        student,
+        teacher,
+        [(1.0, partial(_boundary, pairs=pairs, weights=weights, margin=margin))],
+        [*_before(student, until), *(p for connector in connectors for p in connector.parameters())],
+        until=until,
+        batch_statistics=batch_statistics,
+        connectors=connectors,
+    )
+    method = Method(student, [first, stage("train", student, task_teacher or teacher, task)], connectors)
     if batch_statistics:
         method.statistics = Statistics(teacher)
-    until = list(dict.fromkeys(mine for mine, _ in pairs))
-    trained = [*_before(student, until), *method.connectors.parameters()]
-    terms = [(1.0, partial(_boundary, pairs=pairs, weights=weights, margin=margin))]
-    first = Phase(
-        "boundary", student, teacher, terms, trained, until=until, batch_statistics=batch_statistics, connectors=method.connectors
-    )
-    method.phases = [first, _last(student, task_teacher or teacher, task)]
     return method
 
 
-def _boundary(view: View, pairs: list, weights: list[float], margin: float) -> Tensor:
+def _boundary(batch: Batch, pairs: list, weights: list[float], margin: float) -> Tensor:
     parts = [
-        losses.activation_boundary(connector(view.own(mine)), view.teacher.taps[theirs], margin=margin)
-        for connector, (mine, theirs) in zip(view.connectors, pairs, strict=True)
+        losses.activation_boundary(connector(batch.own(mine)), batch.teacher.taps[theirs], margin=margin)
+        for connector, (mine, theirs) in zip(batch.connectors, pairs, strict=True)
     ]
     return sum(weight * part for weight, part in zip(weights, parts, strict=True))
 
@@ -678,23 +548,15 @@ def jacobian(student: nn.Module, teacher: nn.Module, *, weight: float = 1.0, tas
     without a second derivative (see ``losses.jacobian``). weight: of the distance, 0 or more. task: ``hard_labels()`` for None.
     """
     losses.check_number("weight", weight)
-    return _one_phase(student, teacher, [*_terms(task), (weight, _jacobian)], input_gradient=True)
+    return _one_stage(student, teacher, [*_terms(task), (weight, _jacobian)], input_gradient=True)
 
 
-def _jacobian(view: View) -> Tensor:
-    return losses.jacobian(*(losses.pick(logits, view.labels) for logits in (view.logits, view.teacher.logits)), view.x)
+def _jacobian(batch: Batch) -> Tensor:
+    return losses.jacobian(*(losses.pick(logits, batch.labels) for logits in (batch.logits, batch.teacher.logits)), batch.x)
 
 
-def _one_phase(student: nn.Module, teacher: nn.Module | None, terms, **options) -> Method:
-    last = _last(student, teacher, terms, **options)
-    method = Method(student)
-    method.phases = [last]
-    return method
-
-
-def _last(student: nn.Module, teacher: nn.Module | None, task: Sequence[tuple[float, Term]] | None, **options) -> Phase:
-    _check_module(student, "student")
-    return Phase("train", student, teacher, _terms(task), list(student.parameters()), **options)
+def _one_stage(student: nn.Module, teacher: nn.Module | None, terms: Sequence[tuple[float, Term]] | None, **options) -> Method:
+    return Method(student, [stage("train", student, teacher, terms, **options)])
 
 
 def _terms(task: Sequence[tuple[float, Term]] | None) -> Sequence[tuple[float, Term]]:
@@ -703,9 +565,6 @@ def _terms(task: Sequence[tuple[float, Term]] | None) -> Sequence[tuple[float, T
     if not task:
         raise ValueError("task has no terms: give hard_labels(), soft_targets(...), or None")
     return task
-
-
-# ---------------------------------------------------------------- taps, and what stands between two of them
 
 
 def _listed(taps: Sequence, what: str) -> list:
@@ -750,8 +609,8 @@ def _taps(student: nn.Module, teacher: nn.Module, names: tuple[str, str]) -> lis
     for net, whose, name in ((student, "student", names[0]), (teacher, "teacher", names[1])):
         if net is None and whose == "teacher":
             raise ValueError("this method reads a teacher's features: give it a teacher")
-        _check_module(net, whose)
-        if not _tapped(net):
+        check_module(net, whose)
+        if not tapped(net):
             if isinstance(net, DataParallel | DistributedDataParallel):
                 raise ValueError(f"{type(net).__name__} hides the taps of the {whose}: {STAGE_LOSS}")
             raise ValueError(f"the {whose} ({type(net).__name__}) has no taps: wrap it, Tapped({whose}, {{tap: module}}, example)")

@@ -57,20 +57,23 @@ def noise_images(name, train, test, shape=(3, 32, 32), classes=None):
     return ImageData(name, images[:train], labels[:train], images[train:], labels[train:], tuple(map(str, range(classes))))
 
 
-class Spy(Context):
-    """A context that keeps what ``fit`` was given, the batches of each stage, and the student's weights before and after."""
+class Spy:
+    """A run that keeps the batches of each stage, and the student's weights before and after."""
 
-    def fit(self, model, stages, evaluate):
-        self.model, self.stages = model, stages
-        net = getattr(model, "student", model)
+    def __init__(self, run):
+        self.run, self.model, self.stages = run, run.model, run.stages
+        self.seen = [[] for _ in run.stages]
+        for stage, seen in zip(run.stages, self.seen, strict=True):
+            plain = stage.batch or (lambda index: (index,))
+            stage.batch = lambda index, plain=plain, seen=seen: (seen.append(index.tolist()), plain(index))[1]
+
+    def train(self, context=None):
+        """The results of ``Run.train``."""
+        net = getattr(self.model, "student", self.model)
         self.start = {key: value.clone() for key, value in net.state_dict().items()}
-        self.seen = [[] for _ in stages]
-        for stage, seen in zip(stages, self.seen, strict=True):
-            plain = stage.loss
-            stage.loss = lambda index, plain=plain, seen=seen: (seen.append(index.tolist()), plain(index))[1]
-        history = super().fit(model, stages, evaluate)
+        results = self.run.train(context or Context())
         self.end = {key: value.clone() for key, value in net.state_dict().items()}
-        return history
+        return results
 
 
 def pausing(folder, epochs):

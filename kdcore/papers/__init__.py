@@ -4,8 +4,8 @@ shared kinds of figures do not do, figures.py; beside them what only this paper 
     paper = papers.get("hinton_mnist")
     paper.trials("fast", arms=["small"], seeds=[0])
 
-trial.py declares VERSION, METRICS (what its trials measure, in words), ``run(trials, context, teacher) -> [result]`` and
-``cohort(config)``; figures.py ``figures(records)``.
+trial.py declares VERSION, METRICS (what its trials measure, in words), ``prepare(trials, context, teacher_weights) -> Run`` and, where
+trials train side by side, ``cohort(config)``; figures.py ``figures(records)``.
 """
 
 import copy
@@ -19,7 +19,7 @@ import yaml
 
 from kdcore import data, validation
 from kdcore.errors import KdcoreError
-from kdcore.training import fast_precision
+from kdcore.training import Run, fast_precision
 from kdcore.trials.spec import Cohort, Trial
 
 HERE = Path(__file__).parent
@@ -117,8 +117,14 @@ class Paper:
             return {}
         return importlib.import_module(f"kdcore.papers.{self.key}.figures").figures(records)
 
-    def run(self, trials, context, teacher) -> list[dict]:
-        return self.module.run(trials, context, teacher)
+    def prepare(self, trials, context, teacher_weights) -> Run:
+        """All that the trials of a cohort train, built and not trained yet. teacher_weights: what their teacher's trial handed on;
+        None without a teacher, and in a rehearsal."""
+        return self.module.prepare(trials, context, teacher_weights)
+
+    def cohort(self, config: dict):
+        """Trials of one seed and teacher whose keys are equal train side by side; for None, the usual, each trains alone."""
+        return self.module.cohort(config) if hasattr(self.module, "cohort") else None
 
     def refuse_undeclared(self, results: list[dict]) -> None:
         """Raise KdcoreError for a metric that trial.py measures and does not declare: no sheet could be checked against it."""
@@ -221,7 +227,7 @@ class Paper:
         """Trials grouped into those that train side by side; the order of first appearance is kept, and a trial that comes twice is one."""
         groups: dict = {}
         for trial in {trial.id: trial for trial in trials}.values():
-            key = self.module.cohort(trial.config)
+            key = self.cohort(trial.config)
             groups.setdefault((trial.budget, trial.seed, trial.teacher, key if key is not None else trial.id), []).append(trial)
         return [Cohort(tuple(group)) for group in groups.values()]
 

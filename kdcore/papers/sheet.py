@@ -416,7 +416,7 @@ def _chain_problems(paper) -> list[str]:
                     return [f"arm '{arm}' at {budget}: its teachers go in a circle ({' <- '.join([*chain, teacher])})"]
                 chain.append(teacher)
             try:
-                paper.module.cohort(configs[arm])
+                paper.cohort(configs[arm])
             except Exception as error:  # whatever a paper's own code makes of it
                 why = f"{type(error).__name__}: {error}"
                 return [f"arm '{arm}' at {budget}: kdcore/papers/{paper.key}/trial.py cannot read its settings ({why})"]

@@ -16,7 +16,7 @@ import torch
 
 from kdcore import papers, paths
 from kdcore.errors import DataMissing, KdcoreError, Paused, TrialFailed
-from kdcore.training import Context, Measured
+from kdcore.training import Context, forecast
 from kdcore.trials.environment import device_name, peak_memory_mb, reset_peak_memory
 from kdcore.trials.record import record
 from kdcore.trials.spec import Cohort
@@ -62,7 +62,7 @@ def answer(work: dict, store: Store, device: str, precision: str, deadline: floa
     """Run a cohort, or measure one; the last event that is sent is "ended", or "measured"."""
     cohort = Cohort.from_json(work["cohort"])
     try:
-        if work.get("probe"):
+        if work.get("measure"):
             send("measured", seconds=measure(cohort, device, precision))
             return
         status, message = run(cohort, store, device, precision, deadline, send, set(work["redo"]))
@@ -134,9 +134,9 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
                 made["environment"] |= {"without_graph": context.eager} if context.eager else {}
                 store.put(made)
 
-    teacher, about = (None, {}) if first.teacher is None else read_weights(first.teacher)
+    teacher_weights, about = (None, {}) if first.teacher is None else read_weights(first.teacher)
     try:
-        results = papers.get(first.paper).run(cohort.trials, context, teacher)
+        results = papers.get(first.paper).prepare(cohort.trials, context, teacher_weights).train(context)
     except (TrialFailed, MemoryError, RuntimeError) as error:
         status, message = classify(error)
         if status is None:
@@ -160,12 +160,9 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
 
 def measure(cohort: Cohort, device: str, precision: str) -> float:
     """Seconds that the cohort would take here, from a few timed steps."""
-    paper, seed = papers.get(cohort.trials[0].paper), cohort.trials[0].seed
-    try:
-        paper.run(cohort.trials, Context(device, paper.precision(device, precision), seed, probe=True), None)
-    except Measured as measured:
-        return measured.seconds
-    raise AssertionError("a paper's run() never called context.fit()")
+    paper = papers.get(cohort.trials[0].paper)
+    context = Context(device, paper.precision(device, precision), cohort.trials[0].seed, rehearsal=True)
+    return forecast(paper.prepare(cohort.trials, context, None), context)
 
 
 def classify(error: BaseException) -> tuple[str | None, str]:

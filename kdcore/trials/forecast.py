@@ -44,7 +44,7 @@ def seconds(planned: Plan, device: str, precision: str = "auto") -> dict[str, fl
                 continue
             child = child or stack.enter_context(Child(Store(), device, precision, float("inf")))
             try:
-                event = child.ask({"cohort": job.cohort.to_json(), "probe": True}, lambda event: None)
+                event = child.ask({"cohort": job.cohort.to_json(), "measure": True}, lambda event: None)
             except ChildDied as died:
                 raise KdcoreError(f"'{arms[0]}' cannot be timed: {str(died).splitlines()[0]}") from died
             if event["event"] == "ended":

@@ -3,14 +3,14 @@
 An arm is a method: "plain", "kd", "fitnets" or "fsp". All lengths are steps (the paper counts iterations), times ``scale``.
 """
 
-from collections.abc import Callable
+import copy
 
 import torch
 from torch import Tensor, nn
 
 from kdcore import losses, methods, metrics
-from kdcore.papers.images import IMAGE_METRICS, Vision, piecewise, spread, weights_of
-from kdcore.training import Context, Stage, seed_of
+from kdcore.papers.images import IMAGE_METRICS, ImageTrial, piecewise, spread
+from kdcore.training import Context, Run, Stage
 
 VERSION = 1
 METRICS = IMAGE_METRICS | {
@@ -25,109 +25,103 @@ MATRICES = ("teacher", "student before", "student after stage 1", "student at th
 WATCHED = 500  # test images on which the FSP matrices are watched
 
 
-def cohort(config: dict) -> None:
-    """Every trial trains alone: the first stages of the methods have different lengths."""
+class Trial(ImageTrial):
+    ending = ""  # of the names of its stages, where several nets train in one trial
 
+    def make_student(self) -> nn.Module:
+        return self.network(self.config["network"], self.config["init"])
 
-def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> list[dict]:
-    """Train one arm; its ``metrics``, ``history`` and, as a teacher, ``weights``.
-
-    Several ``init`` are as many nets, trained one after another: the metrics are their means, and those of their ensemble.
-    """
-    (trial,) = trials
-    config = trial.config
-    vision = Vision(config, context)
-    guide = None if config["teacher"] is None else vision.teacher(config["teacher_network"], teacher)
-    inits = config["init"] if isinstance(config["init"], list) else [config["init"]]
-    nets = [vision.network(config["network"], init) for init in inits]
-    torch.manual_seed(seed_of(context.seed, "connectors"))
-    learners = [_method(config, net, guide).to(context.device) for net in nets]
-    before = _matrices(vision, nets[0]) if config["keep_matrices"] else None
-
-    endings = [""] if len(nets) == 1 else [f", net {k}" for k in range(1, len(nets) + 1)]  # of the names of their stages
-    stages, shown = [], len(vision.test_labels)
-    if config["method"] == "fsp":
-        shown += len(spread(shown, WATCHED))
-    for net, method, ending in zip(nets, learners, endings, strict=True):
-        options = {"watch": _watch(vision, net, guide, config), "measured": (shown, 0)}
-        stages += [_stage(vision, method, phase, config, ending, **options) for phase in method.phases]
-    if config["keep_matrices"]:
-        stages[0].at_end = lambda: {"fsp_matrices": _matrices(vision, nets[0])}
-    history = context.fit(learners[0] if len(nets) == 1 else nn.ModuleList(learners), stages, dict)
-    found = []
-    for net, ending in zip(nets, endings, strict=True):
-        rows = [row for row in history if row["stage"].endswith(ending)]
-        found.append(vision.measure(net, rows))
+    def make_method(self) -> methods.Method:
+        config, student, teacher = self.config, self.student, self.teacher
+        if config["method"] == "kd":  # the control: what FitNets' second stage does alone
+            return methods.labels_and_soft_targets(student, teacher, temperature=config["temperature"])
+        if config["method"] == "fitnets":
+            hint = config["hint"]
+            return methods.fitnets(student, teacher, hint=hint, guided=hint, temperature=config["temperature"], weight=1.0)
         if config["method"] == "fsp":
-            end = [row for row in rows if row["stage"] == "fsp" + ending][-1]
-            found[-1]["fsp_distance_after_stage_1"] = end["fsp_distance"]
-            if config["keep_matrices"]:
-                kept = (_matrices(vision, guide), before, end.pop("fsp_matrices"), _matrices(vision, net))
-                found[-1]["fsp_matrices"] = dict(zip(MATRICES, kept, strict=True))
-    result = {"history": history, "metrics": found[0] if len(nets) == 1 else _together(vision, nets, found)}
-    if config["is_teacher"]:
-        result["weights"] = weights_of(nets[0])
-    return [result]
+            return methods.fsp(student, teacher, pairs=PAIRS, weights=[config["fsp_weight"]] * len(PAIRS))
+        return methods.plain(student)
 
+    def make_stages(self) -> list[Stage]:
+        self.targets = self.sections(self.teacher) if self.config["method"] == "fsp" else []
+        self.before = self.matrices(self.student) if self.config["keep_matrices"] else None
+        return super().make_stages()
 
-def _together(vision: Vision, nets: list[nn.Module], found: list[dict]) -> dict:
-    """The means of the nets' metrics, and the error of the mean of their probabilities."""
-    probabilities = sum(vision.logits(net, vision.test_views).softmax(-1) for net in nets)
-    error = 100 * metrics.wrong(probabilities, vision.test_labels).double().mean().item()
-    means = {name: sum(each[name] for each in found) / len(found) for name in found[0]}
-    return means | {"ensemble_test_error_percent": error, "ensemble_test_accuracy_percent": 100 - error}
-
-
-def _method(config: dict, net: nn.Module, guide: nn.Module | None) -> methods.Method:
-    if config["method"] in ("fitnets", "kd"):
-        method = methods.fitnets(net, guide, hint=config["hint"], guided=config["hint"], temperature=config["temperature"], weight=1.0)
-        if config["method"] == "kd":
-            del method.phases[0]  # the control: what FitNets' second phase does alone
-        return method
-    if config["method"] == "fsp":
-        return methods.fsp(net, guide, pairs=PAIRS, weights=[config["fsp_weight"]] * len(PAIRS))
-    return methods.plain(net)
-
-
-def _stage(vision: Vision, method: methods.Method, phase: methods.Phase, config: dict, ending: str, **options) -> Stage:
-    """The last phase has the schedule of ``train``, one before it that of ``pretrain``."""
-    lengths = config["train"] if phase is method.phases[-1] else config["pretrain"]
-    rate, steps = piecewise(lengths["lr"], lengths["until"], config["scale"])
-    schedule = rate
-    if method.knobs and phase is method.phases[-1]:
-        start, end = config["soft_weight"]
+    def recipe(self, stage: Stage) -> dict:
+        """The last stage has the schedule of ``train``, one before it that of ``pretrain``."""
+        config, last, shown = self.config, stage is self.method.stages[-1], len(self.test_labels)
+        lengths = config["train"] if last else config["pretrain"]
+        rate, steps = piecewise(lengths["lr"], lengths["until"], config["scale"])
 
         def schedule(step: int) -> dict[str, float]:
+            start, end = config["soft_weight"]
             return rate(step) | {"soft_weight": start + (end - start) * step / steps}
 
-    optimiser = {"momentum": config["momentum"], "weight_decay": config["weight_decay"]}
-    return vision.stage(method, phase, schedule, steps=steps, optimiser=optimiser, name=phase.name + ending, **options)
+        return {
+            "name": stage.name + self.ending,
+            "schedule": schedule if stage.knobs else rate,
+            "steps": steps,
+            "optimiser": {"momentum": config["momentum"], "weight_decay": config["weight_decay"]},
+            "watch": self.evaluate if last or not config["keep_matrices"] else self.evaluate_with_matrices,
+            "measured": (shown + (len(spread(shown, WATCHED)) if self.targets else 0), 0),
+        }
 
+    def watch(self) -> dict:
+        """For FSP, the loss of the first stage (eq. 2, all lambda 1) on test images."""
+        if not self.targets:
+            return {}
+        pairs = zip(self.sections(self.student), self.targets, strict=True)
+        return {"fsp_distance": sum((own - target).square().sum((1, 2)).mean() for own, target in pairs)}
 
-def _watched(vision: Vision, net: nn.Module) -> list[Tensor]:
-    """FSP matrices [N, C1, C2] of the three sections on test images of every class."""
-    numbers = spread(len(vision.test_labels), WATCHED, vision.context.device)
-    net.eval()
-    with torch.no_grad():
-        _, taps = net.features(vision.test_views(vision.test_views.plain(numbers)))
-        return [losses.fsp_matrix(taps[first], taps[last]) for first, last in PAIRS]
+    def evaluate_with_matrices(self) -> dict:
+        return self.evaluate() | {"fsp_matrices": self.matrices(self.student)}
 
-
-def _watch(vision: Vision, net: nn.Module, guide: nn.Module | None, config: dict) -> Callable[[], dict]:
-    """For the history: the test error and, for FSP, the loss of the first stage (eq. 2, all lambda 1) on test images."""
-
-    targets = _watched(vision, guide) if config["method"] == "fsp" else []
-
-    def watch() -> dict:
-        found = vision.evaluate(net)
-        if targets:
-            pairs = zip(_watched(vision, net), targets, strict=True)
-            found["fsp_distance"] = sum((own - target).square().sum((1, 2)).mean() for own, target in pairs)
+    def extras(self, history: list[dict]) -> dict:
+        if self.config["method"] != "fsp":
+            return {}
+        end = [row for row in history if row["stage"] == "fsp" + self.ending][-1]
+        found = {"fsp_distance_after_stage_1": end["fsp_distance"]}
+        if self.config["keep_matrices"]:
+            kept = (self.matrices(self.teacher), self.before, end["fsp_matrices"], self.matrices(self.student))
+            found["fsp_matrices"] = dict(zip(MATRICES, kept, strict=True))
+            for row in history:
+                row.pop("fsp_matrices", None)
         return found
 
-    return watch
+    def sections(self, net: nn.Module) -> list[Tensor]:
+        """FSP matrices [N, C1, C2] of the three sections on test images of every class."""
+        numbers = spread(len(self.test_labels), WATCHED, self.context.device)
+        net.eval()
+        with torch.no_grad():
+            _, taps = net.features(self.test_views(self.test_views.plain(numbers)))
+            return [losses.fsp_matrix(taps[first], taps[last]) for first, last in PAIRS]
+
+    def matrices(self, net: nn.Module) -> list:
+        """The mean FSP matrix of each section, to three digits: what the figure draws."""
+        return [[[float(f"{value:.3g}") for value in row] for row in matrix.mean(0).tolist()] for matrix in self.sections(net)]
 
 
-def _matrices(vision: Vision, net: nn.Module) -> list:
-    """The mean FSP matrix of each section, to three digits: what the figure draws."""
-    return [[[float(f"{value:.3g}") for value in row] for row in matrix.mean(0).tolist()] for matrix in _watched(vision, net)]
+def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
+    """Several ``init`` are as many nets, trained one after another: the metrics are their means, and those of their ensemble."""
+    (trial,) = trials
+    first = Trial(trial.config, context, teacher_weights)
+    if not isinstance(trial.config["init"], list):
+        return first.run()
+    members, runs = [copy.copy(first) for _ in trial.config["init"]], []
+    for number, (member, init) in enumerate(zip(members, trial.config["init"], strict=True), 1):
+        member.config, member.ending = trial.config | {"init": init}, f", net {number}"
+        runs.append(member.run())
+
+    def finish(history: list[dict]) -> list[dict]:
+        results = [member.finish([row for row in history if row["stage"].endswith(member.ending)]) for member in members]
+        return [{"history": history, "metrics": _together(members, [result["metrics"] for (result,) in results])}]
+
+    return Run(finish, nn.ModuleList(run.model for run in runs), [stage for run in runs for stage in run.stages])
+
+
+def _together(members: list[Trial], measures: list[dict]) -> dict:
+    """The means of the nets' metrics, and the error of the mean of their probabilities."""
+    probabilities = sum(member.logits(member.student, member.test_views).softmax(-1) for member in members)
+    error = 100 * metrics.wrong(probabilities, members[0].test_labels).double().mean().item()
+    means = {name: sum(each[name] for each in measures) / len(measures) for name in measures[0]}
+    return means | {"ensemble_test_error_percent": error, "ensemble_test_accuracy_percent": 100 - error}
