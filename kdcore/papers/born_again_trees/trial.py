@@ -9,11 +9,11 @@ from functools import partial
 
 import numpy as np
 import sklearn
-import torch
+from torch import Tensor
 
 from kdcore.data import tabular
 from kdcore.papers.born_again_trees import trees
-from kdcore.training import Context, Measured, seed_of
+from kdcore.training import Context, Run, seed_of
 
 VERSION = 1
 VARIANTS = ["replace_0.25", "keep_0.25", "arc_fs", "admissible", "smeared_100", "smeared_300", "smeared_3000"]
@@ -40,34 +40,31 @@ METRICS = {
 ARCING = {"arc-x4": trees.arc_x4, "arc-fs": trees.arc_fs}
 
 
-def cohort(config: dict) -> None:
-    """Every trial runs alone: a trial already holds all arms of its repetitions."""
-
-
-def run(trials: list, context: Context, teacher: dict[str, torch.Tensor] | None) -> list[dict]:
-    """The repetitions of one block; ``metrics`` holds their means, and ``repetitions`` the values of each."""
+def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
+    """One block of repetitions: a trial holds all arms of its repetitions, and has no teacher."""
     (trial,) = trials
     config, table = trial.config, tabular.load(trial.config["data"])
     columns = tabular.columns(table)
-    rows, drawn = [], None
-    # thousands of small trees: to check their parameters would take as long as to grow them
-    with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):
-        if context.probe:
-            started = time.monotonic()
-            repetition(table, columns, config, context.seed, 0)
-            raise Measured((time.monotonic() - started) * config["repetitions"])
-        for number in range(config["repetitions"]):
-            make = partial(repetition, table, columns, config, context.seed, number)
-            row, grown = context.keep(f"repetition-{number}", make, partial(_reported, number, config["repetitions"]))
-            rows.append(row)
-            if config["keep_trees"] and number == 0:
-                drawn = grown
-    metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    metrics["decrease_percent"] = decrease(metrics["cart_error_percent"], metrics["born_again_error_percent"])
-    metrics["repetitions"] = {name: [round(row[name], 4) for row in rows] for name in rows[0]}
-    if drawn is not None:
-        metrics["trees"] = drawn
-    return [{"metrics": metrics, "history": []}]
+
+    def repeat(number: int) -> tuple[dict, dict]:
+        return repetition(table, columns, config, context.seed, number)
+
+    def estimate() -> float:
+        started = time.monotonic()
+        repeat(0)
+        return (time.monotonic() - started) * config["repetitions"]
+
+    def finish(history: list[dict]) -> list[dict]:
+        numbers = range(config["repetitions"])
+        made = [
+            context.keep(f"repetition-{number}", partial(repeat, number), partial(_reported, number, len(numbers))) for number in numbers
+        ]
+        metrics = together([row for row, _ in made])
+        if config["keep_trees"]:
+            _, metrics["trees"] = made[0]
+        return [{"metrics": metrics, "history": history}]
+
+    return Run(finish, estimate=estimate)
 
 
 def _reported(number: int, total: int, made: tuple[dict, dict]) -> dict:
@@ -82,6 +79,14 @@ def _reported(number: int, total: int, made: tuple[dict, dict]) -> dict:
     }
 
 
+def together(rows: list[dict]) -> dict:
+    """The means of what the repetitions measured, and as ``repetitions`` the values of each."""
+    metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    metrics["decrease_percent"] = decrease(metrics["cart_error_percent"], metrics["born_again_error_percent"])
+    metrics["repetitions"] = {name: [round(row[name], 4) for row in rows] for name in rows[0]}
+    return metrics
+
+
 def decrease(cart: float, born_again: float) -> float:
     """By how many percent of CART's error the born-again tree's is smaller (0 where CART makes none)."""
     return 100 * (cart - born_again) / cart if cart else 0.0
@@ -94,6 +99,8 @@ def split(cases: int, share: float, rng: np.random.Generator) -> tuple[np.ndarra
     return np.sort(order[tests:]), np.sort(order[:tests])
 
 
+# thousands of small trees: to check their parameters would take as long as to grow them
+@sklearn.config_context(skip_parameter_validation=True, assume_finite=True)
 def repetition(table: tabular.Tabular, columns: tabular.Columns, config: dict, seed: int, number: int) -> tuple[dict, dict]:
     """(measures, trees ready to be drawn) of one test set.
 
