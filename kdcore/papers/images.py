@@ -19,10 +19,7 @@ from kdcore.training import Context, Run, Stage, seed_of
 SHARE = 10  # training costs at least so many times what is measured between its epochs
 EVALUATED = {"cpu": 64, "cuda": 1000}  # images at a time: small enough for a CPU's cache, large enough to fill a GPU
 
-# training costs at least so many times what is measured between its epochs
-EVALUATED = {"cpu": 64, "cuda": 1000}  # images at a time: small enough for a CPU's cache, large enough to fill a GPU
-
-# what ``Vision.measure`` gives: part of the METRICS of a paper on images
+# what ``ImageTrial.measure`` gives: part of the METRICS of a paper on images
 IMAGE_METRICS = {
     "test_errors": "test images that are misclassified at the last epoch",
     "test_error_percent": "% of the test images, at the last epoch",
@@ -79,7 +76,8 @@ class ImageTrial:
 
     def run(self) -> Run:
         """Networks, method and stages, built in this order."""
-        self.student, self.teacher = self.make_student(), self.make_teacher()
+        self.student = self.make_student()
+        self.teacher = self.make_teacher()
         torch.manual_seed(seed_of(self.context.seed, "connectors"))
         self.method = self.placed(self.make_method())
         return Run(self.finish, self.method, self.make_stages(), self.evaluate)
