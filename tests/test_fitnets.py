@@ -1,12 +1,13 @@
 """Romero 2015: whether the sheet says what the deck says, what a trial does at every budget, and what it asked of the shared code."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, distinct_configs, noise_images
+from conftest import Spy, distinct_configs, noise_images, pausing
 from torch import nn
 
 from kdcore import data, losses, papers
@@ -14,10 +15,10 @@ from kdcore.data.images import ImageData
 from kdcore.data.preprocess import ZCA, global_contrast_normalise
 from kdcore.errors import Paused
 from kdcore.models import create
-from kdcore.papers import images as vision
+from kdcore.papers import images as on_images
 from kdcore.papers.fitnets import trial as fitnets
 from kdcore.papers.fitnets.trial import ramp
-from kdcore.papers.images import EVALUATED, Vision
+from kdcore.papers.images import EVALUATED, ImageTrial
 from kdcore.report import tables
 from kdcore.training import Context, Stage, fit
 
@@ -34,7 +35,7 @@ def random_images(monkeypatch):
         return noise_images(name, 8, 4, (channels, side, side), classes)
 
     monkeypatch.setattr(data, "load", load)
-    monkeypatch.setattr(vision, "_whitening", lambda name, device: SimpleNamespace(apply=lambda images: images))
+    monkeypatch.setattr(on_images, "_whitening", lambda name, device: SimpleNamespace(apply=lambda images: images))
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +55,30 @@ def config_of(budget, arm, **changes):
     return config | brief | nets | changes
 
 
-def run(arm, context=None, budget="paper", **changes):
-    """The result of an arm, and the context it ran in."""
+def weights(config):
+    if config["teacher"] is None:
+        return None
+    return create(config["teacher_network"], len(data.load(config["data"]).classes), irange=0.1).reset(7).state_dict()
+
+
+def prepared(arm, context=None, budget="paper", **changes):
+    """The run of an arm, not trained yet, with what it will see."""
     config = config_of(budget, arm, **changes)
-    context = context or Spy()
-    weights = None
-    if config["teacher"] is not None:
-        weights = create(config["teacher_network"], len(data.load(config["data"]).classes), irange=0.1).reset(7).state_dict()
-    (result,) = fitnets.run([SimpleNamespace(config=config, arm=arm)], context, weights)
-    return result, context
+    return Spy(fitnets.prepare([SimpleNamespace(config=config, arm=arm)], context or Context(), weights(config)))
+
+
+def run(arm, context=None, budget="paper", **changes):
+    """The result of an arm, and its run."""
+    spy = prepared(arm, context, budget, **changes)
+    (result,) = spy.train(context)
+    return result, spy
+
+
+def built(arm, context=None, **changes):
+    """An arm's trial with its networks, method and stages."""
+    config = config_of("paper", arm, **changes)
+    trial = fitnets.Trial(config, context or Context(), weights(config))
+    return trial, trial.run().stages
 
 
 # ---------------------------------------------------------------- the sheet
@@ -153,11 +169,11 @@ def test_students_of_a_budget_have_the_teachers_network():
 @pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own losses, stages and optimiser on thin nets, for a few steps; budgets that differ in lengths alone are one."""
-    result, context = run(arm, budget=budget)
+    result, spy = run(arm, budget=budget)
     config = config_of(budget, arm)
     hints = ["hint search", "hint"] if config["holdout"] else ["hint"]
     expected = {"plain": ["train"], "kd": ["kd"], "fitnets": [*hints, "kd"]}[config["method"]]
-    assert list(dict.fromkeys(row["stage"] for row in result["history"])) == expected == [stage.name for stage in context.stages]
+    assert list(dict.fromkeys(row["stage"] for row in result["history"])) == expected == [stage.name for stage in spy.stages]
     assert all(np.isfinite(row["loss"]) for row in result["history"])
     assert ("weights" in result) == config["is_teacher"]
     assert ("speed_up" in result["metrics"]) == config["time_nets"]
@@ -168,36 +184,34 @@ def test_every_arm_of_every_budget_runs(budget, arm):
 def test_arms_of_a_seed_start_alike_and_see_the_same_last_batches():
     arms = ("FitNet 4", "FitNet 4, labels alone", "FitNet 4, KD without hints")
     runs = {arm: run(arm)[1] for arm in arms}
-    first, other = runs["FitNet 4"], run("FitNet 4", Spy(seed=1))[1]
+    first, other = runs["FitNet 4"], run("FitNet 4", Context(seed=1))[1]
     assert len(first.seen[-1]) == 2 and first.seen[-1] != other.seen[-1]
     assert any(not torch.equal(first.start[key], other.start[key]) for key in first.start)
-    for arm, context in runs.items():
-        assert all(torch.equal(context.start[key], first.start[key]) for key in first.start), arm
-        assert context.seen[-1] == first.seen[-1], arm
+    for arm, spy in runs.items():
+        assert all(torch.equal(spy.start[key], first.start[key]) for key in first.start), arm
+        assert spy.seen[-1] == first.seen[-1], arm
 
 
 def test_the_search_sees_a_part_and_the_hint_stage_starts_anew_on_all():
-    starts = []
-
-    class Watching(Spy):
-        def fit(self, model, stages, evaluate):
-            fresh = stages[1].at_start
-            stages[1].at_start = lambda: (fresh(), starts.append({k: v.clone() for k, v in model.state_dict().items()}))
-            self.regressor = model.connectors[0].weight.clone()
-            return super().fit(model, stages, evaluate)
-
-    result, context = run("FitNet (MNIST)", Watching(), hint_epochs=3, patience=3, holdout=4)
-    search, hint, _ = context.seen
+    spy = prepared("FitNet (MNIST)", hint_epochs=3, patience=3, holdout=4)
+    states = lambda: {key: value.clone() for key, value in spy.model.state_dict().items()}  # noqa: E731
+    built, told, starts = states(), spy.stages[1].before_epoch, []
+    spy.stages[1].before_epoch = lambda step, epoch: (starts.append(states()), told(step, epoch), starts.append(states()))
+    (result,) = spy.train()
+    search, hint, _ = spy.seen
     assert len({row[0] for index in search for row in index}) == 4, "four of eight images are held out"
     assert {row[0] for index in hint for row in index} == set(range(8))
-    (start,) = starts
-    assert all(torch.equal(start[f"student.{key}"], value) for key, value in context.start.items())
-    assert torch.equal(start["connectors.0.weight"], context.regressor) and 0.04 < context.regressor.abs().max() <= 0.05
+    searched, start, *later = starts
+    assert all(torch.equal(start[key], value) for key, value in built.items())
+    assert not torch.equal(searched["connectors.0.weight"], start["connectors.0.weight"]), "the search has moved it"
+    assert 0.04 < built["connectors.0.weight"].abs().max() <= 0.05
+    for before, after in zip(later[::2], later[1::2], strict=True):
+        assert all(torch.equal(before[key], value) for key, value in after.items()), "once, not in each epoch"
     losses_held = [row["held_out_hint_loss"] for row in result["history"] if row["stage"] == "hint search"]
     assert len(losses_held) == 3
     assert result["metrics"]["hint_epochs"] == 1 + int(np.argmin(losses_held)) == len(hint) // 2
-    seen = {row["stage"]: set(row) - {"stage", "epoch", "lr", "loss"} for row in result["history"]}
-    assert seen == {"hint search": {"held_out_hint_loss"}, "hint": {"test_hint_loss"}, "kd": {"test_error_percent"}}
+    measured = {row["stage"]: set(row) - {"stage", "epoch", "lr", "loss"} for row in result["history"]}
+    assert measured == {"hint search": {"held_out_hint_loss"}, "hint": {"test_hint_loss"}, "kd": {"test_error_percent"}}
 
 
 def rows_of(*held, hints=0):
@@ -211,40 +225,35 @@ def test_when_the_search_ends_and_how_long_the_hint_stage_takes():
 
 
 def test_the_held_out_loss_is_the_hint_loss_of_the_images_themselves(monkeypatch):
-    config = config_of("paper", "FitNet (MNIST)")
-    seen = Vision(config, Context())
-    net, guide = (
-        seen.network(config["network"], irange=0.1),
-        seen.teacher(config["teacher_network"], create("maxout_mnist/16").state_dict()),
-    )
-    method = fitnets._method(config, net, guide)
+    trial, _ = built("FitNet (MNIST)", irange=0.1)
     cases = torch.tensor([5, 0, 2])
     x = data.load("mnist").train_images[cases].float() / 255
     with torch.no_grad():
-        regressed = method.connectors[0](net.features(x)[1]["conv4"])
-        expected = losses.hint(regressed, guide.features(x)[1]["conv2"]).item()
+        regressed = trial.method.connectors[0](trial.student.features(x)[1]["conv4"])
+        expected = losses.hint(regressed, trial.teacher.features(x)[1]["conv2"]).item()
         monkeypatch.setitem(EVALUATED, "cpu", 2)
-        found = fitnets._hint_loss("loss", method.phases[0], seen.views, seen.train_labels, cases)
-    assert found["loss"].item() == pytest.approx(expected, rel=1e-4)
+        measured = trial.hint_loss("loss", trial.views, trial.train_labels, cases)
+    assert measured["loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_first_stage_trains_what_its_loss_reaches_at_its_own_rates():
-    _, context = run("FitNet 4")
-    names = {id(p): name for name, p in context.model.named_parameters()}
-    factors = {names[id(p)]: f for p, f in zip(context.stages[0].parameters, context.stages[0].rate_factors, strict=True)}
+    spy = prepared("FitNet 4")
+    names = {id(p): name for name, p in spy.model.named_parameters()}
+    factors = [
+        {names[id(p)]: factor for p, factor in zip(stage.parameters, stage.rate_factors, strict=True)}
+        for stage in (spy.stages[0], spy.stages[-1])
+    ]
     guided = {f"student.convs.{i}.{what}" for i in range(11) for what in ("weight", "bias")}
-    assert factors == dict.fromkeys(guided, 0.05) | {"connectors.0.weight": 1.0, "connectors.0.bias": 1.0}
-    last = {names[id(p)]: f for p, f in zip(context.stages[-1].parameters, context.stages[-1].rate_factors, strict=True)}
-    assert last == {name: 0.05 if "convs" in name else 1.0 for name in names.values() if "student" in name}
-    assert context.model.connectors[0].weight.shape[1:] == (5, 2, 2), "from 8x8 to 7x7"
+    assert factors[0] == dict.fromkeys(guided, 0.05) | {"connectors.0.weight": 1.0, "connectors.0.bias": 1.0}
+    assert factors[1] == {name: 0.05 if "convs" in name else 1.0 for name in names.values() if "student" in name}
+    assert spy.model.connectors[0].weight.shape[1:] == (5, 2, 2), "from 8x8 to 7x7"
 
 
 def test_norms_are_limited_after_each_step():
-    _, context = run("FitNet (MNIST)", lr=0.5, irange=1.0)
-    model = context.model
-    for conv in (*model.student.convs, *model.connectors):
+    _, spy = run("FitNet (MNIST)", lr=0.5, irange=1.0)
+    for conv in (*spy.model.student.convs, *spy.model.connectors):
         assert torch.linalg.vector_norm(conv.weight.flatten(1), dim=1).max() <= conv.layer.limit * 1.0001
-    assert model.connectors[0].layer.limit == 0.9
+    assert spy.model.connectors[0].layer.limit == 0.9
 
 
 @pytest.mark.usefixtures("float64")
@@ -252,52 +261,44 @@ def test_variants_differ_in_stage_2():
     """On the same nets and batch: the code's soft term leaves the student as it is, so that its gradient is another."""
     gradients = {}
     for variant in ("paper", "code"):
-        config = config_of("paper", "student (MNIST), KD", variant=variant, irange=0.2)
-        seen = Vision(config, Context())
-        guide = seen.teacher(config["teacher_network"], create("maxout_mnist/16", irange=0.2).state_dict())
-        method = fitnets._method(config, seen.network(config["network"], irange=0.2), guide)
-        (phase,) = method.phases
+        trial, _ = built("student (MNIST), KD", variant=variant, irange=0.2)
+        trial.teacher.load_state_dict(create("maxout_mnist/16", irange=0.2).state_dict())
+        (stage,) = trial.method.stages
         x = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
         labels = torch.arange(4)
         for weight in (0.0, 4.0):
-            method.knobs["soft_weight"].fill_(weight)
-            gradients[variant, weight] = torch.autograd.grad(phase.loss(x, labels), method.student.linear.bias)[0]
-        logits, target = method.student(x), guide(x)
+            stage.knobs["soft_weight"].fill_(weight)
+            gradients[variant, weight] = torch.autograd.grad(stage.loss(x, labels), trial.student.linear.bias)[0]
+        logits, target = trial.student(x), trial.teacher(x)
         q = (logits / (3 if variant == "paper" else 1)).log_softmax(1)
         by_hand = -logits.log_softmax(1)[range(4), labels].mean() - 4 * ((target / 3).softmax(1) * q).sum(1).mean()
-        assert phase.loss(x, labels).item() == pytest.approx(by_hand.item(), rel=1e-9)
+        assert stage.loss(x, labels).item() == pytest.approx(by_hand.item(), rel=1e-9)
     assert torch.allclose(gradients["paper", 0.0], gradients["code", 0.0]), "labels alone"
     assert not torch.allclose(gradients["paper", 4.0], gradients["paper", 0.0]), "the weight changes the gradient"
     assert not torch.allclose(gradients["paper", 4.0], gradients["code", 4.0], rtol=0.1)
 
 
 def test_a_table_of_logits_stands_for_the_teacher():
-    config = config_of("paper", "student (MNIST), KD", epochs=3)
-    seen = Vision(config, Context())
-    guide = seen.teacher(config["teacher_network"], create("maxout_mnist/16", irange=0.2).state_dict())
-    table = fitnets._table(seen, guide)
-    index = seen.views.plain(torch.tensor([3, 1]))
-    assert torch.allclose(table(index, None), guide(seen.views(index)), atol=1e-3) and table.full
-    seen.config = config | {"epochs": 1}
-    assert fitnets._table(seen, guide) is None, "one pass costs as much as the table"
-    assert fitnets._table(seen, None) is None
-    crops = Vision(config_of("paper", "FitNet 4, released code", epochs=288), Context())
-    assert crops.views.count == 2 * 17**2 and fitnets._table(crops, guide) is None
+    trial, (stage,) = built("student (MNIST), KD", epochs=3)
+    index = trial.views.plain(torch.tensor([3, 1]))
+    x, _, knowledge = stage.batch(index)
+    assert knowledge.teacher is None and torch.allclose(knowledge.logits, trial.teacher(x), atol=1e-3)
+    assert trial.table().full
+    once, (stage,) = built("student (MNIST), KD", epochs=1)
+    assert once.table() is None and len(stage.batch(index)) == 2, "one pass costs as much as the table"
+    assert built("student (MNIST), labels alone", epochs=3)[0].table() is None
+    assert built("student (MNIST), KD", Context(rehearsal=True), epochs=3)[0].table() is None
+    crops, _ = built("FitNet 4, released code", epochs=288)
+    assert crops.views.count == 2 * 17**2 and crops.table() is None
 
 
 @pytest.mark.parametrize("pauses", [1, 2, 3, 4])
 def test_resume_is_exact_in_every_stage(tmp_path, pauses):
     """Search, hint stage and KD of one or more epochs; paused within each and between, the record is the same."""
     changes = {"hint_epochs": 2, "patience": 1, "epochs": 2, "is_teacher": True, "irange": 0.1, "lr": 0.01}
-    whole, _ = run("FitNet (MNIST)", Context(), **changes)
-    context = Context(checkpoint=tmp_path)
-
-    def stop(row):
-        context.deadline = 0 if row["done"] == pauses else context.deadline
-
-    context.report = stop
+    whole, _ = run("FitNet (MNIST)", **changes)
     with pytest.raises(Paused):
-        run("FitNet (MNIST)", context, **changes)
+        run("FitNet (MNIST)", pausing(tmp_path, pauses), **changes)
     resumed, _ = run("FitNet (MNIST)", Context(checkpoint=tmp_path), **changes)
     assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"]
     assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
@@ -320,10 +321,10 @@ def test_whitened_images(monkeypatch):
     images = torch.randint(256, (40, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(40) % 10
     monkeypatch.setattr(data, "load", lambda name: ImageData(name, images[:30], labels[:30], images[30:], labels[30:], tuple("0123456789")))
-    vision._whitening.cache_clear()
+    on_images._whitening.cache_clear()
     config = {"data": "x", "augmentation": {"pad": 1, "flip": True}, "normalisation": "whitened", "batch_size": 2}
-    seen = Vision(config, Context())
-    vision._whitening.cache_clear()
+    seen = ImageTrial(config, Context())
+    on_images._whitening.cache_clear()
     x = global_contrast_normalise(images).double().flatten(1)
     centred = x[:30] - x[:30].mean(0)
     u, s, v = np.linalg.svd(centred.numpy(), full_matrices=True)
@@ -344,7 +345,7 @@ def test_a_share_of_each_class(monkeypatch):
     labels = torch.arange(48) % 4
     monkeypatch.setattr(data, "load", lambda name: ImageData(name, images[:40], labels[:40], images[40:], labels[40:], tuple("0123")))
     config = {"data": "x", "augmentation": {}, "normalisation": {"mean": [0.0] * 3, "std": [1.0] * 3}, "batch_size": 2, "share": 0.5}
-    part, same, other = Vision(config, Context()), Vision(config, Context()), Vision(config, Context(seed=1))
+    part, same, other = ImageTrial(config, Context()), ImageTrial(config, Context()), ImageTrial(config, Context(seed=1))
     assert part.train_labels.bincount().tolist() == [5, 5, 5, 5] and len(part.test_labels) == 8
     pixels = [seen.views(seen.views.plain(torch.arange(20)))[:, 0, 0, 0].mul(255).round().long() for seen in (part, same, other)]
     assert torch.equal(pixels[0] % 4, part.train_labels) and torch.equal(pixels[0], pixels[1]) and not torch.equal(pixels[0], pixels[2])
@@ -380,21 +381,16 @@ def test_rmsprop_and_factors_of_the_rate_by_hand():
 
 
 def test_a_stage_ends_when_it_is_told_to():
-    def stages(net, made):
-        first = made(name="a", stop=lambda history: history[-1]["seen"] >= 2, watch=lambda: {"seen": 2 if net.first < 0.5 else 1})
-        return [first, made(name="b", at_start=lambda: net.first.data.fill_(5.0), at_end=lambda: {"end": 1})]
-
-    net, _ = one()
-    made = lambda name, **options: Stage(  # noqa: E731
-        name, 3, lambda g: torch.tensor([[2]]), lambda i: (net.first + net.second) * i, lambda e: {"lr": 0.15}, **options
-    )
+    net, stage = one(3, watch=lambda: {"seen": 2 if net.first < 0.5 else 1}, stop=lambda history: history[-1]["seen"] >= 2)
+    first = replace(stage, name="a", indices=lambda generator: torch.tensor([[2]]), schedule=lambda epoch: {"lr": 0.15})
+    fresh = lambda step, epoch: net.first.data.fill_(5.0) if epoch == 0 else None  # noqa: E731
+    last = replace(first, name="b", watch=None, stop=None, before_epoch=fresh)
     reports = []
-    history = fit(net, stages(net, made), lambda: {"value": net.first.clone()}, Context(report=reports.append))
+    history = fit(net, [first, last], lambda: {"value": net.first.clone()}, Context(report=reports.append))
     # 1 - 0.3 = 0.7 goes on, 0.4 ends it
     assert [(row["stage"], row["epoch"]) for row in history] == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3)]
     assert [row.get("value") for row in history] == [None, None, *(pytest.approx([5 - 0.3 * n]) for n in (1, 2, 3))]
     assert [row["total"] for row in reports] == [6, 5, 5, 5, 5] and [row["done"] for row in reports] == [1, 2, 3, 4, 5]
-    assert [row.get("end") for row in history] == [None] * 4 + [1]
 
 
 def test_rmsprop_resumes_exactly(tmp_path):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from kdcore import methods
 from kdcore.data.augment import Views
-from kdcore.methods import LogitTable, Method, Phase
 from kdcore.models.maxout import Layer, MaxoutConv, uniform
-from kdcore.papers.images import IMAGE_METRICS, Vision, parts, spread, weights_of
-from kdcore.training import Context, Stage, seed_of
+from kdcore.papers.images import IMAGE_METRICS, ImageTrial, parts, spread
+from kdcore.teacher import LogitTable
+from kdcore.training import Stage, Step, seed_of
 
 VERSION = 1
 METRICS = IMAGE_METRICS | {
@@ -34,111 +34,120 @@ WATCHED = 1000  # test images on which the hint loss is watched
 TIMED_BATCH, TIMED_ROUNDS = 32, 7
 
 
-def cohort(config: dict) -> None:
-    """Every trial trains alone: the first stages of the methods have different lengths."""
+class Trial(ImageTrial):
+    def make_student(self) -> nn.Module:
+        return self.network(self.config["network"], **{key: self.config[key] for key in ("irange", "input_dropout", "hidden_dropout")})
 
+    def make_method(self) -> methods.Method:
+        """For "kd", FitNets' method without its first stage."""
+        config, student, teacher = self.config, self.student, self.teacher
+        if config["method"] == "plain":
+            return methods.plain(student)
+        softened = {"temperature": config["temperature"], "variant": config["variant"]}
+        if config["method"] == "kd":
+            return methods.labels_and_soft_targets(student, teacher, **softened)
+        hint, guided = config["hint"]
+        return methods.fitnets(student, teacher, hint=hint, guided=guided, regressor=self.regressor(hint, guided), weight=1.0, **softened)
 
-def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> list[dict]:
-    """Train one arm; its ``metrics``, ``history`` and, as a teacher, ``weights``."""
-    (trial,) = trials
-    config = trial.config
-    vision = Vision(config, context)
-    net = vision.network(config["network"], **{key: config[key] for key in ("irange", "input_dropout", "hidden_dropout")})
-    guide = None if config["teacher"] is None else vision.teacher(config["teacher_network"], teacher)
-    method = _method(config, net, guide).to(context.device, memory_format=torch.channels_last)
-    _reset(method, context.seed)
-    history = context.fit(method, _stages(vision, method, guide), lambda: vision.evaluate(net))
-    metrics = vision.measure(net, history) | {
-        "parameters": sum(parameter.numel() for parameter in net.parameters() if parameter.dim() > 1),  # as the paper counts: no biases
-        "multiply_adds": net.multiply_adds,
-    }
-    if config["method"] == "fitnets":
-        metrics["hint_epochs"] = sum(row["stage"] == "hint" for row in history)
-    if config["time_nets"]:
-        metrics["speed_up"] = _speed_up(vision, net, guide)
-    result = {"history": history, "metrics": metrics}
-    if config["is_teacher"]:
-        result["weights"] = weights_of(net)
-    return [result]
+    def regressor(self, hint: str, guided: str) -> MaxoutConv:
+        """A layer of the type of the teacher's, from the guided layer's maps to the hint's."""
+        own, target = self.student.taps[guided], self.teacher.taps[hint]
+        pieces = self.teacher.convs[int(hint.removeprefix("conv")) - 1].layer.pieces
+        regressor = MaxoutConv(own.channels, Layer(target.channels, own.size - target.size + 1, 0, pieces=pieces, limit=REGRESSOR_LIMIT))
+        uniform(regressor, REGRESSOR_RANGE, torch.Generator().manual_seed(seed_of(self.context.seed, "regressor")))
+        return regressor
 
+    def make_stages(self) -> list[Stage]:
+        *first, last = self.method.stages
+        return [*(self.hint_stages(*first) if first else ()), self.stage(last, table=self.table(), **self.recipe(last))]
 
-def _method(config: dict, net: nn.Module, guide: nn.Module | None) -> Method:
-    """What the arm trains; "kd" is FitNets' method without its first stage."""
-    if config["method"] == "plain":
-        return methods.plain(net)
-    hint, guided = config["hint"]
-    own, target = net.taps[guided], guide.taps[hint]
-    pieces = guide.convs[int(hint.removeprefix("conv")) - 1].layer.pieces
-    layer = Layer(target.channels, own.size - target.size + 1, 0, pieces=pieces, limit=REGRESSOR_LIMIT)
-    method = methods.fitnets(
-        net,
-        guide,
-        hint=hint,
-        guided=guided,
-        temperature=config["temperature"],
-        variant=config["variant"],
-        regressor=MaxoutConv(own.channels, layer),
-        weight=1.0,
-    )
-    if config["method"] == "kd":
-        method.phases, method.connectors = method.phases[1:], nn.ModuleList()
-    return method
+    def hint_stages(self, first: Stage) -> list[Stage]:
+        """The hint stage, and before it the search for its length."""
+        tested, holdout = spread(len(self.test_labels), WATCHED), self.config["holdout"]
+        hint = partial(self.stage, first, measured=(len(tested), len(tested)), **self.recipe(first))
+        watch = partial(self.hint_loss, "test_hint_loss", self.test_views, self.test_labels, tested)
+        if not holdout:
+            return [hint(watch=watch)]
+        order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(seed_of(self.context.seed, "holdout")))
+        initial = {key: value.clone() for key, value in self.method.state_dict().items()}
 
+        def start_anew(step: Step, epoch: int) -> None:
+            if epoch == 0:
+                self.method.load_state_dict(initial)
 
-def _reset(method: Method, seed: int) -> None:
-    """The initial weights, in place: the net's are those of every arm of the seed."""
-    method.student.reset(seed_of(seed, "net"))
-    for regressor in method.connectors:
-        uniform(regressor, REGRESSOR_RANGE, torch.Generator().manual_seed(seed_of(seed, "regressor")))
-
-
-def _stages(vision: Vision, method: Method, guide: nn.Module | None) -> list[Stage]:
-    config, seed, first = vision.config, vision.context.seed, method.phases[0]
-    tested = spread(len(vision.test_labels), WATCHED)
-    watch = partial(_hint_loss, "test_hint_loss", first, vision.test_views, vision.test_labels, tested)
-    hint = partial(_stage, vision, method, first, config["hint_epochs"], measured=(len(tested), len(tested)))
-    stages = []
-    if config["method"] == "fitnets" and config["holdout"]:
-        order = torch.randperm(len(vision.train_labels), generator=torch.Generator().manual_seed(seed_of(seed, "holdout")))
-        held, rest = order[: config["holdout"]], order[config["holdout"] :]
-        search = partial(_hint_loss, HELD_OUT, first, vision.views, vision.train_labels, held)
-        stages = [
-            hint(name=SEARCH, cases=rest, watch=search, stop=partial(_stale, config["patience"])),
-            hint(at_start=partial(_reset, method, seed), watch=watch, stop=_as_long),
+        search = partial(self.hint_loss, HELD_OUT, self.views, self.train_labels, order[:holdout])
+        return [
+            hint(name=SEARCH, cases=order[holdout:], watch=search, stop=partial(_stale, self.config["patience"])),
+            hint(before_epoch=start_anew, watch=watch, stop=_as_long),
         ]
-    elif config["method"] == "fitnets":
-        stages = [hint(watch=watch)]
-    return [*stages, _stage(vision, method, method.phases[-1], config["epochs"], table=_table(vision, guide))]
+
+    def recipe(self, stage: Stage) -> dict:
+        """The arm's optimiser, the kernels' own rate, and the limits on norms."""
+        config = self.config
+        epochs = config["epochs" if stage is self.method.stages[-1] else "hint_epochs"]
+        rule, settings = RULES[config["rule"]]
+        moving = ("lr", "momentum") if config["rule"] == "sgd" else ("lr",)
+        convolutions = {id(parameter) for parameter in self.student.convs.parameters()}
+
+        def schedule(epoch: int) -> dict[str, float]:
+            return {key: ramp(config[key], epoch / epochs) for key in (*moving, *stage.knobs)}
+
+        def limit_norms() -> None:
+            for net in (self.student, *self.method.connectors):
+                net.limit_norms()
+
+        return {
+            "schedule": schedule,
+            "epochs": epochs,
+            "rule": rule,
+            "optimiser": settings | ({"momentum": ramp(config["momentum"], 0)} if "momentum" in moving else {}),
+            "rate_factors": [config["conv_rate"] if id(parameter) in convolutions else 1.0 for parameter in stage.parameters],
+            "after_step": limit_norms,
+        }
+
+    def table(self) -> LogitTable | None:
+        """The teacher's logits, where there are fewer views of an image than epochs. A rehearsal asks the teacher itself."""
+        if self.teacher is None or self.context.rehearsal or self.views.count >= self.config["epochs"]:
+            return None
+        table = LogitTable(self.teacher, self.views, self.classes)
+        table.fill()  # all at once: a logit's last bits depend on the batch that it was computed in
+        return table
+
+    def hint_loss(self, name: str, views: Views, labels: Tensor, cases: Tensor) -> dict[str, Tensor]:
+        """For the history: the mean hint loss of some images, neither shifted nor mirrored."""
+        loss, total = self.method.stages[0].loss, 0.0
+        for part in parts(cases.to(labels.device)):
+            total = total + len(part) * loss(views(views.plain(part)), labels[part]).double()
+        return {name: total / len(cases)}
+
+    def extras(self, history: list[dict]) -> dict:
+        student = self.student
+        measures = {
+            "parameters": sum(parameter.numel() for parameter in student.parameters() if parameter.dim() > 1),  # no biases
+            "multiply_adds": student.multiply_adds,
+        }
+        if self.config["method"] == "fitnets":
+            measures["hint_epochs"] = sum(row["stage"] == "hint" for row in history)
+        if self.config["time_nets"]:
+            measures["speed_up"] = self.speed_up()
+        return measures
+
+    @torch.no_grad()
+    def speed_up(self) -> float:
+        """How many times faster than the teacher the student computes the logits of a batch: the median ratio of rounds in turn."""
+        first = torch.arange(min(TIMED_BATCH, len(self.test_labels)), device=self.context.device)
+        x = self.test_views(self.test_views.plain(first))
+
+        def seconds(net: nn.Module) -> float:
+            start = time.perf_counter()
+            net(x).sum().item()  # waits for the device
+            return time.perf_counter() - start
+
+        ratios = [seconds(self.teacher) / seconds(self.student) for _ in range(TIMED_ROUNDS + 1)]
+        return median(ratios[1:])  # the first round pays for allocation
 
 
-def _stage(vision: Vision, method: Method, phase: Phase, epochs: int, **options) -> Stage:
-    """A phase with the arm's optimiser, its kernels' own rate, and the limits on norms."""
-    config = vision.config
-    rule, settings = RULES[config["rule"]]
-    moving = ("lr", "momentum") if config["rule"] == "sgd" else ("lr",)
-    last = phase is method.phases[-1]
-    convolutions = {id(p) for p in method.student.convs.parameters()}
-
-    def schedule(epoch: int) -> dict[str, float]:
-        values = {key: ramp(config[key], epoch / epochs) for key in moving}
-        return values | {knob: ramp(config[knob], epoch / epochs) for knob in (method.knobs if last else ())}
-
-    def limit_norms() -> None:
-        method.student.limit_norms()
-        for regressor in method.connectors:
-            regressor.limit_norms()
-
-    return vision.stage(
-        method,
-        phase,
-        schedule,
-        epochs=epochs,
-        rule=rule,
-        optimiser=settings | ({"momentum": ramp(config["momentum"], 0)} if "momentum" in moving else {}),
-        rate_factors=[config["conv_rate"] if id(p) in convolutions else 1.0 for p in phase.parameters],
-        after_step=limit_norms,
-        **options,
-    )
+prepare = Trial.prepare
 
 
 def ramp(setting: float | dict, share: float) -> float:
@@ -152,23 +161,6 @@ def ramp(setting: float | dict, share: float) -> float:
     start, end, (first, last) = setting["from"], setting["to"], setting["span"]
     way = min(max((share - first) / (last - first), 0.0), 1.0)
     return start * (end / start) ** way if setting.get("geometric") else start + (end - start) * way
-
-
-def _table(vision: Vision, guide: nn.Module | None) -> LogitTable | None:
-    """The teacher's logits, where there are fewer views of an image than epochs. A forecast asks the teacher itself."""
-    if guide is None or vision.context.probe or vision.views.count >= vision.config["epochs"]:
-        return None
-    table = LogitTable(guide, vision.views, vision.classes)
-    table.fill()  # all at once: a logit's last bits depend on the batch that it was computed in
-    return table
-
-
-def _hint_loss(name: str, phase: Phase, views: Views, labels: Tensor, cases: Tensor) -> dict[str, Tensor]:
-    """For the history: the mean hint loss of some images, neither shifted nor mirrored."""
-    total = 0.0
-    for part in parts(cases.to(labels.device)):
-        total = total + len(part) * phase.loss(views(views.plain(part)), labels[part]).double()
-    return {name: total / len(cases)}
 
 
 def _best_epoch(history: list[dict]) -> int:
@@ -185,17 +177,3 @@ def _stale(patience: int, history: list[dict]) -> bool:
 def _as_long(history: list[dict]) -> bool:
     """Whether the hint stage has had the epochs that the search found best."""
     return sum(row["stage"] == "hint" for row in history) >= _best_epoch(history)
-
-
-@torch.no_grad()
-def _speed_up(vision: Vision, net: nn.Module, guide: nn.Module) -> float:
-    """How many times faster than the teacher the net computes the logits of a batch: the median ratio of rounds in turn."""
-    x = vision.test_views(vision.test_views.plain(torch.arange(min(TIMED_BATCH, len(vision.test_labels)), device=vision.context.device)))
-
-    def seconds(model: nn.Module) -> float:
-        start = time.perf_counter()
-        model(x).sum().item()  # waits for the device
-        return time.perf_counter() - start
-
-    ratios = [seconds(guide) / seconds(net) for _ in range(TIMED_ROUNDS + 1)]
-    return median(ratios[1:])  # the first round pays for allocation
