@@ -12,7 +12,7 @@ from kdcore.data import tabular
 from kdcore.errors import KdcoreError, Paused
 from kdcore.papers.model_compression import trial as compression
 from kdcore.report import figures, tables
-from kdcore.training import Context, Measured
+from kdcore.training import Context, forecast
 
 PAPER = papers.get("model_compression")
 PROBLEMS = ("adult", "letter.p1", "letter.p2", "covtype", "hs")
@@ -34,14 +34,24 @@ def config(arm, **changes):
     return PAPER.config("smoke", f"letter.p1: {arm}") | changes
 
 
-@pytest.fixture(scope="module")
-def ensemble():
-    (result,) = compression.run([SimpleNamespace(config=config("ensemble"))], Context(seed=0), None)
+def prepared(*configs, teacher_weights=None, context=None):
+    return compression.prepare([SimpleNamespace(config=own) for own in configs], context or Context(seed=0), teacher_weights)
+
+
+def grown(**context):
+    """The ensemble of split 0 in a context of its own."""
+    context = Context(seed=0, **context)
+    (result,) = prepared(config("ensemble"), context=context).train(context)
     return result
 
 
-def mimics(ensemble, *configs, context=None):
-    results = compression.run([SimpleNamespace(config=c) for c in configs], context or Context(seed=0), ensemble["weights"])
+@pytest.fixture(scope="module")
+def ensemble():
+    return grown()
+
+
+def mimics(ensemble, *configs):
+    results = prepared(*configs, teacher_weights=ensemble["weights"]).train(Context(seed=0))
     return [result["metrics"] for result in results]
 
 
@@ -155,9 +165,8 @@ def test_the_net_learns_what_the_ensemble_says(ensemble):
 
 
 def test_early_stopping_looks_at_the_hill_climbing_cases_alone(ensemble):
-    (result,) = compression.run(
-        [SimpleNamespace(config=config("nbe 25000", epochs=4, epoch_steps=30))], Context(seed=0), ensemble["weights"]
-    )
+    run = prepared(config("nbe 25000", epochs=4, epoch_steps=30), teacher_weights=ensemble["weights"])
+    (result,) = run.train(Context(seed=0))
     rows, found = result["history"], result["metrics"]
     best = min(rows, key=lambda row: row["hill_rmse"])
     assert found["rmse"] == best["test_rmse"] and found["best_epoch"] == best["epoch"] and found["last_rmse"] == rows[-1]["test_rmse"]
@@ -188,14 +197,14 @@ def test_a_net_sees_as_many_cases_as_it_should(ensemble):
     assert mimics(changed(299), own)[0]["rmse"] != before["rmse"]
 
 
-def test_a_run_pauses_and_is_measured(ensemble):
-    trial = SimpleNamespace(config=config("ensemble"))
+def test_a_run_pauses_and_is_measured():
     with pytest.raises(Paused):
-        compression.run([trial], Context(seed=0, deadline=0), None)
+        grown(deadline=0)
     for arm in ("ensemble", "munge 100000"):
-        with pytest.raises(Measured) as caught:
-            compression.run([SimpleNamespace(config=config(arm))], Context(seed=0, probe=True), None)
-        assert 0 < caught.value.seconds < 600
+        context = Context(seed=0, rehearsal=True)
+        assert 0 < forecast(prepared(config(arm), context=context), context) < 600
+    with pytest.raises(ValueError, match="a mimic needs its teacher_weights"):
+        prepared(config("munge 100000"))
 
 
 def test_figures_need_no_data(ensemble):
@@ -238,12 +247,11 @@ def test_what_a_budget_neither_runs_nor_compares_is_left_out():
 
 def test_an_ensemble_that_is_stopped_after_each_part_gives_the_same_bit_for_bit(tmp_path, ensemble):
     """As a time limit does that is shorter than the library: each run makes a part or more, and none is made twice."""
-    trial, runs, rows = SimpleNamespace(config=config("ensemble")), 0, []
-    result = None
+    runs, rows, result = 0, [], None
     while result is None:
         deadline = 0 if runs < 3 else math.inf  # three times a single part, then the rest; later parts the same way below
         try:
-            (result,) = compression.run([trial], Context(seed=0, checkpoint=tmp_path, deadline=deadline, report=rows.append), None)
+            result = grown(checkpoint=tmp_path, deadline=deadline, report=rows.append)
         except Paused:
             runs += 1
             assert len(rows) == runs
@@ -252,7 +260,7 @@ def test_an_ensemble_that_is_stopped_after_each_part_gives_the_same_bit_for_bit(
         if part.name.startswith(("munge-labels", "selection")):
             part.unlink()
     rows.clear()
-    (again,) = compression.run([trial], Context(seed=0, checkpoint=tmp_path, report=rows.append), None)
+    again = grown(checkpoint=tmp_path, report=rows.append)
     assert [row["stage"] for row in rows] == ["selection", "labels for munge"]
     for other in (result, again):
         assert {**other["metrics"], "ensemble_seconds": 0} == {**ensemble["metrics"], "ensemble_seconds": 0}

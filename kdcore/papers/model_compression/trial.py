@@ -6,7 +6,10 @@ nets that mimic it train side by side as one stack, whatever their cases and wid
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
+from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from kdcore.data import tabular
 from kdcore.errors import KdcoreError
 from kdcore.models import MLP, count_parameters
 from kdcore.papers.model_compression import ensembles, munge
-from kdcore.training import Context, Measured, Stage, seed_of
+from kdcore.training import Context, Run, Stage, seed_of
 
 VERSION = 1
 METRICS = {
@@ -53,12 +56,12 @@ def cohort(config: dict) -> tuple | None:
     return tuple(sorted((key, str(value)) for key, value in config.items() if key not in own)) + (config["units"] > 128,)
 
 
-def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> list[dict]:
+def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
     """The ensemble of a split (one trial), or the nets that mimic it (one or many)."""
     problem = Problem(trials[0].config, context.seed)
     if trials[0].config["teacher"] is None:
-        return [_ensemble(problem, trials[0].config, context)]
-    return _mimics(problem, [trial.config for trial in trials], context, teacher)
+        return ensemble(problem, trials[0].config, context)
+    return mimics(problem, [trial.config for trial in trials], context, teacher_weights)
 
 
 class Problem:
@@ -92,70 +95,72 @@ class Problem:
         return tabular.columns(tabular.Tabular(self.table.name, values, np.empty(0), self.table.variables, self.table.levels, ())).x
 
 
-def _ensemble(problem: Problem, config: dict, context: Context) -> dict:
+def ensemble(problem: Problem, config: dict, context: Context) -> Run:
     """Library, selection, pseudo data and its labels, saved part by part."""
-    x = {part: problem.inputs(values) for part, values in problem.values.items()}
-    y = problem.labels
+    x, y = {part: problem.inputs(values) for part, values in problem.values.items()}, problem.labels
     library = ensembles.Library(x["train"], y["train"], x["hill"], y["hill"])
     families = list(ensembles.plan(config["library"]))
-    started = time.monotonic()
-    if context.probe:  # every twelfth family; to label takes about as long again
+    starts = {name: range(0, settings["cases"], library.CHUNK) for name, settings in config["pseudo_data"].items()}
+    total = len(families) + 1 + sum(map(len, starts.values()))
+
+    def estimate() -> float:
+        """Every twelfth family is timed; to label takes about as long again."""
+        started = time.monotonic()
         for family, settings in families[::12]:
             library.grow(family, settings, 0)
-        raise Measured(2 * 12 * (time.monotonic() - started))
-    blocks = [
-        (name, slice(first, first + library.CHUNK))
-        for name, settings in config["pseudo_data"].items()
-        for first in range(0, settings["cases"], library.CHUNK)
-    ]
-    total = len(families) + 1 + len(blocks)
+        return 2 * 12 * (time.monotonic() - started)
 
-    def row(stage: str, done: int, loss: float) -> dict:
-        return {"stage": stage, "epoch": done, "loss": loss, "done": done, "total": total}
+    def finish(history: list[dict]) -> list[dict]:
+        numbers = count(1)
 
-    for number, (family, settings) in enumerate(families, 1):
-        grow = partial(library.grow, family, settings, seed_of(context.seed, "library", number) % 2**32)
-        best = partial(
-            lambda family, number, grown: row(family, number, float(ensembles.rmse(grown.hill, y["hill"]).min())), family, number
-        )
-        library.add(context.keep(f"family-{number}", grow, best))
-    found, weights, train_labels = context.keep(
-        "selection",
-        lambda: _selected(library, x, y, config, context.seed),
-        lambda made: row("selection", len(families) + 1, made[0]["ensemble_hill_rmse"]),
-    )
+        def part(name: str, stage: str, make: Callable, loss: Callable) -> Any:
+            """Made and saved; ``loss`` of it is what progress shows."""
+            number = next(numbers)
+            return context.keep(
+                name, make, lambda made: {"stage": stage, "epoch": number, "loss": loss(made), "done": number, "total": total}
+            )
 
-    tensors = {f"rmse.{name}": torch.tensor(found[f"{name}_rmse"]) for name in ("ensemble", "net", "single")}
-    tensors["train.labels"] = torch.tensor(train_labels, dtype=torch.float32)
-    made = {
-        name: context.keep(f"{name}-values", partial(_made, problem, settings, context.seed, name))
-        for name, settings in config["pseudo_data"].items()
-    }
-    labels: dict[str, list] = {name: [] for name in made}
-    for number, (name, block) in enumerate(blocks, len(families) + 2):
-        label = partial(_labelled, library, problem, made[name][block], weights)
-        told = partial(lambda name, number, _: row(f"labels for {name}", number, found["ensemble_rmse"]), name, number)
-        labels[name].append(context.keep(f"{name}-labels-{block.start}", label, told))
-    for name, parts in labels.items():
-        whole = np.concatenate([part for part, _ in parts]) if parts else np.empty(0)
-        found["ensemble_seconds"] = sum(seconds for _, seconds in parts) / max(len(whole), 1) * TIMED
-        values = torch.tensor(made[name], dtype=torch.float32)
-        tensors |= {f"{name}.values": values, f"{name}.labels": torch.tensor(whole, dtype=torch.float32)}
-    return {"metrics": found, "history": [], "weights": tensors}
+        for number, (family, settings) in enumerate(families, 1):
+            grow = partial(library.grow, family, settings, seed_of(context.seed, "library", number) % 2**32)
+            library.add(part(f"family-{number}", family, grow, lambda grown: float(ensembles.rmse(grown.hill, y["hill"]).min())))
+        select = partial(_selected, library, x, y, config, context.seed)
+        measures, weights, train_labels = part("selection", "selection", select, lambda made: made[0]["ensemble_hill_rmse"])
+
+        def rmse(_) -> float:
+            return measures["ensemble_rmse"]
+
+        tensors = {f"rmse.{name}": torch.tensor(measures[f"{name}_rmse"]) for name in ("ensemble", "net", "single")}
+        tensors["train.labels"] = torch.tensor(train_labels, dtype=torch.float32)
+        values = {
+            name: context.keep(f"{name}-values", partial(_made, problem, settings, context.seed, name))
+            for name, settings in config["pseudo_data"].items()
+        }
+        for name, made in values.items():
+            blocks = []
+            for start in starts[name]:
+                label = partial(_labelled, library, problem, made[start : start + library.CHUNK], weights)
+                blocks.append(part(f"{name}-labels-{start}", f"labels for {name}", label, rmse))
+            labels = np.concatenate([block for block, _ in blocks]) if blocks else np.empty(0)
+            measures["ensemble_seconds"] = sum(seconds for _, seconds in blocks) / max(len(labels), 1) * TIMED
+            tensors[f"{name}.values"] = torch.tensor(made, dtype=torch.float32)
+            tensors[f"{name}.labels"] = torch.tensor(labels, dtype=torch.float32)
+        return [{"metrics": measures, "history": history, "weights": tensors}]
+
+    return Run(finish, estimate=estimate)
 
 
 def _selected(library: ensembles.Library, x: dict, y: dict, config: dict, seed: int) -> tuple[dict, np.ndarray, np.ndarray]:
     """(what was measured, the models' weights, what the ensemble says of the training cases)."""
     weights = ensembles.select(library.hill, y["hill"], np.random.default_rng(seed_of(seed, "bags")), **config["selection"])
-    found = _library_metrics(library, x["test"], y["test"])
-    found["ensemble_rmse"] = float(ensembles.rmse(library.predict(x["test"], weights), y["test"]))
-    found["ensemble_hill_rmse"] = float(ensembles.rmse(library.hill @ weights, y["hill"]))
-    found["ensemble_members"] = int((weights > 0).sum())
-    found["ensemble_mb"] = library.size_mb(weights)
+    measures = _library_metrics(library, x["test"], y["test"])
+    measures["ensemble_rmse"] = float(ensembles.rmse(library.predict(x["test"], weights), y["test"]))
+    measures["ensemble_hill_rmse"] = float(ensembles.rmse(library.hill @ weights, y["hill"]))
+    measures["ensemble_members"] = int((weights > 0).sum())
+    measures["ensemble_mb"] = library.size_mb(weights)
     strongest = np.argsort(-weights)[:10]
-    found["strongest"] = [[library.names[i], round(float(weights[i]), 4)] for i in strongest if weights[i]]
-    found["kinds"] = {kind: float(weights[np.array(library.kinds) == kind].sum()) for kind in dict.fromkeys(library.kinds)}
-    return found, weights, library.predict(x["train"], weights)
+    measures["strongest"] = [[library.names[i], round(float(weights[i]), 4)] for i in strongest if weights[i]]
+    measures["kinds"] = {kind: float(weights[np.array(library.kinds) == kind].sum()) for kind in dict.fromkeys(library.kinds)}
+    return measures, weights, library.predict(x["train"], weights)
 
 
 def _made(problem: Problem, settings: dict, seed: int, name: str) -> np.ndarray:
@@ -178,8 +183,14 @@ def _library_metrics(library: ensembles.Library, test_x: np.ndarray, test_y: np.
     best = {kind: int(np.flatnonzero(kinds == kind)[hill[kinds == kind].argmin()]) for kind in dict.fromkeys(library.kinds)}
     by_kind = {kind: test_rmse(model) for kind, model in best.items()}
     single = min(best.values(), key=lambda model: hill[model])
-    found = {"models": len(kinds), "single": library.names[single], "single_rmse": by_kind[library.kinds[single]]}
-    return found | {"net": library.names[best["nets"]], "net_rmse": by_kind["nets"], "best_of_kind_rmse": by_kind}
+    return {
+        "models": len(kinds),
+        "single": library.names[single],
+        "single_rmse": by_kind[library.kinds[single]],
+        "net": library.names[best["nets"]],
+        "net_rmse": by_kind["nets"],
+        "best_of_kind_rmse": by_kind,
+    }
 
 
 def pseudo_data(problem: Problem, settings: dict, rng: np.random.Generator) -> np.ndarray:
@@ -192,61 +203,73 @@ def pseudo_data(problem: Problem, settings: dict, rng: np.random.Generator) -> n
     return munge.random(train, cases, rng)
 
 
-def _mimics(problem: Problem, configs: list[dict], context: Context, teacher: dict[str, Tensor] | None) -> list[dict]:
+def mimics(problem: Problem, configs: list[dict], context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
     """Nets with one hidden layer that learn what the ensemble says of the training cases and of the first pseudo cases."""
     config, device = configs[0], context.device
-    pool, labels, rows = _transfer_set(problem, configs, teacher, context)
+    if context.rehearsal:
+        teacher_weights = _shapes(problem, configs)
+    elif teacher_weights is None:
+        raise ValueError("a mimic needs its teacher_weights: the cases that its ensemble has labelled")
+    pool, labels, starts = _transfer_set(problem, configs, teacher_weights)
     pool, labels = pool.to(device), labels.to(device)
     parts = {part: torch.tensor(problem.inputs(problem.values[part]), device=device) for part in ("hill", "test")}
     targets = {part: torch.tensor(problem.labels[part], dtype=torch.float32, device=device) for part in ("hill", "test")}
-
-    nets = [MLP((pool.shape[1], c["units"], 1)).reset([seed_of(context.seed, "net", c["units"])]) for c in configs]
-    stack = MLP((pool.shape[1], max(c["units"] for c in configs), 1), members=len(configs))
-    with torch.no_grad():
-        # a narrower net is padded with units that neither receive nor send anything, and so never will
-        for member, net in enumerate(nets):
-            for whole, own in zip((*stack.weights, *stack.biases), (*net.weights, *net.biases), strict=True):
-                whole[member][tuple(slice(size) for size in own.shape[1:])].copy_(own[0])
-    stack.to(device)
+    nets = [MLP((pool.shape[1], own["units"], 1)).reset([seed_of(context.seed, "net", own["units"])]) for own in configs]
+    stack = _stacked(nets).to(device)
 
     # what each member draws from: its own method's cases, the first of them
-    first = torch.tensor([row[0] for row in rows])[:, None]
-    train, counts = len(problem.values["train"]), torch.tensor([row[1] for row in rows])[:, None]
+    first, counts = torch.tensor(starts)[:, None], torch.tensor([own["cases"] for own in configs])[:, None]
+    train, epochs = len(problem.values["train"]), config["epochs"]
 
     def indices(generator: torch.Generator) -> Tensor:
         drawn = torch.rand(config["epoch_steps"], 1, config["batch_size"], generator=generator, dtype=torch.float64)
         own = (drawn * counts).long()  # [steps, members, batch], 0 ... count - 1
         return torch.where(own < train, own, own - train + first)
 
-    def loss(index: Tensor) -> Tensor:
-        logits = stack(pool[index]).squeeze(-1).float()
-        return F.binary_cross_entropy_with_logits(logits, labels[index], reduction="none").mean(-1)
+    def loss(x: Tensor, labels: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(stack(x).squeeze(-1).float(), labels, reduction="none").mean(-1)
 
     def evaluate() -> dict[str, Tensor]:
         return {f"{part}_rmse": (stack(x).squeeze(-1).sigmoid() - targets[part]).square().mean(-1).sqrt() for part, x in parts.items()}
 
-    epochs = config["epochs"]
+    def finish(history: list[dict]) -> list[dict]:
+        results = []
+        for member, net in enumerate(nets):
+            rows = [{key: value[member] if isinstance(value, list) else value for key, value in row.items()} for row in history]
+            results.append({"metrics": _measures(net, rows, teacher_weights, parts["test"]), "history": rows})
+        return results
+
     stage = Stage(
-        name="mimic",
+        "mimic",
+        loss,
         epochs=epochs,
         indices=indices,
-        loss=loss,
+        batch=lambda index: (pool[index], labels[index]),
         schedule=lambda epoch: {"lr": config["lr"] * (1 - epoch / epochs)},
         optimiser={"momentum": config["momentum"]},
     )
-    history = context.fit(stack, [stage], evaluate)
+    return Run(finish, stack, [stage], evaluate)
 
-    results = []
-    for member, net in enumerate(nets):
-        rows = [{key: value[member] if isinstance(value, list) else value for key, value in row.items()} for row in history]
-        best = min(rows, key=lambda row: row["hill_rmse"])  # early stopping
-        found = {"rmse": best["test_rmse"], "best_epoch": best["epoch"], "last_rmse": rows[-1]["test_rmse"]}
-        found |= {f"{name}_rmse": float(teacher[f"rmse.{name}"]) for name in ("ensemble", "net", "single")}
-        found["ratio"] = ratio(found["rmse"], found["ensemble_rmse"], found["net_rmse"])
-        parameters = count_parameters(net)
-        found |= {"parameters": parameters, "net_mb": 4 * parameters / 1e6, "net_seconds": _seconds(net, parts["test"])}
-        results.append({"metrics": found, "history": rows})
-    return results
+
+def _stacked(nets: list[MLP]) -> MLP:
+    """One stack of nets with one hidden layer each. A narrower one is padded with units that neither receive nor send anything,
+    and so never will."""
+    stack = MLP([max(sizes) for sizes in zip(*(net.sizes for net in nets), strict=True)], members=len(nets))
+    with torch.no_grad():
+        for member, net in enumerate(nets):
+            for whole, own in zip((*stack.weights, *stack.biases), (*net.weights, *net.biases), strict=True):
+                whole[member][tuple(slice(size) for size in own.shape[1:])].copy_(own[0])
+    return stack
+
+
+def _measures(net: MLP, history: list[dict], teacher_weights: dict[str, Tensor], test: Tensor) -> dict:
+    """The metrics of a mimic, whose size is that of ``net``."""
+    best = min(history, key=lambda row: row["hill_rmse"])  # early stopping
+    measures = {"rmse": best["test_rmse"], "best_epoch": best["epoch"], "last_rmse": history[-1]["test_rmse"]}
+    measures |= {f"{name}_rmse": float(teacher_weights[f"rmse.{name}"]) for name in ("ensemble", "net", "single")}
+    measures["ratio"] = ratio(measures["rmse"], measures["ensemble_rmse"], measures["net_rmse"])
+    parameters = count_parameters(net)
+    return measures | {"parameters": parameters, "net_mb": 4 * parameters / 1e6, "net_seconds": _seconds(net, test)}
 
 
 def ratio(mimic: float, ensemble: float, net: float) -> float:
@@ -254,27 +277,35 @@ def ratio(mimic: float, ensemble: float, net: float) -> float:
     return (net - mimic) / (net - ensemble) if net != ensemble else 0.0
 
 
-def _transfer_set(problem: Problem, configs: list[dict], teacher: dict | None, context: Context) -> tuple[Tensor, Tensor, list[tuple]]:
-    """(inputs [N, d], the ensemble's probabilities [N], for each net (its method's first case, how many it learns from)).
+def _needed(problem: Problem, configs: list[dict]) -> dict[str, int]:
+    """Of each method's pseudo cases, how many some net learns from."""
+    needed: dict[str, int] = {}
+    for config in configs:
+        needed[config["pseudo"]] = max(needed.get(config["pseudo"], 0), config["cases"] - len(problem.values["train"]))
+    return needed
+
+
+def _shapes(problem: Problem, configs: list[dict]) -> dict[str, Tensor]:
+    """What an ensemble would hand on, empty: a rehearsal needs no more."""
+    cases, variables = problem.values["train"].shape
+    tensors = {"train.labels": torch.zeros(cases)}
+    for name, wanted in _needed(problem, configs).items():
+        tensors |= {f"{name}.values": torch.zeros(wanted, variables), f"{name}.labels": torch.zeros(wanted)}
+    return tensors
+
+
+def _transfer_set(problem: Problem, configs: list[dict], teacher_weights: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[int]]:
+    """(inputs [N, d], the ensemble's probabilities [N], for each net the first case of its method).
 
     The training cases come first, then the cases of each method that some net asks for.
     """
-    train = problem.values["train"]
-    needed: dict[str, int] = {}
-    for config in configs:
-        needed[config["pseudo"]] = max(needed.get(config["pseudo"], 0), config["cases"] - len(train))
-    if teacher is None and context.probe:  # a forecast needs the shapes, not the knowledge
-        teacher = {"train.labels": torch.zeros(len(train))}
-        for name, count in needed.items():
-            teacher |= {f"{name}.values": torch.zeros(count, train.shape[1]), f"{name}.labels": torch.zeros(count)}
-    values, labels, first, at = [train], [teacher["train.labels"]], {}, len(train)
-    for name, count in needed.items():
-        values.append(teacher[f"{name}.values"][:count].numpy())
-        labels.append(teacher[f"{name}.labels"][:count])
-        first[name] = at
-        at += count
+    values, labels, first = [problem.values["train"]], [teacher_weights["train.labels"]], {}
+    for name, wanted in _needed(problem, configs).items():
+        first[name] = sum(map(len, values))
+        values.append(teacher_weights[f"{name}.values"][:wanted].numpy())
+        labels.append(teacher_weights[f"{name}.labels"][:wanted])
     inputs = torch.cat([torch.from_numpy(problem.inputs(part)) for part in values])
-    return inputs, torch.cat(labels), [(first[c["pseudo"]], c["cases"]) for c in configs]
+    return inputs, torch.cat(labels), [first[config["pseudo"]] for config in configs]
 
 
 def _seconds(net: MLP, cases: Tensor) -> float:
