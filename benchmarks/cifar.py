@@ -191,13 +191,13 @@ def _on(net: nn.Module, device: str) -> nn.Module:
 def engine(
     task: Task, names: Sequence[str], tabled: bool = False, device: str = "cpu", rate: float = RATE, batch: int = BATCH
 ) -> tuple[nn.ModuleList, Stage]:
-    """Students that share their batches and one teacher, one for each of ``names``, and the stage (each method's first phase)
+    """Students that share their batches and one teacher, one for each of ``names``, and the stage (each method's first stage)
     that trains them, from kdcore's parts. tabled: the teacher is a table of logits."""
     look, labels, teacher = views(task, device), raw(task)[1].to(device), _on(teacher_net(task), device)
     logits = table(task, device) if tabled else lambda index, x: None
     students = [_on(student_net(task, number), device) for number in range(len(names))]
     cohort = _on(nn.ModuleList(METHODS[name](student, teacher) for name, student in zip(names, students, strict=True)), device)
-    phases = [method.phases[0] for method in cohort]
+    stages = [method.stages[0] for method in cohort]
 
     def indices(generator: torch.Generator) -> Tensor:
         order = torch.randperm(task.cases, generator=generator)[: task.cases // batch * batch]
@@ -206,11 +206,13 @@ def engine(
     def loss(index: Tensor) -> Tensor:
         x = look(index)
         knowledge = Knowledge(teacher, x, logits(index, x))
-        return torch.stack([phase.loss(x, labels[index[:, 0]], knowledge) for phase in phases])
+        return torch.stack([stage.loss(x, labels[index[:, 0]], knowledge) for stage in stages])
 
-    parameters = [parameter for phase in phases for parameter in phase.parameters]
+    parameters = [parameter for stage in stages for parameter in stage.parameters]
     optimiser = {"momentum": MOMENTUM}
-    return cohort, Stage("train", 1, indices, loss, lambda epoch: {"lr": rate}, optimiser, parameters)
+    return cohort, Stage(
+        "train", epochs=1, indices=indices, loss=loss, schedule=lambda epoch: {"lr": rate}, optimiser=optimiser, parameters=parameters
+    )
 
 
 class EngineLoop:

@@ -63,7 +63,7 @@ def graph_trains_as_eager_steps(rule: type[torch.optim.Optimizer]) -> None:
         torch.manual_seed(5)
         net = nn.Sequential(nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 5)).cuda()
         loss = lambda i, net=net: losses.cross_entropy(net(x[i]), y[i])  # noqa: E731
-        stage = Stage("s", 1, lambda g: None, loss, lambda e: {}, clip=1.0, rule=rule)
+        stage = Stage("s", epochs=1, indices=lambda g: None, loss=loss, schedule=lambda e: {}, clip=1.0, rule=rule)
         step = Step(net, stage, "cuda")
         step.eager = eager
         rows = torch.randint(400, (12, 50), generator=torch.Generator().manual_seed(6)).cuda()
@@ -105,7 +105,14 @@ def failed_recording_goes_on() -> None:
         return found
 
     said: list[str] = []
-    stage = Stage("s", 2, lambda g: torch.randperm(400, generator=g).view(8, 50), loss, lambda e: {"lr": 0.1}, {"momentum": 0.9})
+    stage = Stage(
+        "s",
+        epochs=2,
+        indices=lambda g: torch.randperm(400, generator=g).view(8, 50),
+        loss=loss,
+        schedule=lambda e: {"lr": 0.1},
+        optimiser={"momentum": 0.9},
+    )
     fit(net, [stage], dict, Context(device="cuda", say=said.append))
     assert len(said) == 1, said
     trained("cuda", dropout=0.3)
@@ -115,7 +122,14 @@ def no_host_sync_in_the_loop() -> None:
     """50 steps under the driver's own watch."""
     net = MLP((20, 16, 5)).reset([1]).cuda()
     x, y = X.cuda(), Y.cuda()
-    stage = Stage("s", 1, lambda g: None, lambda i: losses.cross_entropy(net(x[i]), y[i]), lambda e: {"lr": 0.1}, {"momentum": 0.9})
+    stage = Stage(
+        "s",
+        epochs=1,
+        indices=lambda g: None,
+        loss=lambda i: losses.cross_entropy(net(x[i]), y[i]),
+        schedule=lambda e: {"lr": 0.1},
+        optimiser={"momentum": 0.9},
+    )
     step = Step(net, stage, "cuda")
     step.set({"lr": 0.1})
     run_without_sync(step, torch.randint(400, (50, 50), device="cuda"))
@@ -155,9 +169,9 @@ def no_host_sync_with_a_convolutional_net(tabled: bool, precision: str) -> None:
     def loss(index):
         x = views(index)
         knowledge = methods.Knowledge(teacher, x, table(index, x) if tabled else None)
-        return method.phases[0].loss(x, labels[index[:, 0]], knowledge)
+        return method.stages[0].loss(x, labels[index[:, 0]], knowledge)
 
-    stage = Stage("s", 1, lambda g: None, loss, lambda e: {"lr": 0.01}, {"momentum": 0.9})
+    stage = Stage("s", epochs=1, indices=lambda g: None, loss=loss, schedule=lambda e: {"lr": 0.01}, optimiser={"momentum": 0.9})
     step = Step(method.train(), stage, "cuda", precision)
     step.set({"lr": 0.01})
     run_without_sync(step, rows)

@@ -161,7 +161,14 @@ def engine(task: Task, table: Tensor | None, members: int | None = None, device:
         soft = losses.kd(logits, table[case], temperature, reduction="none").mean(-1)
         return (1 - SOFT_WEIGHT) * hard + SOFT_WEIGHT * soft
 
-    return net, Stage("train", 1, indices, loss, lambda epoch: {"lr": RATE, "momentum": MOMENTUM}, {"momentum": MOMENTUM})
+    return net, Stage(
+        "train",
+        epochs=1,
+        indices=indices,
+        loss=loss,
+        schedule=lambda epoch: {"lr": RATE, "momentum": MOMENTUM},
+        optimiser={"momentum": MOMENTUM},
+    )
 
 
 class EngineLoop:

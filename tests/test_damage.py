@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore import papers, training
+from kdcore import papers, paths
 from kdcore.errors import KdcoreError
 from kdcore.models import MLP
 from kdcore.training import Checkpoint, Context, Stage, fit
@@ -65,11 +65,11 @@ def trained(folder, words: list[str]) -> tuple[list[dict], list[list[float]]]:
     net = MLP((4, 5, 2)).reset([1])
     stage = Stage(
         "train",
-        3,
-        lambda generator: torch.randperm(20, generator=generator).view(2, 10),
-        lambda index: nn.functional.cross_entropy(net(x[index]), (x[index, 0] > 0).long()),
-        lambda epoch: {"lr": 0.1},
-        {"momentum": 0.9},
+        epochs=3,
+        indices=lambda generator: torch.randperm(20, generator=generator).view(2, 10),
+        loss=lambda index: nn.functional.cross_entropy(net(x[index]), (x[index, 0] > 0).long()),
+        schedule=lambda epoch: {"lr": 0.1},
+        optimiser={"momentum": 0.9},
     )
     history = fit(net, [stage], dict, Context(checkpoint=folder, say=words.append))
     return history, [p.detach().flatten().tolist() for p in net.parameters()]
@@ -118,7 +118,5 @@ def test_the_digest_is_what_notices(tmp_path, monkeypatch):
     save_weights("0" * 12, {"w": torch.zeros(3)})
     path = weights_path("0" * 12)
     path.write_bytes(flipped(path.read_bytes(), 8 * len(path.read_bytes()) - 1))
-    monkeypatch.setattr(
-        training.paths, "_digest", lambda tensors, metadata: __import__("safetensors").safe_open(path, "pt").metadata()["digest"]
-    )
+    monkeypatch.setattr(paths, "_digest", lambda tensors, metadata: __import__("safetensors").safe_open(path, "pt").metadata()["digest"])
     assert load_weights("0" * 12)["w"].tolist() == [0, 0, -0.0]

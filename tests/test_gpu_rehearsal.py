@@ -8,7 +8,6 @@ and what is evaluated and handed on is walked to its end: it may read values, bu
 
 import dataclasses
 import re
-from contextlib import suppress
 from functools import cache
 
 import pytest
@@ -16,13 +15,14 @@ import torch
 from conftest import distinct_configs, noise_images
 from fake_gpu import FakeGPU, Refused, fake_cuda_tensors
 
-from kdcore import data, methods, papers
+from kdcore import data, papers
 from kdcore.data.augment import Views
-from kdcore.methods import LogitTable
 from kdcore.models import create
-from kdcore.papers import images as vision
+from kdcore.papers import images
 from kdcore.papers.fisher_darts import fisher
-from kdcore.training import Checkpoint, Context, Step, _draw, _evaluated
+from kdcore.papers.images import ImageTrial
+from kdcore.teacher import LogitTable, freeze
+from kdcore.training import Checkpoint, Context, Step, evaluated
 
 IMAGES = {"mnist": "digits", "cifar10": "colour_digits", "cifar100": "digit_pairs"}  # of the same shape and classes
 GREY, COUNT, HELD_OUT, SAVED = (1, 28, 28), 900, 40, 1_000_000
@@ -76,48 +76,36 @@ def kinds():
         yield from found.values()
 
 
-class Walked(Exception):
-    """The stages of a trial of which no more is asked."""
-
-
-class Walk(Context):
-    """A context in which ``fit`` takes one step of each stage on the fake GPU; what it walked is counted. As a probe it takes the
-    steps alone."""
-
-    def fit(self, model, stages, evaluate):
-        for tensor in (*model.parameters(), *model.buffers()):
-            assert tensor.is_cuda, f"{tuple(tensor.shape)} of the model stays on {tensor.device}"
-        history = []
-        for number, stage in enumerate(stages):
-            if stage.at_start is not None:
-                stage.at_start()
-            step = Step(model, stage, self.device)
-            index = _draw(stage, self.seed, number, 0)[0].to(self.device)
-            model.train()
-            step.set(stage.schedule(0))
-            with self.gpu.strict():
-                loss = step._eager(index)
-            self.walked.append(stage.name)
-            if self.probe:
-                continue
-            self._forward(stage, index)
-            history.append({"stage": stage.name, "epoch": 1, "lr": step.values["lr"], "loss": loss.tolist()})
-            for watch in (stage.watch or evaluate, stage.at_end):
-                history[-1] |= {} if watch is None else _evaluated(model, watch)
-            if stage.stop is not None:
-                stage.stop(history)
-            step.forget()
-            step.load(step.state())
-        if self.probe:
-            raise Walked
-        if sum(tensor.numel() for tensor in model.parameters()) < SAVED:
-            Checkpoint(self.checkpoint).save(model, step, history, {})
-        return history
-
-    def _forward(self, stage, index):
-        """Once more under FakeTensorMode, in bfloat16."""
-        with self.gpu.suspended(), fake_cuda_tensors(self.patch), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            assert stage.loss(index).device == torch.device("cuda:0")
+def walked(run, context, gpu, patch) -> list[dict]:
+    """One step of each stage of a run on the fake GPU; what is evaluated and handed on too, but in a rehearsal."""
+    for tensor in (*run.model.parameters(), *run.model.buffers()):
+        assert tensor.is_cuda, f"{tuple(tensor.shape)} of the model stays on {tensor.device}"
+    history = []
+    for number, stage in enumerate(run.stages):
+        step = Step(run.model, stage, context.device)
+        if stage.before_epoch is not None:
+            stage.before_epoch(step, 0)
+        index = stage.draw(context.seed, number, 0)[0].to(context.device)
+        run.model.train()
+        step.set(stage.schedule(0))
+        with gpu.strict():
+            loss = step._eager(index)
+        if context.rehearsal:
+            continue
+        # once more under FakeTensorMode, in bfloat16
+        with gpu.suspended(), fake_cuda_tensors(patch), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            assert stage.loss_of(index).device == torch.device("cuda:0")
+        history.append({"stage": stage.name, "epoch": 1, "lr": step.values["lr"], "loss": loss.tolist()})
+        history[-1] |= evaluated(run.model, stage.watch or run.evaluate)
+        if stage.stop is not None:
+            stage.stop(history)
+        step.forget()
+        step.load(step.state())
+    if context.rehearsal:
+        return []
+    if sum(tensor.numel() for tensor in run.model.parameters()) < SAVED:
+        Checkpoint(context.checkpoint).save(run.model, step, history, {})
+    return run.finish(history)
 
 
 def small(paper, config: dict) -> dict:
@@ -153,32 +141,29 @@ def walk(handed, monkeypatch, tmp_path):
     """``walk(key, budget, arm)`` walks a trial, and its teachers before it; what it hands on, and the stages it had."""
     monkeypatch.setattr(data, "load", lambda name: loaded(IMAGES.get(name, name)))
     monkeypatch.setattr(fisher, "by_information", lambda losses, modules, **_: fisher.uniform(list(modules)))
-    vision._whitening.cache_clear()
+    images._whitening.cache_clear()
 
     def run(key: str, budget: str, arm: str, gpu: FakeGPU) -> tuple[dict, list[str]]:
         paper = papers.get(key)
         trial = paper.trial(budget, arm, 0)
         trial = dataclasses.replace(trial, config=small(paper, trial.config))
-        teacher = None
-        probe = budget != "smoke"  # as a forecast: teachers know nothing
-        if trial.config["teacher"] is not None and not probe:
+        teacher_weights, rehearsal = None, budget != "smoke"  # as a forecast: teachers know nothing
+        if trial.config["teacher"] is not None and not rehearsal:
             name = (key, budget, trial.config["teacher"])
             if name not in handed:
                 handed[name] = taught(trial) if key == "model_compression" else run(*name, gpu)[0]["weights"]
-            teacher = handed[name]
-        context = Walk("cuda:0", checkpoint=tmp_path / arm.replace("/", " "), probe=probe)
-        context.gpu, context.patch, context.walked = gpu, monkeypatch, []
-        result = {}
-        with suppress(Walked):
-            (result,) = paper.run([trial], context, teacher)
-        return result, context.walked
+            teacher_weights = handed[name]
+        context = Context("cuda:0", checkpoint=tmp_path / arm.replace("/", " "), rehearsal=rehearsal)
+        prepared = paper.prepare([trial], context, teacher_weights)
+        (result,) = walked(prepared, context, gpu, monkeypatch) or [{}]
+        return result, [stage.name for stage in prepared.stages]
 
     def walk(*words: str) -> list[str]:
         with FakeGPU() as gpu:
             return run(*words, gpu)[1]
 
     yield walk
-    vision._whitening.cache_clear()
+    images._whitening.cache_clear()
 
 
 def taught(trial) -> dict[str, torch.Tensor]:
@@ -199,8 +184,6 @@ def test_a_trial_runs_on_a_gpu(key, budget, arm, walk):
     assert walk(key, budget, arm), "it has stages"
 
 
-# ---------------------------------------------------------------- what the rehearsal would find
-
 CPU_WEIGHT = torch.ones(())
 FAULTS = {
     "reads a value": (lambda loss, index: loss * float(loss.detach().item() > -1), "_local_scalar_dense reads a value"),
@@ -219,15 +202,14 @@ FAULTS = {
 def test_a_planted_fault_is_found(name, walk, monkeypatch):
     """The test of the test: each is found with what is wrong, and the arm is the test's own name."""
     spoil, complaint = FAULTS[name]
-    plain = vision.Vision.stage
+    plain = ImageTrial.stage
 
     def stage(*words, **options):
-        found = plain(*words, **options)
-        loss = found.loss
-        found.loss = lambda index: spoil(loss(index), index)
-        return found
+        made = plain(*words, **options)
+        loss, batch = made.loss, made.batch
+        return dataclasses.replace(made, batch=None, loss=lambda index: spoil(loss(*batch(index)), index))
 
-    monkeypatch.setattr(vision.Vision, "stage", stage)
+    monkeypatch.setattr(ImageTrial, "stage", stage)
     with pytest.raises(Refused, match=complaint):
         walk("fsp", "smoke", "student 8")
 
@@ -242,20 +224,19 @@ def test_faults_of_the_backward_pass_of_set_up_and_of_evaluation_are_found(walk,
         def backward(ctx, gradient):
             return gradient * gradient.sum().item()
 
-    plain = vision.Vision.stage
+    plain = ImageTrial.stage
 
     def stage(*words, **options):
-        found = plain(*words, **options)
-        loss = found.loss
-        found.loss = lambda index: Reads.apply(loss(index))
-        return found
+        made = plain(*words, **options)
+        loss = made.loss
+        return dataclasses.replace(made, loss=lambda *batch: Reads.apply(loss(*batch)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(vision.Vision, "stage", stage)
+        patch.setattr(ImageTrial, "stage", stage)
         with pytest.raises(Refused, match="_local_scalar_dense reads a value"):
             walk("fsp", "smoke", "student 8")
     with monkeypatch.context() as patch:
-        patch.setattr(vision.Vision, "evaluate", lambda own, net: {"x": own.test_labels + torch.ones(own.test_labels.shape)})
+        patch.setattr(ImageTrial, "test_error", lambda own, net: {"x": own.test_labels + torch.ones(own.test_labels.shape)})
         with pytest.raises(Refused, match="add takes tensors of cuda:0 and of the CPU"):
             walk("fsp", "smoke", "student 8")
 
@@ -275,7 +256,7 @@ def test_the_forward_pass_is_seen_by_torchs_own_fake_tensors(monkeypatch):
 def test_a_table_of_logits_is_filled_before_a_step_reads_it():
     with FakeGPU() as gpu:
         views = Views(torch.zeros(20, 3, 32, 32, dtype=torch.uint8).to("cuda:0"), 1, flip=True, memory_format=torch.channels_last)
-        table = LogitTable(methods.freeze(create("wrn_10_1").to("cuda:0")), views, 10)
+        table = LogitTable(freeze(create("wrn_10_1").to("cuda:0")), views, 10)
         index = views.plain(torch.arange(20).to("cuda:0"))
         with pytest.raises(ValueError, match="filled before it is read"):
             table(index, views(index))

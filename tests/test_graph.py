@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.training import Context, Stage, Step, fit
+from kdcore.training import Context, Run, Stage, Step, fit
 from kdcore.trials import child
 
 
@@ -153,9 +153,9 @@ def stage_of(net: Net, **options) -> Stage:
     options = {"rule": torch.optim.SGD, "optimiser": {"momentum": 0.9}, "schedule": lambda epoch: {"lr": 0.1, "weight": 2.0}} | options
     return Stage(
         "train",
-        3,
-        lambda generator: torch.randperm(40, generator=generator).view(4, 10),
-        lambda index: knob * net(X[index]).square().mean() + net.layer.weight.sum(),
+        epochs=3,
+        indices=lambda generator: torch.randperm(40, generator=generator).view(4, 10),
+        loss=lambda index: knob * net(X[index]).square().mean() + net.layer.weight.sum(),
         parameters=[*net.layer.parameters(), *net.norm.parameters()],
         after_step=after_step,
         knobs={"weight": knob},
@@ -167,7 +167,7 @@ def on_a_gpu(monkeypatch, fails: str = "", **options):
     """History, net and stand-ins of a run whose steps are Recorded, and its context."""
     fake = FakeCuda(monkeypatch, fails)
     monkeypatch.setattr(Recorded, "fake", fake, raising=False)
-    monkeypatch.setattr("kdcore.training.Step", Recorded)
+    monkeypatch.setattr("kdcore.training.loop.Step", Recorded)
     net, said = Net(fake), []
     context = Context(say=said.append)
     return fit(net, [stage_of(net, **options)], dict, context), net, fake, context, said
@@ -178,7 +178,7 @@ RULES = [
     {"rule": torch.optim.Adam, "optimiser": {"weight_decay": 0.01}},
     {"rule": torch.optim.RMSprop, "optimiser": {"alpha": 0.9}},
     {"schedule": lambda epoch: {"lr": 0.1 / (1 + epoch), "momentum": 0.5 + 0.1 * epoch, "weight": 1.0 + epoch}},
-    {"clip": 0.1, "forget": [1]},
+    {"clip": 0.1, "before_epoch": lambda step, epoch: step.forget() if epoch == 1 else None},
 ]
 
 
@@ -238,7 +238,7 @@ def test_the_first_loss_of_an_epoch_is_not_overwritten_by_the_last(monkeypatch):
     place = torch.zeros((), dtype=torch.float64)
     monkeypatch.setattr(Step, "__call__", lambda step, index: place.fill_(float(index)))
     net = nn.Linear(1, 1)
-    stage = Stage("s", 1, lambda g: torch.tensor([3, 5, 10]), lambda i: None, lambda e: {"lr": 0.1})
+    stage = Stage("s", epochs=1, indices=lambda g: torch.tensor([3, 5, 10]), loss=lambda i: None, schedule=lambda e: {"lr": 0.1})
     assert fit(net, [stage], dict)[0]["loss"] == 6.0
 
 
@@ -251,10 +251,10 @@ def test_the_record_says_that_there_was_no_graph(tmp_path, monkeypatch):
         def precision(self, device, wanted):
             return "float32"
 
-        def run(self, trials, context, teacher):
+        def prepare(self, trials, context, teacher_weights):
             context.without_graph("no graph here")
             context.without_graph("nor there")
-            return [{"metrics": {"test_error_percent": 1.0}, "history": []}]
+            return Run(lambda history: [{"metrics": {"test_error_percent": 1.0}, "history": history}])
 
     events, trial, store = [], papers.get("hinton_mnist").trial("smoke", "small", 0), Store(tmp_path)
     monkeypatch.setattr(papers, "get", lambda key: Paper())

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 from kdcore import losses, methods
+from kdcore.data.augment import Views
 from kdcore.errors import Paused
 from kdcore.methods import Knowledge, Tapped, freeze, soft_targets
 from kdcore.models import create
@@ -62,7 +63,7 @@ METHODS = {
 }
 WITH_TASK = [name for name in METHODS if name.startswith(("fsp", "att", "act", "jac"))]
 CASES = [(name, None) for name in METHODS] + [(name, KD) for name in WITH_TASK]
-# Where a first phase ends: the modules that its student must not reach, by the beginning of their names.
+# Where a first stage ends: the modules that its student must not reach, by the beginning of their names.
 LATER = {
     "fitnets": ("groups.2", "linear"),
     "fitnets, larger map": ("groups.1.0.conv", "groups.1.0.norm2", "groups.1.0.shortcut", "groups.2", "norm", "linear"),
@@ -92,17 +93,17 @@ def moved(net, before):
     return {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
 
 
-def step(method, phase, x, labels, **options):
+def step(method, stage, x, labels, **options):
     method.train()
-    phase.loss(x, labels, **options).backward()
-    torch.optim.SGD(phase.parameters, lr=0.1, momentum=0.9, weight_decay=0.1).step()
+    stage.loss(x, labels, **options).backward()
+    torch.optim.SGD(stage.parameters, lr=0.1, momentum=0.9, weight_decay=0.1).step()
     method.zero_grad()
 
 
-def gradients(method, phase, x, labels):
+def gradients(method, stage, x, labels):
     method.train().zero_grad()
-    phase.loss(x, labels).backward()
-    return [None if p.grad is None else p.grad.clone() for p in phase.parameters]
+    stage.loss(x, labels).backward()
+    return [None if p.grad is None else p.grad.clone() for p in stage.parameters]
 
 
 # ---------------------------------------------------------------- one step
@@ -112,13 +113,13 @@ def gradients(method, phase, x, labels):
 def test_a_step_trains_the_phases_parameters_and_nothing_else(name, task):
     method, student, teacher = made(name, task)
     frozen = state(teacher)
-    for phase in method.phases:
-        before, trained = state(method), {id(parameter) for parameter in phase.parameters}
-        step(method, phase, *batch_for(name))
+    for stage in method.stages:
+        before, trained = state(method), {id(parameter) for parameter in stage.parameters}
+        step(method, stage, *batch_for(name))
         names = {key for key, parameter in method.named_parameters() if id(parameter) in trained}
         assert {key for key, _ in method.named_parameters()} & moved(method, before) == names
-        assert len(names) == len(phase.parameters), "all that is trained belongs to the method, and so to its checkpoint"
-    assert {id(p) for p in phase.parameters} == {id(p) for p in student.parameters()}, "the last phase trains the whole student"
+        assert len(names) == len(stage.parameters), "all that is trained belongs to the method, and so to its checkpoint"
+    assert {id(p) for p in stage.parameters} == {id(p) for p in student.parameters()}, "the last stage trains the whole student"
     assert moved(teacher, frozen) == set(), "neither weights nor BatchNorm statistics"
     assert not teacher.training and all(parameter.grad is None for parameter in teacher.parameters())
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in method.parameters()}
@@ -129,7 +130,7 @@ def test_a_first_phase_ends_at_its_last_tap(name):
     """Later layers keep their weights and their BatchNorm statistics; those before have new ones."""
     method, student, _ = made(name)
     before = state(student)
-    step(method, method.phases[0], *batch_for(name))
+    step(method, method.stages[0], *batch_for(name))
     later = {key for key in before if key.startswith(LATER[name])}
     assert later and moved(student, before) == set(before) - later
 
@@ -150,23 +151,23 @@ def test_the_forward_pass_stops_where_it_is_told():
 # ---------------------------------------------------------------- losses by hand
 
 
-def by_hand(name, task, phase, method, student, teacher, x, labels):
-    """The phase's loss from the definitions in ``kdcore.losses`` on what ``features`` gives."""
+def by_hand(name, task, stage, method, student, teacher, x, labels):
+    """The stage's loss from the definitions in ``kdcore.losses`` on what ``features`` gives."""
     x = x.clone().requires_grad_()
     (logits, own), (targets, known) = student.features(x), teacher.features(x)
     adapted = lambda i, tap: method.connectors[i](own[tap])  # noqa: E731
     hard = losses.cross_entropy(logits, labels)
     total = hard if task is None else 0.3 * hard + 0.7 * losses.kd(logits, targets, 3.0)
-    if phase.name == "hint":
+    if stage.name == "hint":
         guided, hint = ("group1", "group2.sum") if "larger" in name else ("group2", "group2")
         return losses.hint(adapted(0, guided), known[hint], variant="code" if "larger" in name else "paper")
-    if phase.name == "fsp":
+    if stage.name == "fsp":
         found = 0
         for i, (weight, (first, last)) in enumerate(zip([1, 2] if "two" in name else [1, 1, 1], PAIRS, strict=False)):
             flow = losses.fsp_matrix(adapted(2 * i, first), adapted(2 * i + 1, last))
             found += (weight if "two" in name else 0.01) * (flow - losses.fsp_matrix(known[first], known[last])).square().sum((1, 2)).mean()
         return found
-    if phase.name == "boundary":
+    if stage.name == "boundary":
         return sum(w * losses.activation_boundary(adapted(i, tap), known[tap]) for i, (w, tap) in enumerate(zip([1, 2], PRE, strict=False)))
     if name == "kd":
         return 0.1 * hard + 0.9 * losses.kd(logits, targets, 4.0)
@@ -177,9 +178,9 @@ def by_hand(name, task, phase, method, student, teacher, x, labels):
     if name == "cwtm":
         return losses.cwtm(logits, targets, labels)
     if name == "dkpp":
-        with torch.random.fork_rng():  # the phase draws the same after us
+        with torch.random.fork_rng():  # the stage draws the same after us
             return losses.dkpp(logits, targets, torch.rand_like(targets, dtype=torch.float32))
-    if phase.name == "kd":
+    if stage.name == "kd":
         return hard + 4 * losses.fitnets_kd(logits, targets, 3.0, variant="code" if "larger" in name else "paper")
     if name == "attention_transfer":
         total = total + 1000 * sum(losses.attention_transfer(own[tap], known[tap]) for tap in SUMS)
@@ -195,9 +196,9 @@ def test_the_loss_is_the_sum_by_hand(name, task):
     method, student, teacher = made(name, task)
     x, labels = batch_for(name, seed=3)
     method.train()
-    for phase in method.phases:
-        expected = by_hand(name, task, phase, method, student, teacher, x, labels)
-        found = phase.loss(x, labels)
+    for stage in method.stages:
+        expected = by_hand(name, task, stage, method, student, teacher, x, labels)
+        found = stage.loss(x, labels)
         assert found.dim() == 0 and found.item() == pytest.approx(expected.item(), rel=1e-9)
         assert x.grad is None and not x.requires_grad, "the caller's batch is left as it was"
 
@@ -214,10 +215,10 @@ def test_a_students_own_twin_teaches_it_nothing():
         methods.fitnets(student, teacher, hint="group2", guided="group2"),
         methods.fsp(student, teacher, pairs=PAIRS),
     ):
-        assert method.phases[0].loss(x, labels).item() == pytest.approx(0, abs=1e-12)
+        assert method.stages[0].loss(x, labels).item() == pytest.approx(0, abs=1e-12)
     hard = losses.cross_entropy(student(x), labels).item()
     for method in (methods.attention_transfer(student, teacher, taps=GROUPS), methods.jacobian(student, teacher)):
-        assert method.phases[0].loss(x, labels).item() == pytest.approx(hard, rel=1e-9)
+        assert method.stages[0].loss(x, labels).item() == pytest.approx(hard, rel=1e-9)
 
 
 # ---------------------------------------------------------------- weights count
@@ -246,7 +247,7 @@ def test_a_weight_moves_the_gradient_linearly(build):
     found = {}
     for weight in (0.0, 0.25, 1.0):
         method = build(*resnets(), weight)
-        found[weight] = gradients(method, method.phases[0], x, labels)
+        found[weight] = gradients(method, method.stages[0], x, labels)
     assert not close(found[0.25], found[0.0])
     assert close(found[0.25], combined(found[0.0], found[1.0], 0.75, 0.25))
 
@@ -256,10 +257,10 @@ def test_lambda_is_a_knob():
     method = methods.fitnets(*resnets(), hint="group2", guided="group2")
     found = {}
     for value in (0.0, 1.0, 4.0):
-        method.knobs["soft_weight"].fill_(value)
-        found[value] = gradients(method, method.phases[1], x, labels)
+        method.stages[1].knobs["soft_weight"].fill_(value)
+        found[value] = gradients(method, method.stages[1], x, labels)
     plain = methods.plain(method.student)
-    assert close(found[0.0], gradients(plain, plain.phases[0], x, labels))
+    assert close(found[0.0], gradients(plain, plain.stages[0], x, labels))
     assert not close(found[1.0], found[0.0])
     assert close(found[4.0], combined(found[0.0], found[1.0], -3, 4))
 
@@ -273,7 +274,7 @@ def test_no_weight_is_plain_training(build):
     trained = []
     for method in (methods.plain(resnets()[0]), build(*resnets())):
         for seed in range(3):
-            step(method, method.phases[0], *batch(seed=seed))
+            step(method, method.stages[0], *batch(seed=seed))
         trained.append(method.student.state_dict())
     assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
 
@@ -289,7 +290,7 @@ def test_soft_targets_send_no_gradient_into_the_teacher():
     x, labels = batch()
     knowledge = Knowledge(teacher, x, differentiable=True)
     method = methods.kd(student.eval(), teacher, soft_weight=1.0)
-    (through,) = torch.autograd.grad(method.phases[0].loss(x, labels, knowledge), knowledge.logits, allow_unused=True)
+    (through,) = torch.autograd.grad(method.stages[0].loss(x, labels, knowledge), knowledge.logits, allow_unused=True)
     assert through is None
 
 
@@ -330,7 +331,7 @@ def test_the_regressor():
     assert shapes(methods.fitnets(*resnets(), hint="group2", guided="group2")) == [nn.Identity]
     own = nn.Conv2d(16, 64, 3, stride=2, padding=1)
     method = methods.fitnets(student, teacher, hint="group2", guided="group1", regressor=own)
-    assert method.connectors[0] is own and all(any(p is q for q in method.phases[0].parameters) for p in own.parameters())
+    assert method.connectors[0] is own and all(any(p is q for q in method.stages[0].parameters) for p in own.parameters())
 
 
 @pytest.mark.parametrize("build, words", [
@@ -381,15 +382,15 @@ def test_one_forward_pass_of_the_teacher_serves_several_students():
     x, labels = batch()
     teacher = Counted(resnets()[1])
     students = [create("resnet_8").reset(seed) for seed in (1, 2)]
-    phases = [methods.kd(student, teacher).phases[0] for student in students]
-    phases += (
-        methods.fsp(students[0], teacher, pairs=PAIRS).phases[:1] + methods.attention_transfer(students[1], teacher, taps=GROUPS).phases
+    stages = [methods.kd(student, teacher).stages[0] for student in students]
+    stages += (
+        methods.fsp(students[0], teacher, pairs=PAIRS).stages[:1] + methods.attention_transfer(students[1], teacher, taps=GROUPS).stages
     )
     knowledge = Knowledge(teacher, x)
-    shared = [phase.loss(x, labels, knowledge).item() for phase in phases]
+    shared = [stage.loss(x, labels, knowledge).item() for stage in stages]
     assert teacher.calls == 1
-    assert shared == [pytest.approx(phase.loss(x, labels).item(), rel=1e-9) for phase in phases]
-    assert teacher.calls == 1 + len(phases)
+    assert shared == [pytest.approx(stage.loss(x, labels).item(), rel=1e-9) for stage in stages]
+    assert teacher.calls == 1 + len(stages)
     assert not knowledge.logits.requires_grad
 
 
@@ -397,14 +398,14 @@ def test_one_forward_pass_of_the_teacher_serves_several_students():
 def test_jacobians_of_several_students_share_the_teacher():
     x, labels = batch()
     teacher = Counted(resnets()[1])
-    phases = [methods.jacobian(create("resnet_8").reset(seed), teacher).phases[0] for seed in (1, 2)]
+    stages = [methods.jacobian(create("resnet_8").reset(seed), teacher).stages[0] for seed in (1, 2)]
     knowledge = Knowledge(teacher, x, differentiable=True)
-    shared = [phase.loss(x, labels, knowledge) for phase in phases]
+    shared = [stage.loss(x, labels, knowledge) for stage in stages]
     sum(shared).backward()
     assert teacher.calls == 1 and x.grad is None
-    assert [loss.item() for loss in shared] == [pytest.approx(phase.loss(x, labels).item(), rel=1e-9) for phase in phases]
+    assert [loss.item() for loss in shared] == [pytest.approx(stage.loss(x, labels).item(), rel=1e-9) for stage in stages]
     with pytest.raises(ValueError, match="has no graph back to inputs"):
-        phases[0].loss(x, labels, Knowledge(teacher, x))
+        stages[0].loss(x, labels, Knowledge(teacher, x))
 
 
 def test_the_teacher_rests_where_no_term_asks_for_it():
@@ -413,7 +414,7 @@ def test_the_teacher_rests_where_no_term_asks_for_it():
     idle = [methods.plain(student, teacher), methods.kd(student, teacher, soft_weight=0.0)]
     idle += [methods.fsp(student, teacher, pairs=PAIRS), methods.activation_boundary(student, teacher, taps=PRE, weights=WEIGHTS)]
     for method in idle:
-        method.phases[-1].loss(*batch())
+        method.stages[-1].loss(*batch())
     assert teacher.calls == 0
 
 
@@ -423,12 +424,12 @@ def test_given_logits_are_used():
     student, teacher = resnets()
     teacher, table = Counted(teacher), torch.randn(8, 10, generator=torch.Generator().manual_seed(5))
     expected = 0.1 * losses.cross_entropy(student(x), labels) + 0.9 * losses.kd(student(x), table, 4.0)
-    phase = methods.kd(student, teacher).phases[0]
-    assert phase.loss(x, labels, Knowledge(teacher, x, table)).item() == pytest.approx(expected.item(), rel=1e-9)
+    stage = methods.kd(student, teacher).stages[0]
+    assert stage.loss(x, labels, Knowledge(teacher, x, table)).item() == pytest.approx(expected.item(), rel=1e-9)
     assert teacher.calls == 0
     # features beside a table: one forward pass, the logits still the table's
-    phase = methods.attention_transfer(student, teacher, taps=GROUPS, beta=0.0, task=soft_targets(4.0, 0.9)).phases[0]
-    assert phase.loss(x, labels, Knowledge(teacher, x, table)).item() == pytest.approx(expected.item(), rel=1e-9)
+    stage = methods.attention_transfer(student, teacher, taps=GROUPS, beta=0.0, task=soft_targets(4.0, 0.9)).stages[0]
+    assert stage.loss(x, labels, Knowledge(teacher, x, table)).item() == pytest.approx(expected.item(), rel=1e-9)
     assert teacher.calls == 1
 
 
@@ -446,15 +447,15 @@ def test_the_boundary_teachers_statistics_drift_and_its_weights_do_not():
     method, teacher = boundary()
     before, weights = state(teacher), {key for key, _ in teacher.named_parameters()}
     x, labels = batch()
-    step(method, method.phases[0], x, labels)
+    step(method, method.stages[0], x, labels)
     assert moved(teacher, before) == set(before) - weights
     assert not teacher.training and all(p.grad is None for p in teacher.parameters())
     # by hand: momentum 0.1 from 0, of the first BatchNorm's input
     assert torch.allclose(teacher.groups[0][0].norm1.running_mean, 0.1 * teacher.conv(x).mean((0, 2, 3)), rtol=1e-9)
     drifted = state(teacher)
-    step(method, method.phases[1], x, labels)
-    step(method, methods.kd(method.student, teacher).phases[0], x, labels)
-    assert moved(teacher, drifted) == set(), "in the second phase the teacher is in eval mode"
+    step(method, method.stages[1], x, labels)
+    step(method, methods.kd(method.student, teacher).stages[0], x, labels)
+    assert moved(teacher, drifted) == set(), "in the second stage the teacher is in eval mode"
 
 
 @pytest.mark.usefixtures("float64")
@@ -466,9 +467,9 @@ def test_the_boundary_teacher_sees_the_batchs_statistics():
     own, known = method.student.features(x)[1], twin.features(x)[1]
     maps = zip(WEIGHTS, method.connectors, PRE, strict=True)
     expected = sum(w * losses.activation_boundary(connector(own[tap]), known[tap]) for w, connector, tap in maps)
-    assert method.phases[0].loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert method.stages[0].loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-9)
     still, _ = boundary(batch_statistics=False)
-    assert still.train().phases[0].loss(x, labels).item() != pytest.approx(expected.item(), rel=1e-3)
+    assert still.train().stages[0].loss(x, labels).item() != pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.mark.usefixtures("float64")
@@ -483,46 +484,45 @@ def test_another_teacher_of_the_second_phase():
     )
     before = state(rested)
     x, labels = batch()
-    step(method, method.phases[0], x, labels)
+    step(method, method.stages[0], x, labels)
     assert moved(rested, before) == set() and moved(drifting, before)
-    loss = method.eval().phases[1].loss(x, labels).item()
+    loss = method.eval().stages[1].loss(x, labels).item()
     expected, other = (losses.kd(student(x), teacher(x), 3.0).item() for teacher in (rested, drifting))
     assert loss == pytest.approx(expected, rel=1e-9) and loss != pytest.approx(other, rel=1e-6)
 
 
 @pytest.mark.usefixtures("float64")
 def test_a_task_of_ones_own():
-    """FitNets' second phase, and plain training, with soft targets in the place of their own loss."""
+    """FitNets' second stage, and plain training, with soft targets in the place of their own loss."""
     student, teacher = resnets()
     x, labels = batch()
     expected = losses.kd(student(x), teacher(x), 3.0).item()
     task = soft_targets(3.0, 1.0)
-    assert methods.plain(student, teacher, task=task).phases[0].loss(x, labels).item() == pytest.approx(expected, rel=1e-9)
+    assert methods.plain(student, teacher, task=task).stages[0].loss(x, labels).item() == pytest.approx(expected, rel=1e-9)
     method = methods.fitnets(student, teacher, hint="group2", guided="group2", weight=0.25, task=task)
-    assert method.phases[1].loss(x, labels).item() == pytest.approx(expected, rel=1e-9)
-    assert not method.knobs and [phase.name for phase in method.phases] == ["hint", "train"]
-    whole = methods.fitnets(student, teacher, hint="group2", guided="group2", weight=1.0).phases[0].loss(x, labels)
-    assert method.phases[0].loss(x, labels).item() == pytest.approx(0.25 * whole.item(), rel=1e-9)
+    assert method.stages[1].loss(x, labels).item() == pytest.approx(expected, rel=1e-9)
+    assert not any(stage.knobs for stage in method.stages) and [stage.name for stage in method.stages] == ["hint", "train"]
+    whole = methods.fitnets(student, teacher, hint="group2", guided="group2", weight=1.0).stages[0].loss(x, labels)
+    assert method.stages[0].loss(x, labels).item() == pytest.approx(0.25 * whole.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("pause_after", [1, 2, 3])  # inside the boundary phase, at its end, in the second phase
+@pytest.mark.parametrize("pause_after", [1, 2, 3])  # inside the boundary stage, at its end, in the second stage
 def test_a_resumed_run_goes_on_with_the_drifted_statistics(tmp_path, pause_after):
     x, labels = batch(count=16)
 
     def run(context):
         method, teacher = boundary()
-        method.phases[1] = methods.kd(method.student, teacher).phases[0]
         stages = [
             Stage(
-                name=phase.name,
+                name=stage.name,
                 epochs=2,
                 indices=lambda generator: torch.randperm(16, generator=generator).view(2, 8),
-                loss=lambda index, phase=phase: phase.loss(x[index], labels[index]),
+                loss=lambda index, stage=stage: stage.loss(x[index], labels[index]),
                 schedule=lambda epoch: {"lr": 0.01},
                 optimiser={"momentum": 0.9},
-                parameters=phase.parameters,
+                parameters=stage.parameters,
             )
-            for phase in method.phases
+            for stage in (method.stages[0], *methods.kd(method.student, teacher).stages)
         ]
         return fit(method, stages, dict, context), state(method), state(teacher)
 
@@ -643,11 +643,11 @@ def test_an_output_that_is_no_map():
 def test_methods_train_wrapped_nets(build):
     student, teacher = tapped(0, ("layer1", "layer2")), freeze(tapped(1, ("layer1", "layer2")))
     method, frozen = build(student, teacher), state(teacher)
-    for phase in method.phases:
+    for stage in method.stages:
         before = state(student)
-        step(method, phase, *batch(32, 4))
+        step(method, stage, *batch(32, 4))
         later = {key for key in before if key.startswith(("net.layer3", "net.layer4", "net.fc"))}
-        assert moved(student, before) == (set(before) - later if phase.until else set(before))
+        assert moved(student, before) == (set(before) - later if stage.loss.until else set(before))
     assert moved(teacher, frozen) == set()
 
 
@@ -732,10 +732,10 @@ def test_a_teacher_that_is_not_frozen_is_refused(name, thaw):
     refused("call freeze", EVERY[name], small_tapped(), teacher)
     frozen = small_teacher()
     method = EVERY[name](small_tapped(), frozen)
-    for phase in method.phases:
-        phase.loss(X, LABELS)
+    for stage in method.stages:
+        stage.loss(X, LABELS)
     thaw(frozen)  # later
-    refused("call freeze", method.phases[0].loss, X, LABELS)
+    refused("call freeze", method.stages[0].loss, X, LABELS)
     refused("call freeze", Knowledge, frozen, X)
     knowledge = Knowledge(freeze(frozen), X)
     thaw(frozen)
@@ -748,7 +748,7 @@ def test_a_boundary_teacher_must_be_frozen_too_and_so_must_that_of_the_task():
     refused("eval mode", build, small_tapped(), small_teacher().train(), batch_statistics=True, **options)
     refused("eval mode", build, small_tapped(), small_teacher(), task_teacher=small_teacher().train(), **options)
     method = build(small_tapped(), small_teacher(), batch_statistics=True, **options)
-    refused("batch_statistics=True", method.phases[0].loss, X, LABELS, Knowledge(small_teacher(), X))
+    refused("batch_statistics=True", method.stages[0].loss, X, LABELS, Knowledge(small_teacher(), X))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -756,16 +756,16 @@ def test_a_student_that_is_its_own_teacher_says_so(name):
     student = small_tapped()
     refused("call freeze", EVERY[name], student, student)
     terms = soft_targets(4.0, 0.5)
-    phase = methods.Phase("train", student, student, terms, list(student.parameters()), live_teacher=True)
+    stage = methods.stage("train", student, student, terms, list(student.parameters()), live_teacher=True)
     with torch.no_grad():
         expected = 0.5 * losses.cross_entropy(student(X), LABELS)
-    assert phase.loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert stage.loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
     assert student.training, "in its own mode"
 
 
 def test_a_table_needs_a_frozen_teacher_of_its_classes():
     images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
-    views = methods.Views(images, 0)
+    views = Views(images, 0)
     index = torch.tensor([[0, 0, 0], [1, 0, 0]])
     for thaw in (lambda net: net.train(), lambda net: net[6].train(), lambda net: net[8].requires_grad_(True)):
         net = freeze(small())
@@ -785,7 +785,7 @@ def test_a_student_that_nothing_would_train_is_refused(name):
     student = small_tapped()
     method = EVERY[name](student, small_teacher())
     student.requires_grad_(False)  # later
-    refused("was the student frozen|no gradient of the student|depends on none", method.phases[-1].loss, X, LABELS)
+    refused("was the student frozen|no gradient of the student|depends on none", method.stages[-1].loss, X, LABELS)
 
 
 @pytest.mark.parametrize("name", OF_FEATURES)
@@ -794,8 +794,8 @@ def test_a_student_that_is_frozen_up_to_its_taps_is_refused(name):
     student.net[:3].requires_grad_(False)
     refused("train nothing|no gradient of the student", EVERY[name], student, small_teacher())
     student.net[0].requires_grad_(True)
-    for phase in EVERY[name](student, small_teacher()).phases:
-        own = {id(p) for p in phase.parameters}
+    for stage in EVERY[name](student, small_teacher()).stages:
+        own = {id(p) for p in stage.parameters}
         assert all(id(p) in own for p in student.net[0].parameters()), "thawed after Tapped() looked"
         assert not any(id(p) in own for p in student.net[2].parameters()), "what is frozen is no part of a stage"
 
@@ -818,12 +818,12 @@ def test_a_student_in_a_checkpoint():
         return methods.fitnets(Tapped(student, {"b": "net.2"}, X[:1]), teacher, hint="b", guided="b")
 
     refused("use_reentrant=False", fitnets, Checkpointed(True))
-    refused("use_reentrant=False", fitnets(Checkpointed(True, always=False)).train().phases[0].loss, X, LABELS)
+    refused("use_reentrant=False", fitnets(Checkpointed(True, always=False)).train().stages[0].loss, X, LABELS)
     expected = fitnets(Checkpointed(False).eval())
-    found = gradients(expected, expected.phases[0], X, LABELS)
+    found = gradients(expected, expected.stages[0], X, LABELS)
     torch.manual_seed(0)
     method = methods.fitnets(small_tapped(), teacher, hint="b", guided="b", regressor=expected.connectors[0])
-    for gradient, plain in zip(found, gradients(method, method.phases[0], X, LABELS), strict=True):
+    for gradient, plain in zip(found, gradients(method, method.stages[0], X, LABELS), strict=True):
         assert torch.allclose(gradient, plain, rtol=1e-5)
 
 
@@ -843,32 +843,32 @@ def test_a_copy_of_a_method_trains_itself(name, how):
     before = state(method)
     torch.manual_seed(5)
     losses_of_twin = []
-    for phase in twin.phases:
-        trained = {id(p) for p in phase.parameters}
+    for stage in twin.stages:
+        trained = {id(p) for p in stage.parameters}
         names = {key for key, p in twin.named_parameters() if id(p) in trained}
         start = state(twin)
-        losses_of_twin.append(phase.loss(X, LABELS).item())
+        losses_of_twin.append(stage.loss(X, LABELS).item())
         torch.manual_seed(5)
-        step(twin, phase, X, LABELS)
-        assert {key for key, _ in twin.named_parameters()} & moved(twin, start) == names and len(names) == len(phase.parameters)
+        step(twin, stage, X, LABELS)
+        assert {key for key, _ in twin.named_parameters()} & moved(twin, start) == names and len(names) == len(stage.parameters)
     assert moved(method, before) == set() and all(p.grad is None for p in method.parameters())
     torch.manual_seed(5)
-    assert method.phases[0].loss(X, LABELS).item() == losses_of_twin[0]
+    assert method.stages[0].loss(X, LABELS).item() == losses_of_twin[0]
 
 
 def test_a_term_that_holds_a_module_cannot_be_copied():
     student, extra = small_tapped(), nn.Linear(10, 10)
-    method = methods.plain(student, task=[(1.0, lambda view: losses.cross_entropy(extra(view.logits), view.labels))])
+    method = methods.plain(student, task=[(1.0, lambda batch: losses.cross_entropy(extra(batch.logits), batch.labels))])
     for how in (copy.deepcopy, pickle.dumps):
         refused("holds a Linear that a copy would share", how, method)
     task = [(1.0, partial(with_module, module=extra))]
     twin = copy.deepcopy(methods.plain(student, task=task))
-    twin.phases[0].loss(X, LABELS).backward()
-    assert extra.weight.grad is None and twin.phases[0].terms[0][1].keywords["module"].weight.grad is not None
+    twin.stages[0].loss(X, LABELS).backward()
+    assert extra.weight.grad is None and twin.stages[0].loss.terms[0][1].keywords["module"].weight.grad is not None
 
 
-def with_module(view, module):
-    return losses.cross_entropy(module(view.logits), view.labels)
+def with_module(batch, module):
+    return losses.cross_entropy(module(batch.logits), batch.labels)
 
 
 def test_fsp_may_start_at_a_frozen_layer():
@@ -876,7 +876,7 @@ def test_fsp_may_start_at_a_frozen_layer():
     student.net[0].requires_grad_(False)
     method = methods.fsp(student, small_teacher(), pairs=[("a", "b")], weights=[1.0])
     before = state(student)
-    step(method, method.phases[0], X, LABELS)
+    step(method, method.stages[0], X, LABELS)
     assert moved(student, before) == {"net.2.weight", "net.2.bias"}
 
 
@@ -884,14 +884,14 @@ def test_copies_keep_knobs_and_drifting_statistics_together():
     method = copy.deepcopy(EVERY["fitnets"](small_tapped(), small_teacher()))
     values = []
     for value in (0.0, 4.0):
-        method.knobs["soft_weight"].fill_(value)
-        values.append(method.phases[1].loss(X, LABELS).item())
+        method.stages[1].knobs["soft_weight"].fill_(value)
+        values.append(method.stages[1].loss(X, LABELS).item())
     assert values[1] > values[0] + 1, "the copy's knob is that of its terms"
     method, teacher = boundary()
     twin, before = copy.deepcopy(method), state(teacher)
-    step(twin, twin.phases[0], *batch())
+    step(twin, twin.stages[0], *batch())
     assert moved(teacher, before) == set(), "the copy's teacher drifts, not the original's"
-    drifted = dict(twin.phases[0].nets[1].named_buffers())
+    drifted = dict(twin.stages[0].loss.teacher.named_buffers())
     assert all(any(own is buffer for buffer in drifted.values()) for own in twin.statistics.buffers())
     assert "conv" not in moved(twin, state(method)) and any("statistics" in key for key in moved(twin, state(method)))
 
@@ -928,22 +928,22 @@ def test_copies_keep_knobs_and_drifting_statistics_together():
     *((lambda s, t, name=name: EVERY[name](s, t, task=[]), "task has no terms") for name in ("fitnets", "fsp", "jacobian")),
     (lambda s, t: methods.plain(s, task=[]), "task has no terms"),
     (lambda s, t: methods.plain(s, task=[(-1.0, methods.hard_labels()[0][1])]), "a weight of stage 'train'"),
-    (lambda s, t: methods.Phase("p", s, t, [], list(s.parameters())), "no terms"),
-    (lambda s, t: methods.plain(s, task=[lambda view: view.logits.mean()]), "other than terms"),
+    (lambda s, t: methods.stage("p", s, t, [], list(s.parameters())), "no terms"),
+    (lambda s, t: methods.plain(s, task=[lambda batch: batch.logits.mean()]), "other than terms"),
     (lambda s, t: methods.attention_transfer(s, t, taps=None), "a list"),
     (lambda s, t: methods.attention_transfer(s, t, taps=[3]), "other than two"),
     (lambda s, t: methods.fsp(s, t, pairs=("a", "b")), "other than two"),
     (lambda s, t: EVERY["fsp"](s, t, weights=0.1), "a list of one weight a pair: 0.1 for 1"),
     (lambda s, t: methods.kd("student", t), "a student must be a torch.nn.Module, not str"),
     (lambda s, t: losses.fsp(None, None), "fsp takes lists"),
-    (lambda s, t: methods.Phase("p", s, t, methods.hard_labels(), []), "train nothing"),
-    (lambda s, t: methods.Phase("p", s, t, methods.hard_labels(), [nn.Parameter(torch.zeros(1))]), "train nothing"),
+    (lambda s, t: methods.stage("p", s, t, methods.hard_labels(), []), "train nothing"),
+    (lambda s, t: methods.stage("p", s, t, methods.hard_labels(), [nn.Parameter(torch.zeros(1))]), "train nothing"),
     (lambda s, t: EVERY["fitnets"](s, None), "give it a teacher"),
     (lambda s, t: methods.kd(s, lambda x: x), "must be a torch.nn.Module"),
-    (lambda s, t: methods.kd(s, None).phases[0].loss(X, LABELS), "has no teacher"),
-    (lambda s, t: methods.plain(s, task=[(1.0, lambda view: view.logits)]).phases[0].loss(X, LABELS), "must be scalars"),
-    (lambda s, t: methods.plain(s, task=[(1.0, lambda view: view.logits.detach().mean())]).phases[0].loss(X, LABELS), "depends on no"),
-    (lambda s, t: methods.StageLoss(methods.kd(s, t), methods.kd(s, t).phases[0]), "none of the method's"),
+    (lambda s, t: methods.kd(s, None).stages[0].loss(X, LABELS), "has no teacher"),
+    (lambda s, t: methods.plain(s, task=[(1.0, lambda batch: batch.logits)]).stages[0].loss(X, LABELS), "must be scalars"),
+    (lambda s, t: methods.plain(s, task=[(1.0, lambda batch: batch.logits.detach().mean())]).stages[0].loss(X, LABELS), "depends on no"),
+    (lambda s, t: methods.StageLoss(methods.kd(s, t), methods.kd(s, t).stages[0]), "none of the method's"),
 ])  # fmt: skip
 def test_numbers_and_lists_out_of_range(call, words):
     refused(words, call, small_tapped(), small_teacher())
@@ -951,20 +951,20 @@ def test_numbers_and_lists_out_of_range(call, words):
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in ("plain", "logit_mimic")])
 def test_labels_and_batches_that_do_not_fit_are_refused_by_the_stage(name):
-    phase = EVERY[name](small_tapped(), small_teacher()).phases[-1]
+    stage = EVERY[name](small_tapped(), small_teacher()).stages[-1]
     if name not in ("ban", "dkpp"):
         for labels in (LABELS[:1], LABELS.float(), F.one_hot(LABELS, 10), LABELS + 10, -LABELS):
-            refused("labels", phase.loss, X, labels)
+            refused("labels", stage.loss, X, labels)
     if name in ("kd", "cwtm", "ban", "dkpp"):
-        refused("does not fit student", phase.loss, X, LABELS, Knowledge(small_teacher(), X[:2]))
-        refused("does not fit student", phase.loss, X, LABELS, Knowledge(None, X, torch.zeros(1, 10)))
+        refused("does not fit student", stage.loss, X, LABELS, Knowledge(small_teacher(), X[:2]))
+        refused("does not fit student", stage.loss, X, LABELS, Knowledge(None, X, torch.zeros(1, 10)))
 
 
 def test_a_jacobian_through_a_hard_sigmoid_is_refused():
     net = small()
     net[5] = nn.Hardsigmoid()
-    refused("second derivative", methods.jacobian(net, small_teacher()).phases[0].loss, X, LABELS)
-    methods.jacobian(small(), freeze(net)).phases[0].loss(X, LABELS).backward()  # of a teacher one is enough
+    refused("second derivative", methods.jacobian(net, small_teacher()).stages[0].loss, X, LABELS)
+    methods.jacobian(small(), freeze(net)).stages[0].loss(X, LABELS).backward()  # of a teacher one is enough
 
 
 # ---------------------------------------------------------------- connectors: device, type, rank, sides, names
@@ -980,8 +980,8 @@ def test_connectors_are_of_the_students_type(name, dtype):
     student, teacher = (Tapped(small(width, seed=width).to(dtype), SMALL_TAPS, X[:1].to(dtype)) for width in (4, 6))
     method = EVERY[name](student, freeze(teacher))
     assert {p.dtype for p in method.parameters()} == {dtype}
-    for phase in method.phases:
-        phase.loss(X.to(dtype), LABELS).backward()
+    for stage in method.stages:
+        stage.loss(X.to(dtype), LABELS).backward()
 
 
 @pytest.mark.parametrize("name", OF_FEATURES)
@@ -1025,10 +1025,10 @@ def test_maps_that_are_not_square():
         lambda s, t: methods.activation_boundary(s, t, taps=["one"], weights=[0.1]),
     ):
         method = build(student, teacher)
-        for phase in method.phases:
+        for stage in method.stages:
             method.zero_grad()
-            phase.loss(x, labels).backward()
-            assert all(p.grad is not None for p in phase.parameters)
+            stage.loss(x, labels).backward()
+            assert all(p.grad is not None for p in stage.parameters)
 
 
 def test_taps_of_other_names():
@@ -1047,7 +1047,7 @@ def test_taps_of_other_names():
         for maker, student in ((EVERY[name], small_tapped()), (build, mine)):
             torch.manual_seed(4)
             method = maker(student, teacher)
-            found.append(gradients(method, method.phases[0], X, LABELS))
+            found.append(gradients(method, method.stages[0], X, LABELS))
         assert all(torch.equal(p, q) for p, q in zip(*found, strict=True)), name
     # one layer of the student may learn from two of the teacher, each through a connector of its own
     method = methods.activation_boundary(mine, freeze(small_tapped(6)), taps=[("my b", "b")], weights=[1.0])
@@ -1069,7 +1069,7 @@ def test_attention_between_maps_of_different_size():
     energy = known.square().sum(1).unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean((2, 4)).flatten(1)  # windows of 2 x 2
     distance = (F.normalize(own.square().sum(1).flatten(1)) - F.normalize(energy)).square().mean()
     expected = losses.cross_entropy(student(X), LABELS) + 10 * distance
-    assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert method.stages[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 class TinyViT(nn.Module):
@@ -1101,9 +1101,9 @@ def test_tokens_of_transformers():
     (regressor,) = method.connectors
     own, known = student.features(X)[1]["block"], teacher.features(X)[1]["block"]
     expected = 0.5 * (known - own @ regressor.weight.T - regressor.bias).square().sum((1, 2)).mean()
-    assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert method.stages[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
     before = state(student)
-    step(method, method.phases[0], X, LABELS)
+    step(method, method.stages[0], X, LABELS)
     assert moved(student, before) == {key for key in before if "head" not in key}, "the pass ends at the tap"
 
     for skip in (0, 1):
@@ -1111,7 +1111,7 @@ def test_tokens_of_transformers():
         method = methods.attention_transfer(student, teacher, taps=["block"], skip_tokens=skip)
         own, known = (F.normalize(net.features(X)[1]["block"][:, skip:].square().sum(2)) for net in (student, teacher))
         expected = losses.cross_entropy(student(X), LABELS) + 1000 * (own - known).square().mean()
-        assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-4)
+        assert method.stages[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-4)
     refused("one position", methods.attention_transfer, student, teacher, taps=["block"], skip_tokens=4)
     refused("skip_tokens", methods.attention_transfer, student, teacher, taps=["block"], skip_tokens=-1)
     refused("FSP is defined for maps", methods.fsp, student, teacher, pairs=[("block", "block")])
@@ -1129,11 +1129,11 @@ def test_vectors_have_linear_connectors():
     student, teacher = transformers(classes=12)
     method = methods.fitnets(student, teacher, guided="logits", hint="logits", task=methods.hard_labels())
     assert [tuple(p.shape) for p in method.connectors.parameters()] == [(12, 10), (12,)]
-    step(method, method.phases[0], X, LABELS)
+    step(method, method.stages[0], X, LABELS)
     method = methods.activation_boundary(student, teacher, taps=["logits"], weights=[1.0], task=methods.hard_labels())
     ((layer, norm),) = method.connectors
     assert layer.weight.shape == (12, 10) and layer.bias is None and isinstance(norm, nn.BatchNorm1d)
-    step(method, method.phases[0], X, LABELS)
+    step(method, method.stages[0], X, LABELS)
     same = methods.fitnets(*transformers(), guided="logits", hint="logits")
     assert shapes(same) == [nn.Identity]
 
@@ -1150,7 +1150,7 @@ DEFAULTS["activation_boundary"] = lambda s, t: methods.activation_boundary(s, t,
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_no_default_explodes_at_the_rate_of_the_readme(name):
-    """50 steps at 0.01 with momentum 0.9: finite, and lower at the end of each phase than at its start."""
+    """50 steps at 0.01 with momentum 0.9: finite, and lower at the end of each stage than at its start."""
     student, teacher = create("resnet_8").reset(1), create("resnet_8").reset(2)
     x, labels = batch(8, 8)
     teacher.train()  # statistics of data, as a trained teacher has them
@@ -1158,23 +1158,23 @@ def test_no_default_explodes_at_the_rate_of_the_readme(name):
         for _ in range(30):
             teacher(x)
     torch.manual_seed(0)
-    for phase in (method := DEFAULTS[name](student, freeze(teacher)).train()).phases:
-        optimiser = torch.optim.SGD(phase.parameters, lr=0.01, momentum=0.9)
+    for stage in (method := DEFAULTS[name](student, freeze(teacher)).train()).stages:
+        optimiser = torch.optim.SGD(stage.parameters, lr=0.01, momentum=0.9)
         values = []
         for _ in range(50):
             optimiser.zero_grad()
-            loss = phase.loss(x, labels)
+            loss = stage.loss(x, labels)
             loss.backward()
             optimiser.step()
             values.append(loss.item())
-        assert method.training and all(value < 1e4 for value in values), (phase.name, values)
-        assert max(values[-3:]) < values[0], (phase.name, values[0], values[-3:])
+        assert method.training and all(value < 1e4 for value in values), (stage.name, values)
+        assert max(values[-3:]) < values[0], (stage.name, values[0], values[-3:])
 
 
 def test_the_default_weight_of_fsp_is_the_suites():
     student, teacher = resnets()
     found = [
-        gradients(method, method.phases[0], *batch())
+        gradients(method, method.stages[0], *batch())
         for method in (methods.fsp(student, teacher, pairs=PAIRS), methods.fsp(student, teacher, pairs=PAIRS, weights=[0.01] * 3))
     ]
     assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
@@ -1187,7 +1187,7 @@ def test_a_hint_weighs_half_the_mean_over_its_units_unless_told_otherwise():
         with torch.no_grad():
             own, known = method.connectors[0](student.eval().features(X)[1]["b"]), teacher.features(X)[1]["b"]
             expected = 0.5 * (own - known).square().mean()
-            assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+            assert method.stages[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -1196,11 +1196,11 @@ def test_defaults_do_not_explode_at_a_usual_rate(name):
     teacher = small_teacher()
     with torch.no_grad():
         teacher.net[0].weight.mul_(4)
-    for phase in EVERY[name](small_tapped(), teacher).phases:
-        optimiser, first = torch.optim.SGD(phase.parameters, lr=0.01, momentum=0.9), phase.loss(X, LABELS).item()
+    for stage in EVERY[name](small_tapped(), teacher).stages:
+        optimiser, first = torch.optim.SGD(stage.parameters, lr=0.01, momentum=0.9), stage.loss(X, LABELS).item()
         for _ in range(30):
             optimiser.zero_grad()
-            loss = phase.loss(X, LABELS)
+            loss = stage.loss(X, LABELS)
             loss.backward()
             optimiser.step()
         assert loss.item() < 3 * first
@@ -1210,8 +1210,8 @@ def test_defaults_do_not_explode_at_a_usual_rate(name):
 def test_inputs_of_another_type_device_or_kind_than_the_networks(name):
     method = EVERY[name](small_tapped(), small_teacher())
     for x, words in ((X.double(), "is float32 on cpu, what it is given is float64"), ("x", "a tensor")):
-        refused(words, method.phases[0].loss, x, LABELS)
-    refused("bring both to one type and device", lambda: EVERY[name](small_tapped().double(), small_teacher()).phases[0].loss(X, LABELS))
+        refused(words, method.stages[0].loss, x, LABELS)
+    refused("bring both to one type and device", lambda: EVERY[name](small_tapped().double(), small_teacher()).stages[0].loss(X, LABELS))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -1223,10 +1223,10 @@ def test_batches_and_networks_made_in_inference_mode(name):
         refused("made under torch.inference_mode", EVERY[name], student, small_teacher())
     method = EVERY[name](small_tapped().eval(), small_teacher())
     torch.manual_seed(0)
-    loss = method.phases[0].loss(x, labels)
+    loss = method.stages[0].loss(x, labels)
     loss.backward()
     torch.manual_seed(0)
-    assert loss.item() == method.phases[0].loss(X, LABELS).item()
+    assert loss.item() == method.stages[0].loss(X, LABELS).item()
 
 
 def test_fsp_from_a_frozen_layer_but_not_from_one_out_of_reach():
@@ -1244,22 +1244,22 @@ def test_fsp_from_a_frozen_layer_but_not_from_one_out_of_reach():
         return Tapped(Checkpointed(), {"first": "first", "last": "last"}, X[:1])
 
     method = methods.fsp(wrapped().train(), freeze(wrapped()), pairs=[("first", ("last", "first"))])
-    refused("use_reentrant=False", method.phases[0].loss, X, LABELS)
+    refused("use_reentrant=False", method.stages[0].loss, X, LABELS)
     method.student.eval()
     method.student.net.first.requires_grad_(False)
-    method.phases[0].loss(X, LABELS).backward()
+    method.stages[0].loss(X, LABELS).backward()
     assert method.student.net.last.weight.grad.any() and method.student.net.first.weight.grad is None
 
 
 def test_what_is_no_stage_and_no_student():
     method = methods.plain(small_tapped())
     refused("none of the method's", methods.StageLoss, method, None)
-    refused("none of the method's", methods.StageLoss, None, method.phases[0])
+    refused("none of the method's", methods.StageLoss, None, method.stages[0])
     refused("a student must be a torch.nn.Module", EVERY["fsp"], None, small_teacher())
 
 
 def test_a_scripted_teacher():
     teacher = freeze(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(192, 10))))
-    assert methods.kd(small_tapped(), teacher).phases[0].loss(X, LABELS).isfinite()
+    assert methods.kd(small_tapped(), teacher).stages[0].loss(X, LABELS).isfinite()
     refused("scripted", Tapped, teacher, {"a": "1"}, X[:1])
     assert all(row.match == "" for row in Tapped.suggest(teacher, teacher, X[:1]))

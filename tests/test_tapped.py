@@ -103,7 +103,7 @@ def test_what_depends_on_frozen_parameters_is_known_when_they_thaw():
     assert len(wrapped.parameters_before("late")) == 4 and not any(p.requires_grad for p in net.parameters())
     refused("train nothing", methods.fitnets, wrapped, teacher(), hint="late", guided="late")
     net.requires_grad_(True)
-    assert len(methods.fitnets(wrapped, teacher(), hint="late", guided="late").phases[0].parameters) == 4 + 2
+    assert len(methods.fitnets(wrapped, teacher(), hint="late", guided="late").stages[0].parameters) == 4 + 2
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
@@ -148,13 +148,13 @@ def test_output_makes_logits_of_what_a_network_returns(kind):
         lambda s, t: methods.fitnets(s, t, guided="late", hint="late"),
     ):
         bare = freeze(Tapped(guide.net.net, {"late": "3"}, X[:1]))
-        found, plainly = (build(s, t).phases[-1].loss(X, LABELS).item() for s, t in ((wrapped, guide), (same, bare)))
+        found, plainly = (build(s, t).stages[-1].loss(X, LABELS).item() for s, t in ((wrapped, guide), (same, bare)))
         assert found == pytest.approx(plainly, rel=1e-6)
     refused(f"returns a {kind}.*output=", Tapped, net, {}, X[:1])
     refused("output= returns a", Tapped, net, {}, X[:1], output=lambda out: {"logits": out})
     # raw networks in methods of logits
-    refused("output=", methods.kd(net, freeze(plain())).phases[0].loss, X, LABELS)
-    refused("output=", methods.kd(plain(), freeze(net)).phases[0].loss, X, LABELS)
+    refused("output=", methods.kd(net, freeze(plain())).stages[0].loss, X, LABELS)
+    refused("output=", methods.kd(plain(), freeze(net)).stages[0].loss, X, LABELS)
 
 
 # ---------------------------------------------------------------- raw networks, and a module called features
@@ -169,7 +169,7 @@ def test_methods_of_logits_take_raw_networks(name):
     for wrap in (lambda net: net, lambda net: Tapped(net, {}, X[:1])):
         method = build(wrap(plain()), freeze(wrap(plain(6, seed=1))))
         torch.manual_seed(0)
-        method.phases[0].loss(X, LABELS).backward()
+        method.stages[0].loss(X, LABELS).backward()
         found.append([p.grad for p in method.student.parameters()])
     assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
 
@@ -200,7 +200,7 @@ class VGG(nn.Module):
 def test_a_network_whose_features_are_a_module():
     net, guide = VGG(), freeze(VGG(1))
     expected = 0.1 * losses.cross_entropy(net(X), LABELS) + 0.9 * losses.kd(net(X), guide(X), 4.0)
-    assert methods.kd(net, guide).phases[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert methods.kd(net, guide).stages[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
     assert Tapped(net, {"late": "features.3"}, X[:1]).taps["late"].shape == (4, 4, 4)
 
 
@@ -248,9 +248,9 @@ def test_compiled_networks():
     guide = freeze(torch.compile(plain(6, seed=1), backend="eager"))
     for student in (compiled, Tapped(compiled, {}, X[:1])):
         method = methods.kd(student, guide)
-        expected = methods.kd(plain(), freeze(plain(6, seed=1))).phases[0].loss(X, LABELS)
+        expected = methods.kd(plain(), freeze(plain(6, seed=1))).stages[0].loss(X, LABELS)
         method.zero_grad()
-        found = method.phases[0].loss(X, LABELS)
+        found = method.stages[0].loss(X, LABELS)
         found.backward()
         assert found.item() == pytest.approx(expected.item(), rel=1e-5) and compiled._orig_mod[0].weight.grad.abs().sum() > 0
     in_place = plain()
@@ -262,14 +262,14 @@ def test_compiled_networks():
     # taps first, then compiled: its features are those of the network itself
     outside = torch.compile(Tapped(plain(), TAPS, X[:1]), backend="eager")
     method = methods.fitnets(outside, teacher(), guided="late", hint="late")
-    method.phases[0].loss(X, LABELS).backward()
+    method.stages[0].loss(X, LABELS).backward()
     assert outside.net[0].weight.grad.abs().sum() > 0 and outside.net[7].weight.grad is None
 
 
 def test_data_parallel():
     method = methods.kd(DataParallel(plain()), freeze(DataParallel(plain(6, seed=1))))
-    expected = methods.kd(plain(), freeze(plain(6, seed=1))).phases[0].loss(X, LABELS).item()
-    assert method.phases[0].loss(X, LABELS).item() == pytest.approx(expected, rel=1e-6)
+    expected = methods.kd(plain(), freeze(plain(6, seed=1))).stages[0].loss(X, LABELS).item()
+    assert method.stages[0].loss(X, LABELS).item() == pytest.approx(expected, rel=1e-6)
     refused("inside DataParallel.*StageLoss", Tapped, DataParallel(plain()), {"late": "module.3"}, X[:1])
 
 
@@ -290,7 +290,7 @@ def in_two(rank, folder):
         student = Tapped(plain(), TAPS, X[:1])
         torch.manual_seed(3)
         method = build(student, teacher())
-        for stage in method.phases:
+        for stage in method.stages:
             loss = DistributedDataParallel(methods.StageLoss(method, stage), find_unused_parameters=True)
             method.zero_grad()
             loss(x, labels).backward()
@@ -299,7 +299,7 @@ def in_two(rank, folder):
     for name, build in (("kd", methods.kd), ("attention_transfer", STAGED["attention_transfer"])):
         net = DistributedDataParallel(plain())
         student = net if name == "kd" else Tapped(net, {"late": "module.3"}, X[:1])
-        build(student, teacher()).phases[0].loss(x, labels).backward()
+        build(student, teacher()).stages[0].loss(x, labels).backward()
         found[f"{name}, wrapped"] = [p.grad for p in net.parameters()]
     student = Tapped(DistributedDataParallel(plain()), {tap: f"module.{name}" for tap, name in TAPS.items()}, X[:1])
     for name in ("fitnets", "fsp", "jacobian"):
@@ -319,13 +319,13 @@ def test_two_processes_compute_the_gradient_of_the_joint_batch(tmp_path):
         student = Tapped(plain(), TAPS, X[:1])
         torch.manual_seed(3)
         method = build(student, teacher())
-        for stage in method.phases:
+        for stage in method.stages:
             method.zero_grad()
             stage.loss(X, LABELS).backward()
             expected[f"{name}, {stage.name}"] = [p.grad.clone() for p in stage.parameters]
     for name, build in (("kd", methods.kd), ("attention_transfer", STAGED["attention_transfer"])):
         student = Tapped(plain(), TAPS, X[:1])
-        build(student, teacher()).phases[0].loss(X, LABELS).backward()
+        build(student, teacher()).stages[0].loss(X, LABELS).backward()
         expected[f"{name}, wrapped"] = [p.grad for p in student.parameters()]
     assert set(first) == set(second) == set(expected) and len(first) == 8
     for stage, gradients in expected.items():
@@ -378,7 +378,7 @@ def test_attention_is_that_of_the_layers_suggested():
     own, known = Tapped(student, {"late": row.student}, X[:1]), freeze(Tapped(guide, {"late": row.teacher}, X[:1]))
     q, p = (F.normalize(net.features(X)[1]["late"].square().sum(1).flatten(1)) for net in (own, known))
     expected = losses.cross_entropy(own(X), LABELS) + 1000 * (q - p).square().mean()
-    assert methods.attention_transfer(own, known, taps=["late"]).phases[0].loss(X, LABELS).item() == pytest.approx(
+    assert methods.attention_transfer(own, known, taps=["late"]).stages[0].loss(X, LABELS).item() == pytest.approx(
         expected.item(), rel=1e-4
     )
 

@@ -1,7 +1,6 @@
 """fit(): the update rule by hand, exact resume, evaluation mode, failures, forecasts."""
 
 import json
-import math
 import os
 import time
 
@@ -10,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore import models, training
+from kdcore import models
 from kdcore.errors import Paused, TrialFailed
 from kdcore.models import MLP
-from kdcore.training import Context, Measured, Stage, fit, seed_of
+from kdcore.training import Context, Run, Stage, fit, forecast, loop, seed_of
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -21,6 +20,11 @@ Y = (X[:, 0] > 0).long()
 
 def batches(generator):
     return torch.randperm(len(X), generator=generator).view(4, 10)
+
+
+def forgetting(*epochs):
+    """A ``before_epoch`` that gives these epochs a fresh optimiser."""
+    return lambda step, epoch: step.forget() if epoch in epochs else None
 
 
 def problem(epochs=4, rate=0.1, dropout=0.5, stages=1, **stage):
@@ -45,7 +49,14 @@ def test_sgd_with_momentum_by_hand():
     """One weight, loss = w x: v <- p v + x, w <- w - lr v."""
     w = nn.Module()
     w.value = nn.Parameter(torch.tensor([1.0]))
-    stage = Stage("one", 2, lambda g: torch.tensor([[2], [3]]), lambda i: w.value * i, lambda e: {"lr": (0.1, 0.01)[e]}, {"momentum": 0.5})
+    stage = Stage(
+        "one",
+        epochs=2,
+        indices=lambda g: torch.tensor([[2], [3]]),
+        loss=lambda i: w.value * i,
+        schedule=lambda e: {"lr": (0.1, 0.01)[e]},
+        optimiser={"momentum": 0.5},
+    )
     history = fit(w, [stage], dict)
     # gradients 2, 3, 2, 3; v = 2, 4, 4, 5; w = 1 - .2 - .4 - .04 - .05
     assert w.value.item() == pytest.approx(0.31)
@@ -58,7 +69,12 @@ def test_momentum_moves_with_the_schedule():
     w = nn.Module()
     w.value = nn.Parameter(torch.tensor([0.0]))
     stage = Stage(
-        "one", 2, lambda g: torch.tensor([[1]]), lambda i: w.value * i, lambda e: {"lr": 1.0, "momentum": (0.5, 0.25)[e]}, {"momentum": 0.5}
+        "one",
+        epochs=2,
+        indices=lambda g: torch.tensor([[1]]),
+        loss=lambda i: w.value * i,
+        schedule=lambda e: {"lr": 1.0, "momentum": (0.5, 0.25)[e]},
+        optimiser={"momentum": 0.5},
     )
     fit(w, [stage], dict)
     assert w.value.item() == pytest.approx(-1 - 1.25)
@@ -68,14 +84,22 @@ def test_momentum_forgotten_by_hand():
     """One step an epoch, gradient 1, momentum 0.5: v = 1, 1.5 | 1, 1.5 where the third epoch begins anew."""
     w = nn.Module()
     w.value = nn.Parameter(torch.tensor([0.0]))
-    stage = Stage("one", 4, lambda g: torch.tensor([[1]]), lambda i: w.value * i, lambda e: {"lr": 1.0}, {"momentum": 0.5}, forget=[0, 2])
+    stage = Stage(
+        "one",
+        epochs=4,
+        indices=lambda g: torch.tensor([[1]]),
+        loss=lambda i: w.value * i,
+        schedule=lambda e: {"lr": 1.0},
+        optimiser={"momentum": 0.5},
+        before_epoch=forgetting(0, 2),
+    )
     fit(w, [stage], dict)
     assert w.value.item() == pytest.approx(-5.0)
 
 
 @pytest.mark.parametrize("pause_after", [1, 2, 3])
 def test_momentum_is_forgotten_once_over_a_pause(tmp_path, pause_after):
-    whole, stages, evaluate = problem(forget=[2])
+    whole, stages, evaluate = problem(before_epoch=forgetting(2))
     history = fit(whole, stages, evaluate)
     context = Context(checkpoint=tmp_path)
 
@@ -83,22 +107,22 @@ def test_momentum_is_forgotten_once_over_a_pause(tmp_path, pause_after):
         context.deadline = 0 if row["done"] == pause_after else context.deadline
 
     context.report = stop
-    net, stages, evaluate = problem(forget=[2])
+    net, stages, evaluate = problem(before_epoch=forgetting(2))
     with pytest.raises(Paused):
         fit(net, stages, evaluate, context)
-    net, stages, evaluate = problem(forget=[2])
+    net, stages, evaluate = problem(before_epoch=forgetting(2))
     assert fit(net, stages, evaluate, Context(checkpoint=tmp_path)) == history
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))
     kept, stages, evaluate = problem()
     assert fit(kept, stages, evaluate)[-1]["loss"] != history[-1]["loss"]
 
 
-def test_an_evaluation_every_so_many_epochs():
-    net, stages, evaluate = problem(epochs=7, every=3)
+def test_what_is_measured_and_the_last_epoch():
+    net, stages, evaluate = problem(epochs=7, measured=[2, 5])
     assert ["test_error_percent" in row for row in fit(net, stages, evaluate)] == [False, False, True, False, False, True, True]
-    net, stages, evaluate = problem(epochs=7, every=3, stop=lambda history: len(history) == 2)
+    net, stages, evaluate = problem(epochs=7, measured=[2, 5], stop=lambda history: len(history) == 2)
     assert ["test_error_percent" in row for row in fit(net, stages, evaluate)] == [True, True], "what may end a stage must be known"
-    net, stages, evaluate = problem(epochs=5, every=3, first=True)
+    net, stages, evaluate = problem(epochs=5, measured=(0, 2))
     assert ["test_error_percent" in row for row in fit(net, stages, evaluate)] == [True, False, True, False, True]
 
 
@@ -134,7 +158,12 @@ def test_a_stage_of_steps_counts_steps():
     w.value = nn.Parameter(torch.tensor([0.0]))
     rows = torch.arange(4).unsqueeze(1)
     stage = Stage(
-        "s", None, lambda g: rows, lambda i: w.value * i, lambda step: (seen.append(step), {"lr": 1.0 if step < 5 else 0.1})[1], steps=7
+        "s",
+        epochs=None,
+        indices=lambda g: rows,
+        loss=lambda i: w.value * i,
+        schedule=lambda step: (seen.append(step), {"lr": 1.0 if step < 5 else 0.1})[1],
+        steps=7,
     )
     history = fit(w, [stage], dict)
     assert seen == list(range(7))
@@ -144,7 +173,9 @@ def test_a_stage_of_steps_counts_steps():
     assert [row["loss"] for row in history] == [[pytest.approx(-11 / 4)], [pytest.approx(-18.2 / 3)]]
     assert [row["lr"] for row in history] == [1.0, 0.1]
     with pytest.raises(ValueError, match="either epochs or steps"):
-        Stage("s", None, None, None, None)
+        fit(w, [Stage("s", loss=lambda i: w.value * i, indices=lambda g: rows, schedule=lambda e: {"lr": 1.0})])
+    with pytest.raises(ValueError, match="has no schedule"):
+        fit(w, [Stage("s", loss=lambda i: w.value * i, indices=lambda g: rows, epochs=1)])
 
 
 def test_a_knob_moves_the_loss():
@@ -152,7 +183,12 @@ def test_a_knob_moves_the_loss():
     w.value = nn.Parameter(torch.tensor(0.0))
     weight = torch.zeros(())
     stage = Stage(
-        "s", 3, lambda g: torch.zeros(1, 1), lambda i: w.value * weight, lambda e: {"lr": 1.0, "weight": 10.0**e}, knobs={"weight": weight}
+        "s",
+        epochs=3,
+        indices=lambda g: torch.zeros(1, 1),
+        loss=lambda i: w.value * weight,
+        schedule=lambda e: {"lr": 1.0, "weight": 10.0**e},
+        knobs={"weight": weight},
     )
     fit(w, [stage], dict)
     assert w.value.item() == pytest.approx(-111)
@@ -161,7 +197,9 @@ def test_a_knob_moves_the_loss():
 def test_clipping_is_of_the_norm_of_all_gradients_together():
     net = nn.Module()
     net.a, net.b = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(0.0))
-    stage = Stage("s", 1, lambda g: torch.zeros(1, 1), lambda i: 3 * net.a + 4 * net.b, lambda e: {"lr": 1.0}, clip=1.0)
+    stage = Stage(
+        "s", epochs=1, indices=lambda g: torch.zeros(1, 1), loss=lambda i: 3 * net.a + 4 * net.b, schedule=lambda e: {"lr": 1.0}, clip=1.0
+    )
     fit(net, [stage], dict)
     assert (net.a.item(), net.b.item()) == (pytest.approx(-0.6, abs=1e-5), pytest.approx(-0.8, abs=1e-5))
 
@@ -216,7 +254,7 @@ def test_resume_is_exact(tmp_path, stages, pause_after):
             raise Kill
         seen.append(row)
 
-    training_seconds, training.CHECKPOINT_SECONDS = training.CHECKPOINT_SECONDS, 0
+    seconds, loop.CHECKPOINT_SECONDS = loop.CHECKPOINT_SECONDS, 0
     try:
         net, made, evaluate = problem(stages=stages)
         with pytest.raises(Kill):
@@ -225,7 +263,7 @@ def test_resume_is_exact(tmp_path, stages, pause_after):
         torch.manual_seed(999)  # what is left in the generators does not matter
         again = fit(net, made, evaluate, Context(checkpoint=tmp_path))
     finally:
-        training.CHECKPOINT_SECONDS = training_seconds
+        loop.CHECKPOINT_SECONDS = seconds
     assert json.dumps(again) == json.dumps(whole)
     assert all(torch.equal(a, b) for a, b in zip(final, net.parameters(), strict=True))
 
@@ -238,11 +276,11 @@ def test_resume_is_exact_for_a_channels_last_net(tmp_path):
         net = models.create("resnet_8", 2).to(memory_format=torch.channels_last)
         stage = Stage(
             "train",
-            3,
-            lambda generator: torch.randperm(16, generator=generator).view(2, 8),
-            lambda index: nn.functional.cross_entropy(net(images[index].contiguous(memory_format=torch.channels_last)), labels[index]),
-            lambda epoch: {"lr": 0.1},
-            {"momentum": 0.9},
+            epochs=3,
+            indices=lambda generator: torch.randperm(16, generator=generator).view(2, 8),
+            loss=lambda index: nn.functional.cross_entropy(net(images[index].contiguous(memory_format=torch.channels_last)), labels[index]),
+            schedule=lambda epoch: {"lr": 0.1},
+            optimiser={"momentum": 0.9},
         )
         return fit(net, [stage], dict, context), net.state_dict()
 
@@ -297,7 +335,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_run_starts_over(tmp_path, d
         net = MLP((6, 8, 3)).reset([1])
         made[0].loss, made[0].epochs = (lambda index: nn.functional.cross_entropy(net(X[index]), Y[index])), 1
         fresh = [p.detach().clone() for p in MLP((6, 8, 3)).reset([1]).parameters()]
-        made[0].at_start = lambda: [torch.testing.assert_close(p, q) for p, q in zip(net.parameters(), fresh, strict=True)]
+        made[0].before_epoch = lambda *_: [torch.testing.assert_close(p, q) for p, q in zip(net.parameters(), fresh, strict=True)]
         fit(net, made, dict, Context(checkpoint=path.parent, say=words.append))
     else:
         assert fit(net, made, evaluate, Context(checkpoint=path.parent, say=words.append)) == whole
@@ -380,7 +418,9 @@ def test_a_stack_trains_like_its_members_alone():
             logits = net(X[index]).flatten(0, -2)
             return nn.functional.cross_entropy(logits, Y[index].repeat(members or 1), reduction="none").view(-1, 10).mean(-1)
 
-        history = fit(net, [Stage("s", 3, batches, loss, lambda e: {"lr": 0.1}, {"momentum": 0.9})], dict)
+        history = fit(
+            net, [Stage("s", epochs=3, indices=batches, loss=loss, schedule=lambda e: {"lr": 0.1}, optimiser={"momentum": 0.9})], dict
+        )
         return net, history
 
     stack, together = run([1, 2], 2)
@@ -395,10 +435,8 @@ def test_seeds_depend_on_every_part():
     assert len(seeds) == 6 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_probe_forecasts_without_training_on(tmp_path):
+def test_a_forecast_is_of_all_epochs_and_leaves_nothing(tmp_path):
     net, made, evaluate = problem(epochs=1000)
-    with pytest.raises(Measured) as caught:
-        Context(probe=True, checkpoint=tmp_path).fit(net, made, evaluate)
-    assert 0 < caught.value.seconds < 1000
-    assert not list(tmp_path.iterdir())
-    assert math.isfinite(caught.value.seconds)
+    seconds = forecast(Run(None, net, made, evaluate), Context(checkpoint=tmp_path))
+    assert 0 < seconds < 1000 and not list(tmp_path.iterdir())
+    assert forecast(Run(None, estimate=lambda: 12.5), Context()) == 12.5

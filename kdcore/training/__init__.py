@@ -2,7 +2,7 @@
 
 from kdcore.training.checkpoint import Checkpoint
 from kdcore.training.context import Context, fast_precision
-from kdcore.training.fit import evaluated, fit
+from kdcore.training.loop import evaluated, fit
 from kdcore.training.run import Run, forecast
 from kdcore.training.stage import Stage, seed_of
 from kdcore.training.step import Step

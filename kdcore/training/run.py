@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdcore.training.context import Context
-from kdcore.training.fit import evaluated, fit, train_epoch
+from kdcore.training.loop import evaluated, fit, train_epoch
 from kdcore.training.stage import Stage
 from kdcore.training.step import Step
 
