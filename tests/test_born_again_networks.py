@@ -15,8 +15,10 @@ from kdcore import data, losses, metrics, papers
 from kdcore.errors import Paused
 from kdcore.models import create
 from kdcore.papers.born_again_networks import trial as ban
-from kdcore.papers.images import Vision, piecewise
-from kdcore.training import Context
+from kdcore.papers.born_again_networks.generations import Chosen, ensembles
+from kdcore.papers.born_again_networks.importance import importance
+from kdcore.papers.images import piecewise
+from kdcore.training import Context, forecast
 from kdcore.trials import plan
 from kdcore.trials.store import Store
 
@@ -45,15 +47,41 @@ def config_of(budget, arm, **changes):
     return config | same | changes
 
 
+def weights(config):
+    """What a teacher's trial hands on."""
+    if config["teacher"] is None:
+        return None
+    classes = len(data.load(config["data"]).classes)
+    return create(config["network"], classes).reset(7).state_dict() | {ban.LOGITS: torch.zeros(1, 6, classes)}
+
+
 def run(arm, context=None, budget="paper", teacher=None, **changes):
-    """The result of an arm, and the context it ran in."""
-    config = config_of(budget, arm, **changes)
-    context = context or Spy()
-    if config["teacher"] is not None and teacher is None:
-        classes = len(data.load(config["data"]).classes)
-        teacher = create(config["network"], classes).reset(7).state_dict() | {ban.LOGITS: torch.zeros(1, 6, classes)}
-    (result,) = ban.run([SimpleNamespace(config=config, arm=arm)], context, teacher)
-    return result, context
+    """The result of an arm, and what was seen of its run."""
+    config, context = config_of(budget, arm, **changes), context or Context()
+    spy = Spy(ban.prepare([SimpleNamespace(config=config, arm=arm)], context, teacher or weights(config)))
+    (result,) = spy.train(context)
+    return result, spy
+
+
+def built(arm, context=None, **changes):
+    """The trial of an arm, with all that it trains."""
+    config = config_of("paper", arm, **changes)
+    trial = ban.Trial(config, context or Context(), weights(config))
+    trial.run()
+    return trial
+
+
+@pytest.mark.parametrize("arm", [CHAIN.format("CWTM"), CHAIN.format("DKPP, fixed"), INTENDED.format(2), CODED])
+def test_a_rehearsal_needs_no_teachers_weights(arm):
+    """Nobody is asked what only a trained teacher knows; the length of the run is foretold all the same."""
+    context, config = Context(rehearsal=True), config_of("paper", arm)
+    run = ban.prepare([SimpleNamespace(config=config, arm=arm)], context, None)
+    assert forecast(run, context) > 0
+    (result,) = run.finish([{"test_error_percent": 50.0}])
+    assert "importance" not in result["metrics"]
+    if config["teacher"] is not None:
+        with pytest.raises(ValueError, match="has no weights"):
+            ban.prepare([SimpleNamespace(config=config, arm=arm)], Context(), None)
 
 
 def softmax64(logits):
@@ -181,7 +209,7 @@ def test_the_recount_of_the_densenets():
     """What the sheet and the notebook say of the nets' sizes, and the nets themselves."""
     counts = {(106, 33): 6.36, (112, 33): 6.99, (88, 60): 15.19, (94, 60): 16.96, (76, 80): 21.10, (82, 80): 23.92}
     counts |= {(76, 120): 47.28, (82, 120): 53.59}
-    notebook = (Path(ban.__file__).parents[2] / "notebooks" / "born_again_networks.ipynb").read_text()
+    notebook = (Path(__file__).parents[1] / "notebooks" / "born_again_networks.ipynb").read_text()
     for (depth, growth), millions in counts.items():
         assert densenet_weights(depth, growth, 100) / 1e6 == pytest.approx(millions, abs=0.005)
         assert f"{millions:.2f}M" in notebook
@@ -200,14 +228,14 @@ METRICS = {"test_errors", "test_error_percent", "test_accuracy_percent", "best_t
 @pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own objective, for a few steps, with a small net of its family; budgets that differ in lengths alone are one."""
-    result, context = run(arm, budget=budget)
+    result, spy = run(arm, budget=budget)
     config = config_of(budget, arm)
     assert set(result["metrics"]) >= METRICS | {"best_generation_test_error_percent"}
     assert all(np.isfinite(row["loss"]) for row in result["history"])
     assert ("weights" in result) == config["is_teacher"] and ("importance" in result["metrics"]) == (config["objective"] == "CWTM")
     assert ("divergence_from_teacher" in result["history"][-1]) == (config["teacher"] is not None or config["same_object"])
     assert ("gradient_true_class" in result["history"][-1]) == (config["objective"] == "BAN")
-    assert isinstance(context.stages[0].rule([torch.nn.Parameter(torch.ones(1))]), torch.optim.Adam) == ("ResNet" in arm)
+    assert isinstance(spy.stages[0].rule([torch.nn.Parameter(torch.ones(1))]), torch.optim.Adam) == ("ResNet" in arm)
     json.dumps([result["metrics"], result["history"]], allow_nan=False)
 
 
@@ -221,7 +249,7 @@ def test_objectives_share_weights_and_batches_and_generations_do_not():
         assert found[name].seen[0] != ours.seen[0] and any(
             not torch.equal(found[name].start[key], value) for key, value in ours.start.items()
         )
-    assert run(CHAIN.format("BAN"), Spy(seed=1))[1].seen[0] != ours.seen[0]
+    assert run(CHAIN.format("BAN"), Context(seed=1))[1].seen[0] != ours.seen[0]
 
 
 def loss_of(name, x, labels, student, teacher):
@@ -235,28 +263,28 @@ def loss_of(name, x, labels, student, teacher):
 
 @pytest.mark.parametrize("name", ["teacher", "BAN", "BAN+L", "CWTM"])
 def test_the_loss_of_an_objective(name):
-    _, context = run(CHAIN.format(name))
-    config = config_of("paper", CHAIN.format(name))
-    vision = Vision(config, Context())
-    index = context.stages[0].indices(torch.Generator().manual_seed(3))[0]
-    x, labels = vision.views(index), vision.train_labels[index[:, 0]]
-    net = context.model.student.eval()
-    guide = create("wrn_10_1").reset(7).eval()
+    _, spy = run(CHAIN.format(name))
+    trial, (stage,) = built(CHAIN.format(name)), spy.stages
+    index = stage.indices(torch.Generator().manual_seed(3))[0]
+    x, labels = trial.views(index), trial.train_labels[index[:, 0]]
+    net = spy.model.student.eval()
+    teacher = create("wrn_10_1").reset(7).eval()
     with torch.no_grad():
-        expected = loss_of(config["objective"], x, labels.numpy(), net(x).numpy(), guide(x).numpy())
-        assert context.stages[0].loss(index).item() == pytest.approx(expected, rel=1e-5)
+        expected = loss_of(trial.config["objective"], x, labels.numpy(), net(x).numpy(), teacher(x).numpy())
+        assert stage.loss_of(index).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_fixed_permutations_belong_to_the_image():
     """The same image, the same view: the same targets in each step. DKPP draws anew."""
     targets = {}
     for name in ("DKPP, fixed", "DKPP"):
-        _, context = run(CHAIN.format(name))
-        index = context.stages[0].indices(torch.Generator().manual_seed(3))[0]
-        net = context.model.student.eval()
+        _, spy = run(CHAIN.format(name))
+        (stage,) = spy.stages
+        index = stage.indices(torch.Generator().manual_seed(3))[0]
+        net = spy.model.student.eval()
         with torch.no_grad():
-            targets[name] = [context.stages[0].loss(index).item() for _ in range(4)]
-            swapped = [context.stages[0].loss(index.flip(0)).item() for _ in range(4)]
+            targets[name] = [stage.loss_of(index).item() for _ in range(4)]
+            swapped = [stage.loss_of(index.flip(0)).item() for _ in range(4)]
         assert not net.training
         if name == "DKPP, fixed":
             assert swapped == pytest.approx(targets[name], rel=1e-6), "an image's permutation does not depend on its place in the batch"
@@ -265,16 +293,14 @@ def test_fixed_permutations_belong_to_the_image():
 
 
 def test_permuted_targets_keep_the_teachers_first_choice():
-    config = config_of("paper", CHAIN.format("DKPP, fixed"))
-    vision = Vision(config, Context())
-    guide = vision.teacher("wrn_10_1", create("wrn_10_1").reset(7).state_dict())
-    index = vision.indices(torch.Generator().manual_seed(1)).flatten(0, 1)
-    x = vision.views(index)
+    trial = built(CHAIN.format("DKPP, fixed"))
+    index = trial.indices(torch.Generator().manual_seed(1)).flatten(0, 1)
+    x = trial.views(index)
     with torch.no_grad():  # as the table asks: with a graph, a processor may take another way to the same logits
-        plain, permuted = guide(x), ban._table(vision, guide)(index, x)
+        plain, permuted = trial.teacher(x), trial.table()(index, x)
     assert torch.equal(plain.argmax(-1), permuted.argmax(-1)) and not torch.equal(plain, permuted)
     assert torch.equal(plain.sort(-1).values, permuted.sort(-1).values)
-    other = ban._table(Vision(config, Context(seed=1)), guide)(index, x)
+    other = built(CHAIN.format("DKPP, fixed"), Context(seed=1)).table()(index, x)
     assert not torch.equal(permuted, other), "another seed, another order"
 
 
@@ -285,19 +311,18 @@ def test_a_chain_of_four_and_its_ensembles():
     """Each generation is taught by the one before; Ens*2 and Ens*3 are the last two and three, recomputed here."""
     labels, said, teacher = data.load("cifar10").test_labels.numpy(), [], None
     for number, name in enumerate(("teacher", "BAN-1", "BAN-2", "BAN-3"), 1):
-        result, context = run(CHAIN.format(name), teacher=teacher)
-        metrics_found, net = result["metrics"], context.model.student
-        vision = Vision(config_of("paper", CHAIN.format(name)), Context())
-        said.append(vision.logits(net, vision.test_views).numpy())
+        result, spy = run(CHAIN.format(name), teacher=teacher)
+        measures, trial = result["metrics"], ban.Trial(config_of("paper", CHAIN.format(name)), Context())
+        said.append(trial.logits(spy.model.student, trial.test_views).numpy())
         wrong = [100 * np.mean(logits.argmax(-1) != labels) for logits in said]
-        assert metrics_found["test_error_percent"] == pytest.approx(wrong[-1])
-        assert metrics_found["best_generation_test_error_percent"] == pytest.approx(min(wrong))
+        assert measures["test_error_percent"] == pytest.approx(wrong[-1])
+        assert measures["best_generation_test_error_percent"] == pytest.approx(min(wrong))
         for count in range(2, number + 1):
             together = np.mean([softmax64(logits) for logits in said[-count:]], 0)
             expected = 100 * np.mean(together.argmax(-1) != labels)
-            assert metrics_found[f"ensemble_{count}_test_error_percent"] == pytest.approx(expected)
-            assert metrics_found[f"ensemble_{count}_test_accuracy_percent"] == pytest.approx(100 - expected)
-        assert f"ensemble_{number + 1}_test_error_percent" not in metrics_found
+            assert measures[f"ensemble_{count}_test_error_percent"] == pytest.approx(expected)
+            assert measures[f"ensemble_{count}_test_accuracy_percent"] == pytest.approx(100 - expected)
+        assert f"ensemble_{number + 1}_test_error_percent" not in measures
         if name != "BAN-3":
             teacher = result["weights"]
             assert np.allclose(teacher[ban.LOGITS].numpy(), np.stack(said), atol=1e-5)
@@ -308,7 +333,7 @@ def test_what_an_ensemble_takes_the_mean_of():
     logits = torch.tensor([[[9.0, 0.0, 0.0]], [[0.0, 5.0, 4.99]], [[0.0, 5.0, 4.99]]])
     labels = torch.tensor([0])
     p = softmax64(logits.numpy()).mean(0)[0]
-    found = {what: ban._ensembles(logits, 1, labels, what) for what in ("probabilities", "logits")}
+    found = {what: ensembles(logits, 1, labels, what) for what in ("probabilities", "logits")}
     assert [found[what]["ensemble_3_test_error_percent"] for what in found] == [p.argmax() * 100.0, 100.0] == [0.0, 100.0]
 
 
@@ -319,7 +344,7 @@ def test_earlier_generations_of_one_trial_have_a_prefix():
     first = torch.tensor([[sure, 0], [sure, 0], [0, sure], [sure, 0]])
     second = torch.tensor([[0, doubtful], [sure, 0], [doubtful, 0], [0, sure]])
     third = torch.tensor([[sure, 0], [sure, 0], [0, sure], [0, 2 * sure]])
-    found = ban._ensembles(torch.stack([first, second, third]), 3, labels, "logits")
+    found = ensembles(torch.stack([first, second, third]), 3, labels, "logits")
     assert [found[f"generation_{n}_test_error_percent"] for n in (1, 2)] == [25.0, 50.0]
     # case 4: 4 + 0 for class 0, 0 + 4 for class 1: a tie, which the first class wins; the others go to the surer net
     assert found["generation_2_ensemble_2_test_error_percent"] == 25.0
@@ -377,11 +402,10 @@ def test_gradient_parts_are_those_of_the_loss():
     assert sure["gradient_other_classes"].item() == pytest.approx(found["gradient_labels"].item())
 
 
-def test_importance_weights_by_hand(monkeypatch):
+def test_importance_weights_by_hand():
     """Two sure cases (0.95, right) and one doubtful (0.55, wrong) of a teacher; the student is even."""
     p = torch.tensor([[0.95, 0.05], [0.05, 0.95], [0.45, 0.55]]).log()
-    vision = SimpleNamespace(logits=lambda net, views: net, views=None, train_labels=torch.tensor([0, 1, 0]))
-    found = ban._importance(vision, torch.zeros(3, 2), p)["importance"]
+    found = importance(torch.zeros(3, 2), p, torch.tensor([0, 1, 0]))
     assert found["cases"] == [0] * 5 + [1] + [0] * 3 + [2]
     assert found["cwtm_weight"][5] == pytest.approx(0.55 / (2.45 / 3)) and found["cwtm_weight"][9] == pytest.approx(0.95 / (2.45 / 3))
     assert found["true_class_weight"][5] == pytest.approx(0.05 / 0.5) and found["true_class_weight"][9] == pytest.approx(0.45 / 0.5)
@@ -393,54 +417,53 @@ def test_importance_weights_by_hand(monkeypatch):
 
 def test_as_coded_nothing_is_ever_taught():
     """The KL is 0 to the last bit and only labels are learned from; each later generation starts at the best weights before it."""
-    weights = []
+    after_epochs = []
+    spy = Spy(ban.prepare([SimpleNamespace(config=config_of("paper", CODED))], Context(), None))
+    measure = spy.run.evaluate
 
-    class Watched(Spy):
-        def fit(self, model, stages, evaluate):
-            def after():
-                row = evaluate()
-                weights.append({key: value.clone() for key, value in model.student.state_dict().items()})
-                return row
+    def evaluate():
+        row = measure()
+        after_epochs.append({key: value.clone() for key, value in spy.model.student.state_dict().items()})
+        return row
 
-            return super().fit(model, stages, after)
-
-    result, context = run(CODED, Watched())
+    spy.run.evaluate = evaluate
+    (result,) = spy.train()
+    (stage,) = spy.stages
     rows_found, each = result["history"], 3  # two passes of five steps, evaluated every three
     assert len(rows_found) == 3 * each and {row["divergence_from_teacher"] for row in rows_found} == {0.0}
-    assert context.model.phases[0].nets[0] is context.model.phases[0].nets[1] is context.model.student
-    knobs = [context.stages[0].schedule(epoch) for epoch in range(9)]
+    assert stage.loss.student is stage.loss.teacher is spy.model.student
+    knobs = [stage.schedule(epoch) for epoch in range(9)]
     assert [k["hard_weight"] for k in knobs] == [1.0] * 3 + [pytest.approx(0.1)] * 6
     assert [k["soft_weight"] for k in knobs] == [0.0] * 3 + [0.9] * 6
     # the loss of the later generations is a tenth of the cross-entropy, nothing else
-    net, index = context.model.student.train(), context.stages[0].indices(torch.Generator().manual_seed(1))[0]
-    vision = Vision(config_of("paper", CODED), Context())
-    hard = losses.cross_entropy(net(vision.views(index)), vision.train_labels[index[:, 0]])
-    assert context.stages[0].loss(index).item() == pytest.approx(0.1 * hard.item(), rel=1e-4)
+    net, index = spy.model.student.train(), stage.indices(torch.Generator().manual_seed(1))[0]
+    trial = ban.Trial(config_of("paper", CODED), Context())
+    hard = losses.cross_entropy(net(trial.views(index)), trial.train_labels[index[:, 0]])
+    assert stage.loss_of(index).item() == pytest.approx(0.1 * hard.item(), rel=1e-4)
     for generation in range(3):
         part = rows_found[generation * each : (generation + 1) * each]
         best = min(range(each), key=lambda i: part[i]["test_loss"])
-        kept = weights[generation * each + best] if best < each - 1 else weights[(generation + 1) * each - 1]
-        assert all(torch.equal(weights[(generation + 1) * each - 1][key], value) for key, value in kept.items())
+        kept = after_epochs[generation * each + best] if best < each - 1 else after_epochs[(generation + 1) * each - 1]
+        assert all(torch.equal(after_epochs[(generation + 1) * each - 1][key], value) for key, value in kept.items())
 
 
 def test_as_coded_the_statistics_become_those_of_the_test_set():
-    config = config_of("paper", CODED, batch_size=3)
-    vision = Vision(config, Context())
-    net = vision.network("resnet_8", 0)
+    trial = ban.Trial(config_of("paper", CODED, batch_size=3), Context())
+    net = trial.student = trial.network("resnet_8", 0).eval()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     seen = []
     hook = net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    found = ban._drifting(vision, net.eval())
+    found = trial.drifting()
     hook.remove()
     assert not net.training
     changed = {key.rsplit(".")[-1] for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
     for _ in range(60):
-        ban._drifting(vision, net)
-    images = vision.test_views(vision.test_views.plain(torch.arange(6)))
+        trial.drifting()
+    images = trial.test_views(trial.test_views.plain(torch.arange(6)))
     order = [next(i for i in range(6) if torch.equal(images[i], x)) for x in torch.cat(seen)]
     assert sorted(order) == list(range(6)) and len(seen) == 2
-    x, labels = images[order], vision.test_labels[order]
+    x, labels = images[order], trial.test_labels[order]
     maps = net.conv(x).detach()
     halves = [maps[:3].mean((0, 2, 3)), maps[3:].mean((0, 2, 3))]  # the second batch has the last word: 1 / (2 - 0.1) of the weight
     expected = (0.9 * halves[0] + halves[1]) / 1.9
@@ -464,8 +487,8 @@ def test_as_coded_batches_of_the_test_set_mix_the_classes():
             batches.append(labels[part])
             return F.one_hot(labels[part], 10).float()
 
-    vision = SimpleNamespace(config={"batch_size": 20}, context=Context(), test_labels=labels, test_views=Views())
-    found = ban._drifting(vision, nn.Identity())
+    shown = {"test_labels": labels, "test_views": Views(), "student": nn.Identity()}
+    found = ban.Trial.drifting(SimpleNamespace(config={"batch_size": 20}, context=Context(), **shown))
     assert found["test_error_percent"] == 0 and torch.equal(torch.cat(batches).sort().values, labels)
     assert len(batches) == 10 and min(len(batch.unique()) for batch in batches) > 4
 
@@ -477,12 +500,12 @@ def test_as_intended_a_generation_starts_anew_and_is_taught():
     trained = first["weights"]
     assert all(not torch.equal(two.start[key], trained[key]) for key in two.start if "conv" in key)
     assert all(row["divergence_from_teacher"] > 1e-4 for row in second["history"])
-    assert "divergence_from_teacher" not in first["history"][0] and one.model.knobs == {}
+    assert "divergence_from_teacher" not in first["history"][0] and one.stages[0].knobs == {}
     # the held-out tenth is never trained on
-    vision = Vision(config_of("paper", INTENDED.format(1)), Context())
-    rest, held = ban._split(vision)
-    assert len(held) == 2 and sorted([*rest.tolist(), *held.tolist()]) == list(range(20))
-    assert {row[0] for index in one.seen[0] for row in index} <= set(rest.tolist())
+    trial = built(INTENDED.format(1))
+    seen, held_out = trial.seen.tolist(), trial.held_out.tolist()
+    assert len(held_out) == 2 and sorted([*seen, *held_out]) == list(range(20))
+    assert {row[0] for index in one.seen[0] for row in index} <= set(seen)
     # the reported net is that of the epoch with the lowest held-out loss
     best = min(first["history"], key=lambda row: row["held_out_loss"])
     assert first["metrics"]["test_error_percent"] == pytest.approx(best["test_error_percent"])
@@ -490,13 +513,13 @@ def test_as_intended_a_generation_starts_anew_and_is_taught():
 
 def test_chosen_weights_survive_what_follows():
     net = create("resnet_8").reset(1)
-    chosen = ban.Chosen(net, 1, 4, 10)
+    chosen = Chosen(net, 1, 4, 10)
     assert not {id(p) for p in chosen.parameters()} & {id(p) for p in net.parameters()}
     with torch.no_grad():
         for value, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
             net.linear.bias.fill_(value)
             chosen.offer(torch.tensor(loss))
-        copy = ban.Chosen(net, 1, 4, 10)
+        copy = Chosen(net, 1, 4, 10)
         copy.load_state_dict(chosen.state_dict())
         copy.restore()
     assert net.linear.bias.tolist() == [2.0] * 10 and int(copy.epochs) == 3 and copy.lowest == torch.inf

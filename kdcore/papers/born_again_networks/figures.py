@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from kdcore.papers.born_again_networks.trial import BINS
+from kdcore.papers.born_again_networks.importance import BINS
 from kdcore.report import figures as draw
 
 
