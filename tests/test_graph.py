@@ -247,17 +247,14 @@ def test_the_record_says_that_there_was_no_graph(tmp_path, monkeypatch):
     from kdcore.trials.spec import Cohort
     from kdcore.trials.store import Store
 
-    class Paper:
-        def precision(self, device, wanted):
-            return "float32"
+    def prepare(trials, context, teacher_weights):
+        context.without_graph("no graph here")
+        context.without_graph("nor there")
+        return Run(lambda history: [{"metrics": {"test_error_percent": 1.0}, "history": history}])
 
-        def prepare(self, trials, context, teacher_weights):
-            context.without_graph("no graph here")
-            context.without_graph("nor there")
-            return Run(lambda history: [{"metrics": {"test_error_percent": 1.0}, "history": history}])
-
-    events, trial, store = [], papers.get("hinton_mnist").trial("smoke", "small", 0), Store(tmp_path)
-    monkeypatch.setattr(papers, "get", lambda key: Paper())
+    paper, events, store = papers.get("hinton_mnist"), [], Store(tmp_path)
+    trial = paper.trial("smoke", "small", 0)
+    monkeypatch.setattr(paper, "prepare", prepare)
     child.train(Cohort((trial,)), store, "cpu", "auto", float("inf"), lambda event, **more: events.append((event, more)), {trial.id})
     assert store.get(trial)["environment"]["without_graph"] == "no graph here"
     assert events == [("said", {"message": "no graph here"})]
