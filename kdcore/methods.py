@@ -216,7 +216,7 @@ def _hard(batch: Batch) -> Tensor:
     return losses.cross_entropy(batch.logits, batch.labels, reduction="none").mean(-1)  # of each net of a stack
 
 
-def _soft(batch: Batch, temperature: float) -> Tensor:
+def _soft(batch: Batch, temperature: float | Tensor) -> Tensor:
     return losses.kd(batch.logits, batch.teacher.logits, temperature, reduction="none").mean(-1)
 
 
@@ -229,10 +229,11 @@ def hard_labels() -> list[tuple[float, Term]]:
     return [(1.0, _hard)]
 
 
-def soft_targets(temperature: float, soft_weight: float = 1.0) -> list[tuple[float, Term]]:
+def soft_targets(temperature: float | Tensor, soft_weight: float = 1.0) -> list[tuple[float, Term]]:
     """(1 - a) CE(labels) + a T^2 KL(teacher at T): the "+ KD" of any method (Hinton et al. 2015, section 2).
 
-    temperature: T > 0; soft_weight: a, from 0 to 1. A term of weight 0 is left out, and with it what it would cost.
+    temperature: T > 0, or one for each net of a stack [K, 1, 1]; soft_weight: a, from 0 to 1. A term of weight 0 is left out,
+    and with it what it would cost.
     Raises ValueError for numbers out of range.
     """
     losses.check_temperature(temperature)

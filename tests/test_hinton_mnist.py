@@ -10,16 +10,21 @@ import torch
 from kdcore import data, metrics, papers
 from kdcore.models import MLP
 from kdcore.papers.hinton_mnist import trial as hinton
-from kdcore.training import Context, seed_of
+from kdcore.training import Context, forecast, seed_of
 
 PAPER = papers.get("hinton_mnist")
 
 
-def small_run(arm: str, seed=0, teacher=None, extra=(), **changes):
-    """Results of an arm at budget smoke, made smaller still."""
+def prepared(arm: str, context=None, teacher=None, extra=(), **changes):
+    """An arm at budget smoke, made smaller still; extra: what each trial of a cohort changes."""
     config = PAPER.config("smoke", arm) | {"layers": [784, 24, 16, 10], "epochs": 3} | changes
     trials = [SimpleNamespace(config=config | more) for more in (extra or [{}])]
-    return hinton.run(trials, Context(seed=seed), teacher)
+    return hinton.prepare(trials, context or Context(), teacher)
+
+
+def small_run(arm: str, seed=0, **options):
+    context = Context(seed=seed)
+    return prepared(arm, context, **options).train(context)
 
 
 @pytest.fixture(scope="module")
@@ -103,22 +108,25 @@ def test_update_rule_of_hinton_2012():
     assert [hinton.update_rule(linear, e)["lr"] for e in (0, 5, 9)] == pytest.approx([0.1, 0.05, 0.01])
 
 
-@pytest.mark.usefixtures("float64")
-def test_the_weight_of_the_soft_term_moves_loss_and_gradient():
-    generator = torch.Generator().manual_seed(0)
-    labels, table = torch.randint(10, (6,), generator=generator), torch.randn(6, 10, generator=generator)
-    gradients, values = {}, {}
-    for weight in (0.0, 0.5, 0.9, 1.0):
-        z = torch.zeros(6, 10, requires_grad=True)
-        loss = hinton.objective(z, labels, table, torch.tensor(20.0), weight)
-        loss.backward()
-        gradients[weight], values[weight] = z.grad, loss.item()
-    hard, soft = gradients[0.0], gradients[1.0]
-    assert torch.allclose(gradients[0.9], 0.1 * hard + 0.9 * soft, atol=1e-12)
-    assert values[0.5] == pytest.approx((values[0.0] + values[1.0]) / 2, rel=1e-12)
-    # by hand: all logits 0 give softmax 1/10, so the hard term is log 10 and its gradient (1/10 - onehot) / 6
-    assert values[0.0] == pytest.approx(math.log(10), rel=1e-12)
-    assert torch.allclose(hard, (0.1 - torch.nn.functional.one_hot(labels, 10)) / 6, atol=1e-12)
+@pytest.mark.parametrize("soft_weight", [0.0, 0.5, 0.9, 1.0])
+def test_the_loss_and_its_gradient_by_hand(teacher, soft_weight):
+    """Of a cohort of three temperatures, whose nets say 0: softmax 1/10 everywhere, so that the hard term is log 10, with the gradient
+    1/10 - onehot, and the soft one T^2 (log 10 - H(p)), with T (1/10 - p), p being the teacher's softmax at T."""
+    temperatures = [1.0, 2.5, 20.0]
+    extra = [{"temperature": t} for t in temperatures]
+    run = prepared("small with KD", teacher=teacher, extra=extra, soft_weight=soft_weight, init_std=0.0)
+    (stage,) = run.stages
+    index = stage.draw(0, 0, 0)[0]
+    loss = stage.loss_of(index)
+    loss.sum().backward()
+    labels = data.load("digits").train_labels[index].numpy()
+    logits = teacher["train_logits"][index].double().numpy()
+    for k, t in enumerate(temperatures):
+        p = np.exp(logits / t) / np.exp(logits / t).sum(1, keepdims=True)
+        soft = t**2 * (math.log(10) + (p * np.log(p)).sum(1)).mean()
+        assert loss[k].item() == pytest.approx((1 - soft_weight) * math.log(10) + soft_weight * soft, rel=1e-5)
+        expected = (1 - soft_weight) * (0.1 - np.eye(10)[labels]).mean(0) + soft_weight * t * (0.1 - p).mean(0)
+        np.testing.assert_allclose(run.model.student.biases[-1].grad[k], expected, atol=1e-6, rtol=1e-4)
 
 
 def test_no_soft_weight_is_plain_training(teacher):
@@ -173,12 +181,19 @@ def test_ensembles_are_geometric_means():
     assert logits.shape == (3, 1437, 10)
     assert len(set(result["metrics"]["member_test_errors"])) > 1, "members differ"
     assert result["metrics"]["test_errors"] == pytest.approx(np.mean(result["metrics"]["member_test_errors"]))
-    config = PAPER.config("smoke", "500-300 net with KD from the ten")
-    table = hinton._teacher_table(config, Context(), {"train_logits": logits}, 1437)
+    trial = SimpleNamespace(config=PAPER.config("smoke", "500-300 net with KD from the ten"))
+    table = hinton.Nets([trial], Context(), {"train_logits": logits}).teacher_logits
     p = logits.double().softmax(-1)
     geometric = p.log().mean(0).exp()
     geometric /= geometric.sum(-1, keepdim=True)
     assert torch.allclose(table.double().softmax(-1), geometric, atol=1e-5)
+
+
+def test_a_forecast_needs_no_teacher_and_a_student_does():
+    context = Context(rehearsal=True)
+    assert 0 < forecast(prepared("small with KD", context), context) < 60
+    with pytest.raises(ValueError, match="a student needs its teacher_weights"):
+        prepared("small with KD")
 
 
 def test_transfer_sets():

@@ -5,15 +5,18 @@ teacher of a student is a table of its logits on the training images, computed o
 """
 
 import base64
+import dataclasses
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kdcore import data, losses, metrics
+from kdcore import data, methods, metrics
 from kdcore.data.augment import Views
+from kdcore.methods import Knowledge
 from kdcore.models import MLP
-from kdcore.papers.images import cadence
-from kdcore.training import Context, Stage, seed_of
+from kdcore.papers.images import cadence, weights_of
+from kdcore.training import Context, Run, seed_of
 
 VERSION = 1
 METRICS = {
@@ -40,6 +43,7 @@ METRICS = {
     "confusion_shift_heldout": "matrix: the same after shift_heldout",
     "gallery": "list: one test digit a class with its logits, for the picture",
 }
+PART = 10_000  # training images that are evaluated at a time
 
 
 def cohort(config: dict) -> tuple | None:
@@ -63,14 +67,6 @@ def update_rule(config: dict, epoch: int) -> dict[str, float]:
     return {"lr": config["lr"] * decay * (1 - momentum), "momentum": momentum}
 
 
-def objective(logits: Tensor, labels: Tensor, table: Tensor | None, temperature: Tensor, soft_weight: float) -> Tensor:
-    """(1 - a) CE(hard, T = 1) + a T^2 KL(soft, T): one value, or one for each member (section 2; a is not stated)."""
-    loss = (1 - soft_weight) * losses.cross_entropy(logits, labels, reduction="none").mean(-1)
-    if table is not None and soft_weight:
-        loss = loss + soft_weight * losses.kd(logits, table, temperature, reduction="none").mean(-1)
-    return loss
-
-
 def transfer_set(labels: Tensor, config: dict, seed: int) -> tuple[Tensor, Tensor]:
     """Case numbers that the net trains on, and those held out to choose a bias shift on (of every class)."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed_of(seed, "holdout")))
@@ -80,111 +76,127 @@ def transfer_set(labels: Tensor, config: dict, seed: int) -> tuple[Tensor, Tenso
     return rest, held
 
 
-def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> list[dict]:
-    """Train the trials of one cohort; for each, its ``metrics``, ``history`` and, as a teacher, ``weights``.
+def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
+    return Nets(trials, context, teacher_weights).run()
 
-    teacher: what the teacher's trial saved: ``train_logits`` [N, 10], or [K, N, 10] of an ensemble of K.
+
+class Nets:
+    """What trains side by side: one net, a cohort's (same seed and batches, a temperature each), or the members of an ensemble
+    (one trial; own seeds, own batches).
+
+    teacher_weights: ``train_logits`` of the teacher's trial, [N, C], or [K, N, C] of an ensemble of K.
     """
-    config, seed = trials[0].config, context.seed
-    images = data.load(config["data"])
-    device = context.device
-    labels, test_labels = images.train_labels.to(device), images.test_labels.to(device)
-    cases, held = transfer_set(images.train_labels, config, seed)
-    table = _teacher_table(config, context, teacher, len(labels))
 
-    # One net, one cohort of T's (same seed, same batches), or the members of an ensemble (own seeds, own batches).
-    ensemble = config["members"] if config["members"] > 1 else None
-    stacked = ensemble or (len(trials) if len(trials) > 1 else None)
-    net = MLP(config["layers"], members=stacked, input_dropout=config["input_dropout"], hidden_dropout=config["hidden_dropout"])
-    seeds = [seed_of(seed, "net", k) for k in range(ensemble)] if ensemble else [seed_of(seed, "net", 0)] * (stacked or 1)
-    net.reset(seeds, config["init_std"]).to(device)
-    temperature = torch.tensor([trial.config["temperature"] for trial in trials], device=device)
-    temperature = temperature.view(-1, 1, 1) if stacked and not ensemble else temperature[0]
+    def __init__(self, trials: list, context: Context, teacher_weights: dict[str, Tensor] | None):
+        self.trials, self.config, self.context, device = trials, trials[0].config, context, context.device
+        config, self.images = self.config, data.load(self.config["data"])
+        self.labels, self.test_labels = self.images.train_labels.to(device), self.images.test_labels.to(device)
+        self.cases, self.held = transfer_set(self.images.train_labels, config, context.seed)
+        pixels = self.images.train_images.to(device)
+        self.views = Views(pixels, config["jitter"]) if config["jitter"] else None
+        self.train = pixels.flatten(1).float().div_(255)
+        self.test = self.images.test_images.to(device).flatten(1).float().div_(255)
+        self.teacher_logits = None if config["teacher"] is None else self.known(teacher_weights)
 
-    views = Views(images.train_images.to(device), config["jitter"]) if config["jitter"] else None
-    train = images.train_images.to(device).flatten(1).float().div_(255)
-    test = images.test_images.to(device).flatten(1).float().div_(255)
+        self.ensemble, self.cohort = config["members"] > 1, len(trials) > 1
+        members = config["members"] if self.ensemble else len(trials) if self.cohort else None
+        dropout = {key: config[key] for key in ("input_dropout", "hidden_dropout")}
+        seeds = [seed_of(context.seed, "net", k if self.ensemble else 0) for k in range(members or 1)]
+        self.net = MLP(config["layers"], members=members, **dropout).reset(seeds, config["init_std"]).to(device)
 
-    def indices(generator: torch.Generator) -> Tensor:
-        steps = len(cases) // config["batch_size"]
-        orders = [cases[torch.randperm(len(cases), generator=generator)] for _ in range(ensemble or 1)]
-        rows = torch.stack([o[: steps * config["batch_size"]].view(steps, -1) for o in orders], 1)  # [steps, K, B]
-        rows = rows if ensemble else rows.squeeze(1)
-        return views.draw(rows, generator) if views else rows
+    def run(self) -> Run:
+        config, net = self.config, self.net
+        temperature = config["temperature"]
+        if self.cohort:
+            own = [trial.config["temperature"] for trial in self.trials]
+            temperature = torch.tensor(own, device=self.context.device).view(-1, 1, 1)
+        method = methods.plain(net, None, task=methods.soft_targets(temperature, config["soft_weight"]))
+        (stage,) = method.stages
+        seen = config["epochs"] * (len(self.cases) // config["batch_size"]) * config["batch_size"]
+        stage = dataclasses.replace(
+            stage,
+            epochs=config["epochs"],
+            indices=self.indices,
+            batch=self.batch,
+            schedule=lambda epoch: update_rule(config, epoch),
+            optimiser={"momentum": config["momentum_start"]},
+            after_step=partial(net.limit_norms, config["max_norm"]) if config["max_norm"] else None,
+            measured=cadence(config["epochs"], (3 * seen, 0), (len(self.test_labels), 0)),
+        )
+        return Run(self.finish, method, [stage], self.evaluate)
 
-    def loss(index: Tensor) -> Tensor:
-        case = index[..., 0] if views else index
-        x = views(index).flatten(-3) if views else train[case]
-        soft = None if table is None else table[case]
-        return objective(net(x), labels[case], soft, temperature, config["soft_weight"])
+    def known(self, teacher_weights: dict[str, Tensor] | None) -> Tensor:
+        """[N, C]: the teacher's logits on the training images; a rehearsal needs their shape alone."""
+        if self.context.rehearsal:
+            return torch.zeros(len(self.labels), self.config["layers"][-1], device=self.context.device)
+        if teacher_weights is None:
+            raise ValueError("a student needs its teacher_weights: the logits of its teacher")
+        logits = teacher_weights["train_logits"].to(self.context.device)
+        # The geometric mean of an ensemble's predictions has the mean of its logits (up to a constant).
+        return logits.mean(0) if logits.dim() == 3 else logits
 
-    size, epochs = config["batch_size"], config["epochs"]
-    stage = Stage(
-        name="train",
-        epochs=config["epochs"],
-        indices=indices,
-        loss=loss,
-        schedule=lambda epoch: update_rule(config, epoch),
-        optimiser={"momentum": config["momentum_start"]},
-        after_step=(lambda: net.limit_norms(config["max_norm"])) if config["max_norm"] else None,
-        every=cadence(epochs, (3 * epochs * (len(cases) // size) * size, 0), (len(test_labels), 0)),
-    )
-    history = context.fit(net, [stage], lambda: {"test_error_percent": 100 * metrics.wrong(net(test), test_labels).double().mean(-1)})
+    def indices(self, generator: torch.Generator) -> Tensor:
+        """An epoch: case numbers, or views of them, [steps, B], and [steps, K, B] of an ensemble of K."""
+        size = self.config["batch_size"]
+        steps = len(self.cases) // size
+        orders = [self.cases[torch.randperm(len(self.cases), generator=generator)] for _ in range(self.config["members"])]
+        rows = torch.stack([order[: steps * size].view(steps, size) for order in orders], 1)
+        rows = rows if self.ensemble else rows.squeeze(1)
+        return self.views.draw(rows, generator) if self.views else rows
 
-    net.eval()
-    with torch.no_grad():
-        test_logits, train_logits = net(test), _in_parts(net, train)
-    results = []
-    for k, trial in enumerate(trials):
-        member = k if stacked and not ensemble else None
-        own = [{key: v[k] if member is not None and isinstance(v, list) else v for key, v in row.items()} for row in history]
-        pick = (lambda t: t) if member is None else (lambda t, k=k: t[k])
-        result = {"history": own, "metrics": _measure(own, pick(test_logits), test_labels, pick(train_logits), labels, cases)}
-        if trial.config["shift_classes"] is not None:
-            result["metrics"] |= _shift(trial.config, pick(test_logits), test_labels, pick(train_logits)[held], labels[held])
-        if trial.config["gallery"]:
-            result["metrics"]["gallery"] = _gallery(pick(test_logits), images)
-        if trial.config["is_teacher"]:
-            weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
-            result["weights"] = weights | {"train_logits": train_logits.cpu()}
-        results.append(result)
-    return results
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor, Knowledge]:
+        cases = index[..., 0] if self.views else index
+        x = self.views(index).flatten(-3) if self.views else self.train[cases]
+        return x, self.labels[cases], Knowledge(None, x, None if self.teacher_logits is None else self.teacher_logits[cases])
 
+    def evaluate(self) -> dict[str, Tensor]:
+        return {"test_error_percent": 100 * metrics.wrong(self.net(self.test), self.test_labels).double().mean(-1)}
 
-def _teacher_table(config: dict, context: Context, teacher: dict | None, cases: int) -> Tensor | None:
-    if config["teacher"] is None:
-        return None
-    if teacher is None and context.probe:  # a forecast needs the shape, not the knowledge
-        return torch.zeros(cases, config["layers"][-1], device=context.device)
-    table = teacher["train_logits"].to(context.device)
-    # The geometric mean of an ensemble's predictions has the mean of its logits (up to a constant).
-    return table.mean(0) if table.dim() == 3 else table
+    def finish(self, history: list[dict]) -> list[dict]:
+        self.net.eval()
+        with torch.no_grad():
+            test_logits = self.net(self.test)
+            train_logits = torch.cat([self.net(part) for part in self.train.split(PART)], -2)
+        if not self.cohort:
+            return [self.result(self.config, history, test_logits, train_logits)]
+        results = []
+        for k, trial in enumerate(self.trials):
+            rows = [{key: value[k] if isinstance(value, list) else value for key, value in row.items()} for row in history]
+            results.append(self.result(trial.config, rows, test_logits[k], train_logits[k]))
+        return results
 
-
-def _in_parts(net: MLP, x: Tensor, size: int = 10_000) -> Tensor:
-    return torch.cat([net(part) for part in x.split(size)], -2)
+    def result(self, config: dict, history: list[dict], test_logits: Tensor, train_logits: Tensor) -> dict:
+        """Of one trial, whose logits are [N, C], or [K, N, C] of an ensemble of K."""
+        measures = _errors(history, test_logits, self.test_labels, train_logits[..., self.cases, :], self.labels[self.cases])
+        if config["shift_classes"] is not None:
+            measures |= _shift(config, test_logits, self.test_labels, train_logits[self.held], self.labels[self.held])
+        if config["gallery"]:
+            measures["gallery"] = _gallery(test_logits, self.images)
+        result = {"history": history, "metrics": measures}
+        if config["is_teacher"]:
+            result["weights"] = weights_of(self.net) | {"train_logits": train_logits.cpu()}
+        return result
 
 
-def _measure(history: list, test_logits: Tensor, test_labels: Tensor, train_logits: Tensor, labels: Tensor, cases: Tensor) -> dict:
+def _errors(history: list, test_logits: Tensor, test_labels: Tensor, train_logits: Tensor, train_labels: Tensor) -> dict:
     """The classification metrics of a net, or those of an ensemble's members (mean) and of the ensemble.
 
     ``best_test_error_percent``: at any epoch that was measured, which not every one is; no result is chosen by it.
     """
     missed = metrics.wrong(test_logits, test_labels).sum(-1).double()
-    train_wrong = metrics.wrong(train_logits, labels)[..., cases].double().mean()
     rows = [row["test_error_percent"] for row in history if "test_error_percent" in row]
     # an ensemble's best epoch is that of its members' mean
     best = min(sum(row) / len(row) if isinstance(row, list) else row for row in rows)
-    found = {
+    measures = {
         "test_errors": missed.mean().item() if missed.dim() else int(missed),
         "test_error_percent": 100 * missed.mean().item() / len(test_labels),
         "best_test_error_percent": best,
-        "train_error_percent": 100 * train_wrong.item(),
+        "train_error_percent": 100 * metrics.wrong(train_logits, train_labels).double().mean().item(),
     }
     if missed.dim():
-        found["member_test_errors"] = [int(count) for count in missed]
-        found["ensemble_test_errors"] = int(metrics.wrong(test_logits.log_softmax(-1).mean(0), test_labels).sum())
-    return found
+        measures["member_test_errors"] = [int(count) for count in missed]
+        measures["ensemble_test_errors"] = int(metrics.wrong(test_logits.log_softmax(-1).mean(0), test_labels).sum())
+    return measures
 
 
 def _shift(config: dict, test_logits: Tensor, test_labels: Tensor, held_logits: Tensor, held_labels: Tensor) -> dict:
@@ -195,7 +207,7 @@ def _shift(config: dict, test_logits: Tensor, test_labels: Tensor, held_logits: 
     shifts = [round(low + i * step, 6) for i in range(round((high - low) / step) + 1)]
     curve = metrics.shift_errors(test_logits, test_labels, classes, shifts)
     held_curve = metrics.shift_errors(held_logits, held_labels, classes, shifts)
-    found = {
+    measures = {
         "shifts": shifts,
         "shift_test_errors": curve,
         "shift_heldout_errors": held_curve,
@@ -203,20 +215,20 @@ def _shift(config: dict, test_logits: Tensor, test_labels: Tensor, held_logits: 
     }
     of_class = torch.isin(test_labels, torch.tensor(classes, device=test_labels.device))
     missed = metrics.wrong(test_logits, test_labels)
-    found["class_errors"] = int(missed[of_class].sum())
+    measures["class_errors"] = int(missed[of_class].sum())
     for choice, errors in (("heldout", held_curve), ("test", curve)):
         shift = metrics.best_shift(errors, shifts)
         shifted = test_logits.clone()
         shifted[:, classes] += shift
         missed = metrics.wrong(shifted, test_labels)
-        found |= {
+        measures |= {
             f"shift_{choice}": shift,
             f"test_errors_shift_{choice}": int(missed.sum()),
             f"test_error_percent_shift_{choice}": 100 * missed.double().mean().item(),
             f"class_errors_shift_{choice}": int(missed[of_class].sum()),
             f"confusion_shift_{choice}": metrics.confusion(shifted, test_labels),
         }
-    return found
+    return measures
 
 
 def _gallery(test_logits: Tensor, images: data.ImageData) -> list[dict]:
