@@ -1,4 +1,4 @@
-"""Yim 2017: whether the sheet says what the deck says, what a trial does at every budget, and what trials on images share."""
+"""Yim 2017: whether the sheet says what the deck says, and what a trial does at every budget."""
 
 import json
 from types import SimpleNamespace
@@ -8,11 +8,10 @@ import torch
 from conftest import Spy, distinct_configs, noise_images, pausing
 
 from kdcore import data, losses, papers
-from kdcore.data.images import ImageData
 from kdcore.errors import Paused
 from kdcore.models import create
 from kdcore.papers.fsp import trial as fsp
-from kdcore.papers.images import EVALUATED, Vision, piecewise, spread
+from kdcore.papers.images import ImageTrial, piecewise
 from kdcore.training import Context
 
 PAPER = papers.get("fsp")
@@ -30,12 +29,17 @@ def config_of(budget, arm, **changes):
     return PAPER.config(budget, arm) | {"batch_size": 4, "scale": STEPS} | changes
 
 
-def run(arm, context=None, budget="laptop", **changes):
-    """The result of an arm, and the context it ran in."""
+def prepared(arm, context, budget="laptop", **changes):
     config = config_of(budget, arm, **changes)
-    context = context or Spy()
-    (result,) = fsp.run([SimpleNamespace(config=config, arm=arm)], context, weights(config))
-    return result, context
+    return Spy(fsp.prepare([SimpleNamespace(config=config, arm=arm)], context, weights(config)))
+
+
+def run(arm, context=None, budget="laptop", **changes):
+    """The result of an arm, and the run that gave it."""
+    context = context or Context()
+    spy = prepared(arm, context, budget, **changes)
+    (result,) = spy.train(context)
+    return result, spy
 
 
 def weights(config):
@@ -43,8 +47,6 @@ def weights(config):
         return None
     return create(config["teacher_network"], len(data.load(config["data"]).classes)).reset(7).state_dict()
 
-
-# ---------------------------------------------------------------- the sheet
 
 # Tables 3 and 4, typed here from the deck and nowhere else.
 DECK = {
@@ -153,20 +155,17 @@ def test_piecewise():
     assert [rate(step)["lr"] for step in range(steps)] == [0.01] * 2
 
 
-# ---------------------------------------------------------------- a trial
-
-
 @pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own nets, stages and losses, for a step or two; budgets that differ in lengths alone are one."""
-    result, context = run(arm, budget=budget)
+    result, spy = run(arm, budget=budget)
     config = config_of(budget, arm)
     names = {"plain": ["train"], "kd": ["kd"], "fitnets": ["hint", "kd"], "fsp": ["fsp", "train"]}[config["method"]]
     if isinstance(config["init"], list):
         names = [f"{name}, net {k}" for k in (1, 2, 3) for name in names]
-    assert list(dict.fromkeys(row["stage"] for row in result["history"])) == names == [stage.name for stage in context.stages]
+    assert list(dict.fromkeys(row["stage"] for row in result["history"])) == names == [stage.name for stage in spy.stages]
     steps = list(lengths(config).values()) * (len(names) // len(lengths(config)))
-    assert [stage.steps for stage in context.stages] == steps == [len(seen) for seen in context.seen]
+    assert [stage.steps for stage in spy.stages] == steps == [len(seen) for seen in spy.seen]
     assert set(result["metrics"]) >= METRICS and all(torch.tensor(row["loss"]).isfinite() for row in result["history"])
     assert ("weights" in result) == config["is_teacher"]
     assert ("fsp_matrices" in result["metrics"]) == config["keep_matrices"]
@@ -178,28 +177,30 @@ METRICS = {"test_errors", "test_error_percent", "test_accuracy_percent", "best_t
 
 def test_arms_of_a_seed_start_alike_and_see_the_same_last_batches():
     runs = {arm: run(arm)[1] for arm in ("student 8", "FitNet 8", "FSP 8")}
-    plain, other = runs["student 8"], run("student 8", Spy(seed=1))[1]
+    plain, other = runs["student 8"], run("student 8", Context(seed=1))[1]
     assert len(plain.seen[-1]) == 2 and plain.seen[-1] != other.seen[-1]
     assert any(not torch.equal(plain.start[key], other.start[key]) for key in plain.start)
-    for arm, context in runs.items():
-        assert all(torch.equal(context.start[key], plain.start[key]) for key in plain.start), arm
-        assert context.seen[-1] == plain.seen[-1], arm
-        assert all(len(index) == 4 and {row[1] <= 8 for row in index} == {True} for seen in context.seen for index in seen)
+    for arm, spy in runs.items():
+        assert all(torch.equal(spy.start[key], plain.start[key]) for key in plain.start), arm
+        assert spy.seen[-1] == plain.seen[-1], arm
+        assert all(len(index) == 4 and {row[1] <= 8 for row in index} == {True} for seen in spy.seen for index in seen)
     third = {arm: run(arm, network="resnet_8", teacher_network="resnet_8")[1] for arm in PAPER.arms if "26, a third" in arm}
-    assert len({json.dumps(context.seen[-1]) for context in third.values()}) == 1 and len(third) == 2
+    assert len({json.dumps(spy.seen[-1]) for spy in third.values()}) == 1 and len(third) == 2
 
 
 def test_three_nets_and_their_ensemble(monkeypatch):
     """Nets of their own weights and batches; means and the ensemble against the logits that the nets gave, computed anew."""
     given = []
-    told = Vision.logits
-    monkeypatch.setattr(Vision, "logits", lambda self, net, views: (given.append((net, views, told(self, net, views))), given[-1][2])[1])
-    result, context = run("three of FSP 26", network="resnet_8", teacher_network="resnet_8", fsp_weight=0.01)
-    firsts = [net.student.groups[0][0].conv1.weight for net in context.model]
+    told = ImageTrial.logits
+    monkeypatch.setattr(
+        ImageTrial, "logits", lambda self, net, views: (given.append((net, views, told(self, net, views))), given[-1][2])[1]
+    )
+    result, spy = run("three of FSP 26", network="resnet_8", teacher_network="resnet_8", fsp_weight=0.01)
+    firsts = [net.student.groups[0][0].conv1.weight for net in spy.model]
     assert len(firsts) == 3 and all(not torch.equal(firsts[i], firsts[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
-    assert len({json.dumps(seen) for seen in context.seen}) == 6
+    assert len({json.dumps(seen) for seen in spy.seen}) == 6
     labels = data.load("cifar10").test_labels
-    logits = [[said for net, views, said in given if net is mine.student and len(views.windows) == 4][-1] for mine in context.model]
+    logits = [[said for net, views, said in given if net is mine.student and len(views.windows) == 4][-1] for mine in spy.model]
     probabilities = torch.stack([torch.softmax(said.double(), 1) for said in logits]).mean(0)
     wrong = [100 * (said.argmax(1) != labels).double().mean().item() for said in (probabilities, *logits)]
     metrics = result["metrics"]
@@ -227,22 +228,22 @@ def test_fsp_26_does_not_start_at_the_teachers_initial_weights():
 
 def test_the_first_stage_trains_what_its_loss_reaches():
     for arm, untouched in (("FSP 8", ("linear",)), ("FitNet 8", ("groups.2", "linear"))):
-        _, context = run(arm)
-        names = {id(parameter): name for name, parameter in context.model.student.named_parameters()}
-        trained = {names.get(id(parameter)) for parameter in context.stages[0].parameters}
+        _, spy = run(arm)
+        names = {id(parameter): name for name, parameter in spy.model.student.named_parameters()}
+        trained = {names.get(id(parameter)) for parameter in spy.stages[0].parameters}
         assert trained == {name for name in names.values() if not name.startswith(untouched)}
-        assert len(context.stages[1].parameters) == len(names)
+        assert len(spy.stages[1].parameters) == len(names)
 
 
 def test_rates_of_the_stages():
-    result, context = run("FitNet 8", scale=1 / 1000, teacher_network="resnet_8", batch_size=2)  # 35 and 64 steps
-    first, last = context.stages
+    result, spy = run("FitNet 8", scale=1 / 1000, teacher_network="resnet_8", batch_size=2)  # 35 and 64 steps
+    first, last = spy.stages
     assert [first.schedule(step)["lr"] for step in (0, 24, 25, 34)] == [1e-4, 1e-4, 1e-5, 1e-5]
     assert [last.schedule(step)["lr"] for step in (0, 31, 32, 47, 48, 63)] == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     # lambda falls from 4 linearly, and would reach 1 after the last step
     assert [last.schedule(step)["soft_weight"] for step in (0, 32, 63)] == [4.0, 2.5, pytest.approx(1 + 3 / 64)]
-    assert context.model.knobs["soft_weight"].item() == pytest.approx(1 + 3 / 64)
-    for stage in context.stages:
+    assert last.knobs["soft_weight"].item() == pytest.approx(1 + 3 / 64)
+    for stage in spy.stages:
         assert stage.optimiser == {"momentum": 0.9, "weight_decay": 1e-4}
     assert [row["epoch"] for row in result["history"]] == [*range(1, 10), *range(1, 17)]  # four steps an epoch
 
@@ -253,47 +254,48 @@ def test_the_first_stage_and_its_matrices():
     rows = [row for row in result["history"] if row["stage"] == "fsp"]
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     assert result["metrics"]["fsp_distance_after_stage_1"] == rows[-1]["fsp_distance"]
-    found = result["metrics"]["fsp_matrices"]
-    assert list(found) == ["teacher", "student before", "student after stage 1", "student at the end"]
+    matrices = result["metrics"]["fsp_matrices"]
+    assert list(matrices) == ["teacher", "student before", "student after stage 1", "student at the end"]
     assert "fsp_matrices" not in rows[-1], "the matrices stand once in the record"
-    assert [len(matrix) for matrix in found["teacher"]] == [len(matrix[0]) for matrix in found["teacher"]] == [16, 32, 64]
-    vision = Vision(config_of("laptop", "FSP 8"), Context())
-    guide = vision.teacher("resnet_8", create("resnet_8").reset(7).state_dict())
+    assert [len(matrix) for matrix in matrices["teacher"]] == [len(matrix[0]) for matrix in matrices["teacher"]] == [16, 32, 64]
+    teacher = create("resnet_8").reset(7).eval()
     images = data.load("cifar10").test_images.double() / 255
     pixels = data.load("cifar10").train_images.double() / 255
     x = (images - pixels.mean((0, 2, 3)).view(3, 1, 1)) / pixels.std((0, 2, 3), unbiased=False).view(3, 1, 1)
-    _, taps = guide.features(x.float())
+    _, taps = teacher.features(x.float())
     expected = torch.einsum("nihw,njhw->ij", taps["group2.first"], taps["group2"]) / (4 * 16 * 16)
-    assert torch.allclose(torch.tensor(found["teacher"][1]), expected, rtol=6e-3, atol=1e-5), "three digits"
+    assert torch.allclose(torch.tensor(matrices["teacher"][1]), expected, rtol=6e-3, atol=1e-5), "three digits"
 
 
 def test_the_watched_distance_is_the_loss():
-    config = config_of("laptop", "FSP 8")
-    vision = Vision(config, Context())
-    net, guide = vision.network("resnet_8", 0), vision.teacher("resnet_8", create("resnet_8").reset(7).state_dict())
-    x = vision.test_views(vision.test_views.plain(torch.arange(4)))
-    own, target = net.eval().features(x)[1], guide.features(x)[1]
+    run = prepared("FSP 8", Context(), teacher_network="resnet_8").run
+    pixels = data.load("cifar10").train_images.double() / 255
+    mean, deviation = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), unbiased=False, keepdim=True)
+    x = ((data.load("cifar10").test_images.double() / 255 - mean) / deviation).float()
+    own, target = (net.eval().features(x)[1] for net in (run.model.student, create("resnet_8").reset(7)))
     expected = losses.fsp(*([(taps[first], taps[last]) for first, last in fsp.PAIRS] for taps in (own, target)))
-    found = fsp._watch(vision, net, guide, config)()
-    assert found["fsp_distance"].item() == pytest.approx(expected.item(), rel=1e-4)
-    assert set(found) == {"fsp_distance", "test_error_percent"}
-    assert set(fsp._watch(vision, net, None, config_of("laptop", "student 8"))()) == {"test_error_percent"}
+    with torch.no_grad():
+        watched = run.evaluate()
+    assert watched["fsp_distance"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert set(watched) == {"fsp_distance", "test_error_percent"}
+    assert set(prepared("student 8", Context()).run.evaluate()) == {"test_error_percent"}
 
 
 @pytest.mark.parametrize("arm, pauses", [("student 8", [1]), ("FitNet 8", [1, 2, 4]), ("FSP 8", [1, 2, 4]), ("three of 26", [4, 7])])
 def test_resume_is_exact_in_every_stage(tmp_path, arm, pauses):
     """Two epochs of two steps in the first stage, four in the last; paused within each and between, the record is the same."""
-    changes = {"scale": 1 / 8000, "teacher_network": "resnet_8", "network": "resnet_8", "is_teacher": True}
-    whole, _ = run(arm, **changes)
+    changes = {"scale": 1 / 8000, "teacher_network": "resnet_8", "network": "resnet_8"}
+    whole, trained = run(arm, **changes)
     assert len(whole["history"]) == {"student 8": 4, "three of 26": 12}.get(arm, 6)
     for pause_after in pauses:
         folder = tmp_path / str(pause_after)
         context = pausing(folder, pause_after)
         with pytest.raises(Paused):
             run(arm, context, **changes)
-        resumed, _ = run(arm, Context(checkpoint=folder), **changes)
+        resumed, again = run(arm, Context(checkpoint=folder), **changes)
         assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"], pause_after
-        assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
+        weights = again.model.state_dict()
+        assert all(torch.equal(weights[key], value) for key, value in trained.model.state_dict().items())
 
 
 def test_figures_from_a_record():
@@ -303,82 +305,3 @@ def test_figures_from_a_record():
     assert list(drawn) == ["fsp_matrices"]
     assert sum(bool(ax.images) for ax in drawn["fsp_matrices"]().axes) == 12
     assert papers.get("fsp").figures([]) == {}
-
-
-# ---------------------------------------------------------------- what trials on images share
-
-
-class Says(torch.nn.Module):
-    """Logits by the first pixel of the image alone: class = its red value."""
-
-    def forward(self, x):
-        return torch.nn.functional.one_hot((255 * x[:, 0, 0, 0]).round().long() % 10, 10).float()
-
-
-@pytest.fixture
-def vision(monkeypatch):
-    """Two test images of seven and one training image of four are read wrongly by ``Says``."""
-    images = torch.zeros(11, 3, 32, 32, dtype=torch.uint8)
-    images[:, 0, 0, 0] = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
-    labels = torch.tensor([0, 1, 2, 9, 4, 5, 6, 7, 0, 0, 0])
-    monkeypatch.setattr(data, "load", lambda name: ImageData(name, images[:4], labels[:4], images[4:], labels[4:], tuple("0123456789")))
-    config = {"data": "cifar10", "augmentation": {"pad": 2}, "batch_size": 2, "normalisation": {"mean": [0.0] * 3, "std": [1.0] * 3}}
-    return Vision(config, Context())
-
-
-def test_measured_by_hand(vision):
-    assert vision.evaluate(Says())["test_error_percent"].item() == pytest.approx(200 / 7)
-    history = [{"test_error_percent": 50.0}, {"test_error_percent": 10.0}, {"test_error_percent": 200 / 7}]
-    found = {
-        "test_errors": 2,
-        "test_error_percent": pytest.approx(200 / 7),
-        "test_accuracy_percent": pytest.approx(500 / 7),
-        "best_test_error_percent": 10.0,
-        "train_error_percent": 25.0,
-    }
-    assert vision.measure(Says(), history) == found
-    # ten classes are all that there are
-    assert vision.measure(Says(), history, top=10) == found | {"top10_error_percent": 0.0}
-    assert vision.measure(Says(), history, top=1) == found | {"top1_error_percent": pytest.approx(200 / 7)}
-
-
-def test_logits_do_not_depend_on_how_many_go_at_a_time(vision, monkeypatch):
-    net = vision.network("resnet_8", 0).train()
-    whole = vision.logits(net, vision.test_views)
-    assert whole.shape == (7, 10) and not whole.requires_grad and not net.training
-    monkeypatch.setitem(EVALUATED, "cpu", 3)
-    assert torch.allclose(vision.logits(net, vision.test_views), whole, atol=1e-5)
-
-
-def test_cases_that_are_spread_are_of_all_classes_alike():
-    assert spread(10, 3).tolist() == [0, 3, 6, 9] and spread(7, 10).tolist() == list(range(7))
-    labels = torch.arange(10).repeat_interleave(1000)  # as CIFAR lies
-    assert torch.bincount(labels[spread(len(labels), 1000)]).tolist() == [100] * 10
-    assert labels[spread(len(labels), 3)].tolist() == [0, 3, 6, 9]
-
-
-def test_an_epoch_leaves_out_the_last_smaller_batch(vision):
-    vision.config = vision.config | {"batch_size": 3}
-    index = vision.indices(torch.Generator().manual_seed(0))
-    assert index.shape == (1, 3, 3) and len(set(index[0, :, 0].tolist())) == 3
-    assert {row[0] for seed in range(20) for row in vision.indices(torch.Generator().manual_seed(seed))[0].tolist()} == {0, 1, 2, 3}
-    vision.config = vision.config | {"batch_size": 9}
-    assert vision.indices(torch.Generator().manual_seed(0))[0, :, 0].sort().values.tolist() == [0, 1, 2, 3], "fewer are one batch"
-
-
-def test_normalisation_is_that_of_the_training_set(vision):
-    assert vision.test_views.normalisation[0].sum() == 0
-    own = Vision(vision.config | {"normalisation": None}, Context())
-    everything = own.views(own.views.plain(torch.arange(4)))
-    assert torch.allclose(everything[:, 0].mean(), torch.tensor(0.0), atol=1e-4)
-    assert torch.allclose(everything[:, 0].std(unbiased=False), torch.tensor(1.0), atol=1e-3)
-
-
-def test_a_teacher_is_frozen_and_has_weights(vision):
-    saved = create("resnet_8").reset(7).state_dict()
-    teacher = vision.teacher("resnet_8", saved)
-    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert all(torch.equal(teacher.state_dict()[key], saved[key]) for key in saved)
-    with pytest.raises(ValueError, match="the teacher resnet_8 has no weights"):
-        vision.teacher("resnet_8", None)
-    assert not Vision(vision.config, Context(probe=True)).teacher("resnet_8", None).training

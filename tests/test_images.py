@@ -1,0 +1,86 @@
+"""What trials on images share: data, views, evaluation, metrics, the frozen teacher."""
+
+import pytest
+import torch
+
+from kdcore import data
+from kdcore.data.images import ImageData
+from kdcore.models import create
+from kdcore.papers.images import EVALUATED, ImageTrial, spread
+from kdcore.training import Context
+
+
+class Says(torch.nn.Module):
+    """Logits by the first pixel of the image alone: class = its red value."""
+
+    def forward(self, x):
+        return torch.nn.functional.one_hot((255 * x[:, 0, 0, 0]).round().long() % 10, 10).float()
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    """Two test images of seven and one training image of four are read wrongly by ``Says``."""
+    images = torch.zeros(11, 3, 32, 32, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
+    labels = torch.tensor([0, 1, 2, 9, 4, 5, 6, 7, 0, 0, 0])
+    monkeypatch.setattr(data, "load", lambda name: ImageData(name, images[:4], labels[:4], images[4:], labels[4:], tuple("0123456789")))
+    config = {"data": "cifar10", "augmentation": {"pad": 2}, "batch_size": 2, "normalisation": {"mean": [0.0] * 3, "std": [1.0] * 3}}
+    return ImageTrial(config, Context())
+
+
+def test_measured_by_hand(trial):
+    assert trial.test_error(Says())["test_error_percent"].item() == pytest.approx(200 / 7)
+    history = [{"test_error_percent": 50.0}, {"test_error_percent": 10.0}, {"test_error_percent": 200 / 7}]
+    measures = {
+        "test_errors": 2,
+        "test_error_percent": pytest.approx(200 / 7),
+        "test_accuracy_percent": pytest.approx(500 / 7),
+        "best_test_error_percent": 10.0,
+        "train_error_percent": 25.0,
+    }
+    assert trial.measure(Says(), history) == measures
+    # ten classes are all that there are
+    assert trial.measure(Says(), history, top=10) == measures | {"top10_error_percent": 0.0}
+    assert trial.measure(Says(), history, top=1) == measures | {"top1_error_percent": pytest.approx(200 / 7)}
+
+
+def test_logits_do_not_depend_on_how_many_go_at_a_time(trial, monkeypatch):
+    net = trial.network("resnet_8", 0).train()
+    whole = trial.logits(net, trial.test_views)
+    assert whole.shape == (7, 10) and not whole.requires_grad and not net.training
+    monkeypatch.setitem(EVALUATED, "cpu", 3)
+    assert torch.allclose(trial.logits(net, trial.test_views), whole, atol=1e-5)
+
+
+def test_cases_that_are_spread_are_of_all_classes_alike():
+    assert spread(10, 3).tolist() == [0, 3, 6, 9] and spread(7, 10).tolist() == list(range(7))
+    labels = torch.arange(10).repeat_interleave(1000)  # as CIFAR lies
+    assert torch.bincount(labels[spread(len(labels), 1000)]).tolist() == [100] * 10
+    assert labels[spread(len(labels), 3)].tolist() == [0, 3, 6, 9]
+
+
+def test_an_epoch_leaves_out_the_last_smaller_batch(trial):
+    trial.config = trial.config | {"batch_size": 3}
+    index = trial.indices(torch.Generator().manual_seed(0))
+    assert index.shape == (1, 3, 3) and len(set(index[0, :, 0].tolist())) == 3
+    assert {row[0] for seed in range(20) for row in trial.indices(torch.Generator().manual_seed(seed))[0].tolist()} == {0, 1, 2, 3}
+    trial.config = trial.config | {"batch_size": 9}
+    assert trial.indices(torch.Generator().manual_seed(0))[0, :, 0].sort().values.tolist() == [0, 1, 2, 3], "fewer are one batch"
+
+
+def test_normalisation_is_that_of_the_training_set(trial):
+    assert trial.test_views.normalisation[0].sum() == 0
+    own = ImageTrial(trial.config | {"normalisation": None}, Context())
+    everything = own.views(own.views.plain(torch.arange(4)))
+    assert torch.allclose(everything[:, 0].mean(), torch.tensor(0.0), atol=1e-4)
+    assert torch.allclose(everything[:, 0].std(unbiased=False), torch.tensor(1.0), atol=1e-3)
+
+
+def test_a_teacher_is_frozen_and_has_weights(trial):
+    saved = create("resnet_8").reset(7).state_dict()
+    teacher = trial.frozen("resnet_8", saved)
+    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(torch.equal(teacher.state_dict()[key], saved[key]) for key in saved)
+    with pytest.raises(ValueError, match="the teacher resnet_8 has no weights"):
+        trial.frozen("resnet_8", None)
+    assert not ImageTrial(trial.config, Context(rehearsal=True)).frozen("resnet_8", None).training
