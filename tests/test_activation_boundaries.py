@@ -1,22 +1,22 @@
 """Heo 2019: whether the sheet says what the deck says, what a trial does at every budget, and the toy."""
 
-import copy
 import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Spy, distinct_configs
+from conftest import Spy, distinct_configs, pausing
 
 from kdcore import data, losses, papers
 from kdcore.data.images import ImageData
 from kdcore.errors import Paused
 from kdcore.methods import freeze
 from kdcore.models import WideResNet, count_parameters, create
-from kdcore.papers.activation_boundaries import figures
+from kdcore.papers.activation_boundaries import figures, toy
 from kdcore.papers.activation_boundaries import trial as ab
 from kdcore.training import Context
+from kdcore.training.step import Step
 
 PAPER = papers.get("activation_boundaries")
 TINY = "wrn_10_1"
@@ -44,13 +44,29 @@ def small(config):
     return config | {"data": "cifar10", "network": TINY, "teacher_network": None} | lengths | (teacher or {})
 
 
-def run(arm, context=None, budget="paper", **changes):
-    """The result of an arm with small nets, and the context it ran in."""
+def prepared(arm, context=None, budget="paper", **changes):
+    """The run of an arm with small nets, not trained yet, with what it will see."""
     config = small(PAPER.config(budget, arm)) | changes
-    context = context or Spy()
-    teacher = None if config["teacher"] is None else create(config["teacher_network"]).reset(7).state_dict()
-    (result,) = ab.run([SimpleNamespace(config=config, arm=arm)], context, teacher)
-    return result, context
+    weights = None if config["teacher"] is None else create(config["teacher_network"]).reset(7).state_dict()
+    return Spy(ab.prepare([SimpleNamespace(config=config, arm=arm)], context or Context(), weights))
+
+
+def run(arm, context=None, budget="paper", **changes):
+    """The result of an arm with small nets, and its run."""
+    spy = prepared(arm, context, budget, **changes)
+    (result,) = spy.train(context)
+    return result, spy
+
+
+def stages_of(arm, student, teacher, **changes):
+    """The stages of an arm's method, as the paper has it, for these nets."""
+    return method_of(PAPER.config("paper", arm) | changes, student, teacher).stages
+
+
+def method_of(config, student, teacher):
+    trial = ab.Trial(config, Context())
+    trial.student, trial.teacher = student, teacher
+    return trial.make_method()
 
 
 # ---------------------------------------------------------------- the sheet
@@ -178,11 +194,11 @@ def test_larger_budgets_keep_the_papers_settings():
 @pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, lambda budget, arm: small(PAPER.config(budget, arm))))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own method and settings, for a step or two; budgets that differ in lengths, shares and nets alone are one."""
-    result, context = run(arm, budget=budget)
+    result, spy = run(arm, budget=budget)
     config = small(PAPER.config(budget, arm))
     before = {"FITNET + KD": ["hint"], "FSP + KD": ["fsp"], "AB + KD": ["boundary"]}.get(config["method"], [])
     if config["method"] != "toy":
-        assert [stage.name for stage in context.stages] == [*before, "train"]
+        assert [stage.name for stage in spy.stages] == [*before, "train"]
         epochs = sum(map(int, config["epochs"].split("+")))
         assert len(result["history"]) == epochs
         assert result["metrics"]["test_errors"] in range(5)
@@ -194,7 +210,7 @@ def test_every_arm_of_every_budget_runs(budget, arm):
 @pytest.mark.parametrize("teacher, student", PAIRS)
 def test_every_method_fits_every_pair(teacher, student):
     """Connectors stand where the widths differ and only there; nets are built, not run."""
-    net, guide = (create(f"wrn_{name}") for name in (student, teacher))
+    net, large = (create(f"wrn_{name}") for name in (student, teacher))
     own, target = ([16 * int(name.split("_")[1]) * k for k in (1, 2, 4)] for name in (student, teacher))
     products = [a * b for a, b in zip(own, target, strict=True)]
     expected = {
@@ -203,7 +219,7 @@ def test_every_method_fits_every_pair(teacher, student):
         "AB + KD": sum(products) + 2 * sum(target),  # with BatchNorm
     }
     for method in METHODS[1:]:
-        built = ab._method(PAPER.config("paper", "KD, 1+1") | {"method": method}, net, freeze(guide), guide)
+        built = method_of(PAPER.config("paper", "KD, 1+1") | {"method": method}, net, freeze(large))
         assert count_parameters(built) - count_parameters(net) == (expected.get(method, 0) if own != target else 0), method
 
 
@@ -211,38 +227,41 @@ def test_every_method_fits_every_pair(teacher, student):
 DROPS = {1: [], 5: [3, 4, 5], 12: [5, 9, 11], 25: [9, 16, 21], 50: [16, 31, 41], 100: [31, 61, 81], 200: [61, 121, 161]}
 
 
+def forgetting(spy, stage, epochs):
+    """The epochs, from 0, before which a stage's momenta are zero again."""
+    step, fresh = Step(spy.model, stage, "cpu"), []
+    step(stage.indices(torch.Generator().manual_seed(0))[0])
+    ones = {name: torch.ones_like(value) for name, value in step.state().items()}
+    assert len(ones) == len(stage.parameters)
+    for epoch in range(epochs):
+        step.load(ones)
+        if stage.before_epoch is not None:
+            stage.before_epoch(step, epoch)
+        if all((value == 0).all() for value in step.state().values()):
+            fresh.append(epoch)
+    return fresh
+
+
 @pytest.mark.parametrize("epochs", DROPS)
 def test_rates_of_the_classification(epochs):
-    _, context = run("KD, 1+1", context=Stop(), epochs=f"0+{epochs}")
-    (stage,) = context.stages
+    spy = prepared("KD, 1+1", epochs=f"0+{epochs}")
+    (stage,) = spy.stages
     rates = [stage.schedule(epoch)["lr"] for epoch in range(epochs)]
     assert rates == [pytest.approx(0.1 / 5 ** sum(drop <= epoch for drop in DROPS[epochs])) for epoch in range(1, epochs + 1)]
-    assert [drop + 1 for drop in stage.forget if drop < epochs] == DROPS[epochs]
+    assert [epoch + 1 for epoch in forgetting(spy, stage, epochs)] == DROPS[epochs]
     assert stage.epochs == epochs and stage.optimiser == {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 
 
 def test_rates_of_the_first_stage():
     for arm, factor in (("AB + KD, 20+100", 1.0), ("AB + KD, 1 %, rate dropped in stage 1", 0.2), ("AB + KD, 1 %, clean", 0.2)):
-        _, context = run(arm, context=Stop(), epochs="20+100")
-        first, last = context.stages
+        spy = prepared(arm, epochs="20+100")
+        first, last = spy.stages
         assert (first.epochs, last.epochs) == (20, 100)
-        assert [first.schedule(epoch)["lr"] for epoch in (0, 14, 15, 19)] == [
-            0.1,
-            0.1,
-            pytest.approx(0.1 * factor),
-            pytest.approx(0.1 * factor),
-        ]
-        assert list(first.forget) == ([] if arm.endswith("clean") else [15])
-    _, context = run("AT + KD, 20+100", context=Stop(), epochs="20+100")
-    assert [stage.epochs for stage in context.stages] == [120], "a method without a first stage has the sum"
-
-
-class Stop(Spy):
-    """Nothing trains: the stages are what is looked at."""
-
-    def fit(self, model, stages, evaluate):
-        self.model, self.stages = model, stages
-        return [{"stage": "train", "epoch": 1, "lr": 0.1, "loss": 1.0, "test_error_percent": 50.0, "same_side_percent": [50.0] * 3}]
+        rates = [first.schedule(epoch)["lr"] for epoch in (0, 14, 15, 19)]
+        assert rates == [0.1, 0.1, pytest.approx(0.1 * factor), pytest.approx(0.1 * factor)]
+        assert forgetting(spy, first, 20) == ([] if arm.endswith("clean") else [15])
+    spy = prepared("AT + KD, 20+100", epochs="20+100")
+    assert [stage.epochs for stage in spy.stages] == [120], "a method without a first stage has the sum"
 
 
 def test_every_method_starts_from_the_same_weights():
@@ -251,9 +270,9 @@ def test_every_method_starts_from_the_same_weights():
 
 
 def test_what_the_first_stage_trains():
-    _, context = run("AB + KD, 1+1", teacher_network="wrn_10_2")
-    first, last = context.stages
-    student = {id(parameter): name for name, parameter in context.model.student.named_parameters()}
+    spy = prepared("AB + KD, 1+1", teacher_network="wrn_10_2")
+    first, last = spy.stages
+    student = {id(parameter): name for name, parameter in spy.model.student.named_parameters()}
     names = [student.get(id(parameter)) for parameter in first.parameters]
     assert set(student.values()) - set(names) == {"linear.weight", "linear.bias"}
     assert names.count(None) == 9, "three connectors of a convolution and a BatchNorm"
@@ -274,10 +293,10 @@ def test_soft_targets_of_the_code_and_of_the_clean_variant():
     with torch.no_grad():
         own, target = student(x), teacher(x)
     for arm in ("KD, 1+1", "AB + KD, 1 %", "FITNET + KD, 1 %"):
-        loss = ab._method(PAPER.config("paper", arm), student, teacher, teacher).phases[-1].loss(x, labels)
+        loss = stages_of(arm, student, teacher)[-1].loss(x, labels)
         assert loss.item() == pytest.approx(kl(own, target, 3.0).item(), rel=1e-9), arm
     cross = -torch.log_softmax(own.double(), 1).gather(1, labels.unsqueeze(1)).mean()
-    clean = ab._method(PAPER.config("paper", "AB + KD, 1 %, clean"), student, teacher, teacher).phases[-1].loss(x, labels)
+    clean = stages_of("AB + KD, 1 %, clean", student, teacher)[-1].loss(x, labels)
     assert clean.item() == pytest.approx((0.1 * cross + 0.9 * 9 * kl(own, target, 3.0)).item(), rel=1e-9)
 
 
@@ -292,8 +311,8 @@ def test_a_weight_changes_the_gradient(arm, weight):
 
     def gradient(value):
         torch.manual_seed(0)
-        phase = ab._method(PAPER.config("paper", f"{arm}, 1+1") | {weight: value}, student, teacher, teacher).phases[0]
-        return torch.autograd.grad(phase.loss(x, labels), student.conv.weight)[0]
+        stage = stages_of(f"{arm}, 1+1", student, teacher, **{weight: value})[0]
+        return torch.autograd.grad(stage.loss(x, labels), student.conv.weight)[0]
 
     none, one, three = (gradient(value) for value in (0.0, 1.0, 3.0))
     assert torch.allclose(three - none, 3 * (one - none), rtol=1e-3, atol=1e-4 * one.abs().max().item())
@@ -305,10 +324,10 @@ def test_jacobian_matching_is_one_more_backward_pass_a_net(monkeypatch):
     plain, calls = torch.autograd.grad, []
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: (calls.append(args), plain(*args, **options))[1])
     student, teacher = create(TINY), freeze(create(TINY).reset(1))
-    phase = ab._method(PAPER.config("paper", "Jacobian + KD, 1+1"), student, teacher, teacher).phases[0]
+    (stage,) = stages_of("Jacobian + KD, 1+1", student, teacher)
     for count in (1, 3):
         calls.clear()
-        phase.loss(torch.randn(count, 3, 32, 32), torch.zeros(count, dtype=torch.int64))
+        stage.loss(torch.randn(count, 3, 32, 32), torch.zeros(count, dtype=torch.int64))
         assert len(calls) == 2
 
 
@@ -317,8 +336,7 @@ def test_the_boundary_loss_is_the_authors():
     """Written out as a sum over neurons by cases: 3/1000 of group 3, half as much of group 2, a quarter of group 1."""
     student, teacher = create(TINY), create(TINY).reset(1)
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    method = ab._method(PAPER.config("paper", "AB + KD, 1+1"), student, freeze(teacher), copy.deepcopy(teacher))
-    loss = method.phases[0].loss(x, torch.zeros(2, dtype=torch.int64))
+    loss = stages_of("AB + KD, 1+1", student, freeze(teacher))[0].loss(x, torch.zeros(2, dtype=torch.int64))
     expected = 0.0
     own, target = (net.train().features(x)[1] for net in (student, teacher))
     for share, group in ((1 / 4, "group1.pre"), (1 / 2, "group2.pre"), (1, "group3.pre")):
@@ -333,8 +351,8 @@ def test_the_boundary_loss_is_the_authors():
 def test_sides_by_hand():
     teacher = torch.tensor([[[[1.0, -1.0]]], [[[2.0, 0.0]]]])
     student = torch.tensor([[[[0.1, 5.0]]], [[[-3.0, -0.5]]]])
-    assert ab._other_side(student, teacher).item() == 50.0
-    assert ab._other_side(teacher, teacher).item() == 0.0
+    assert toy.other_side(student, teacher).item() == 50.0
+    assert toy.other_side(teacher, teacher).item() == 0.0
     rows = [
         {"stage": "boundary", "same_side_percent": [1.0, 2.0, 3.0]},
         {"stage": "boundary", "same_side_percent": [4.0, 5.0, 6.0]},
@@ -348,18 +366,20 @@ def test_sides_by_hand():
 
 def test_sides_are_watched_where_neurons_correspond():
     """Through AB's connectors always; of another method only where the widths agree, and its own net has all on its side."""
-    result, context = run("AB + KD, 1+1", teacher_network="wrn_10_2", epochs="2+1")
+    result, _ = run("AB + KD, 1+1", teacher_network="wrn_10_2", epochs="2+1")
     assert [len(row["same_side_percent"]) for row in result["history"]] == [3, 3, 3]
     assert ["test_error_percent" in row for row in result["history"]] == [False, False, True], "a head that did not learn yet is not tested"
     result, _ = run("AT + KD, 1+1", teacher_network="wrn_10_2")
     assert not any("same_side_percent" in row for row in result["history"])
     result, _ = run("AT + KD, 1+1")
     assert all(30 < side < 70 for side in result["history"][-1]["same_side_percent"]), "unrelated weights: about chance"
-    twin = create(TINY).eval()
-    vision = ab.Vision(small(PAPER.config("paper", "KD, 1+1")) | {"share": 1}, Context())
-    method = ab._method(PAPER.config("paper", "KD, 1+1"), twin, freeze(copy.deepcopy(twin)), None)
+    config = small(PAPER.config("paper", "KD, 1+1"))
+    twins = ab.Trial(config, Context(), create(TINY).reset(7).state_dict())
+    twins.run()
+    twins.student.load_state_dict(twins.teacher.state_dict())
+    twins.student.eval()
     with torch.no_grad():
-        assert ab._watch(vision, method, twin, freeze(copy.deepcopy(twin)))()["same_side_percent"].tolist() == [100.0] * 3
+        assert twins.watch()["same_side_percent"].tolist() == [100.0] * 3
 
 
 def test_the_first_stage_brings_neurons_to_the_teachers_side():
@@ -372,36 +392,36 @@ def test_the_first_stage_brings_neurons_to_the_teachers_side():
 
 def test_the_drift_of_the_teacher_is_measured_and_goes_no_further():
     """In train mode its statistics move, those of the copy that teaches stage 2 do not; in eval mode nothing moves."""
-    _, context = run("AB + KD, 1+1")
-    drifting, guide = (phase.nets[1] for phase in context.model.phases)
+    _, spy = run("AB + KD, 1+1")
+    drifting, teacher = (stage.loss.teacher for stage in spy.model.stages)
     fresh = create(TINY).reset(7).state_dict()
-    assert all(torch.equal(value, fresh[key]) for key, value in guide.state_dict().items())
+    assert all(torch.equal(value, fresh[key]) for key, value in teacher.state_dict().items())
     moved = {key.split(".")[-1] for key, value in drifting.state_dict().items() if not torch.equal(value, fresh[key])}
     assert moved == {"running_mean", "running_var", "num_batches_tracked"}
-    result, context = run("AB + KD, 1 %, teacher in eval mode")
-    still, guide = (phase.nets[1] for phase in context.model.phases)
-    assert still is guide and all(torch.equal(value, fresh[key]) for key, value in guide.state_dict().items())
+    result, spy = run("AB + KD, 1 %, teacher in eval mode")
+    still, teacher = (stage.loss.teacher for stage in spy.model.stages)
+    assert still is teacher and all(torch.equal(value, fresh[key]) for key, value in teacher.state_dict().items())
     assert result["metrics"]["teacher_error_percent"] == result["metrics"]["drifted_teacher_error_percent"]
 
 
 def test_in_other_versions_of_the_program_the_drifted_teacher_teaches_stage_2():
     """One object in both stages: in stage 2 it stands still, with statistics that are not those it came with."""
-    result, context = run("AB + KD, 1 %, drifted teacher in stage 2")
-    drifted, guide = (phase.nets[1] for phase in context.model.phases)
-    assert drifted is guide and not guide.training
+    result, spy = run("AB + KD, 1 %, drifted teacher in stage 2")
+    drifted, teacher = (stage.loss.teacher for stage in spy.model.stages)
+    assert drifted is teacher and not teacher.training
     fresh = create(TINY).reset(7).state_dict()
-    moved = {key.split(".")[-1] for key, value in guide.state_dict().items() if not torch.equal(value, fresh[key])}
+    moved = {key.split(".")[-1] for key, value in teacher.state_dict().items() if not torch.equal(value, fresh[key])}
     assert moved == {"running_mean", "running_var", "num_batches_tracked"}
-    before = {key: value.clone() for key, value in guide.state_dict().items()}
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
     x, labels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3, 4])
-    student = context.model.student.eval()
-    loss = context.model.phases[-1].loss(x, labels).item()
+    student = spy.model.student.eval()
+    loss = spy.model.stages[-1].loss(x, labels).item()
     with torch.no_grad():
         rested = create(TINY)
         rested.load_state_dict(fresh)
-        own, now, then = student(x), guide(x), rested.eval()(x)
+        own, now, then = student(x), teacher(x), rested.eval()(x)
     assert loss == pytest.approx(kl(own, now, 3.0).item(), rel=1e-3) and loss != pytest.approx(kl(own, then, 3.0).item(), rel=1e-2)
-    assert all(torch.equal(value, before[key]) for key, value in guide.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert "teacher_error_percent" not in result["metrics"] and 0 <= result["metrics"]["drifted_teacher_error_percent"] <= 100
 
 
@@ -410,22 +430,16 @@ def test_resume_is_exact_in_every_stage(tmp_path, pause_after):
     """Two epochs of each stage, the optimiser made anew in the second of each; paused within and between."""
     changes = {"epochs": "2+2", "teacher_network": "wrn_10_2", "is_teacher": True}
     whole, _ = run("AB + KD, 1+1", **changes)
-    context = Context(checkpoint=tmp_path)
-
-    def stop(row):
-        context.deadline = 0 if row["done"] == pause_after else context.deadline
-
-    context.report = stop
     with pytest.raises(Paused):
-        run("AB + KD, 1+1", context, **changes)
+        run("AB + KD, 1+1", pausing(tmp_path, pause_after), **changes)
     resumed, _ = run("AB + KD, 1+1", Context(checkpoint=tmp_path), **changes)
     assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"]
     assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
 
 
 def test_fewer_images_than_a_batch_are_one_batch():
-    _, context = run("none, 0.1 %", percent=50, batch_size=125)
-    assert context.stages[0].indices(torch.Generator().manual_seed(0)).shape == (1, 10, 4)
+    spy = prepared("none, 0.1 %", percent=50, batch_size=125)
+    assert spy.stages[0].indices(torch.Generator().manual_seed(0)).shape == (1, 10, 4)
 
 
 # ---------------------------------------------------------------- the toy and the figures
@@ -433,29 +447,27 @@ def test_fewer_images_than_a_batch_are_one_batch():
 
 def test_the_plane_is_that_of_the_first_two_components():
     """An independent eigendecomposition; two classes of points, centred, of unit deviation."""
-    points, labels = ab.plane("cifar10")
+    points, labels = toy.plane("cifar10")
     images = data.load("cifar10")
-    chosen = [i for i, label in enumerate(images.train_labels.tolist()) if label in ab.TOY_DIGITS]
+    chosen = [i for i, label in enumerate(images.train_labels.tolist()) if label in toy.DIGITS]
     pixels = images.train_images[chosen].double().flatten(1) / 255
     pixels -= pixels.mean(0)
     values, vectors = torch.linalg.eigh(pixels @ pixels.T)
     expected = vectors[:, [-1, -2]] * values[[-1, -2]].sqrt()
     expected /= expected.std(0)
     assert torch.allclose(points.double().abs(), expected.abs(), atol=1e-4)
-    assert labels.tolist() == [ab.TOY_DIGITS.index(images.train_labels[i]) for i in chosen]
+    assert labels.tolist() == [toy.DIGITS.index(images.train_labels[i]) for i in chosen]
 
 
 def test_the_toy():
     """Both students start alike; each transfer trains the hidden layers, then the last layer alone; the record draws the figure."""
-    result, context = run("toy", batch_size=4, epochs="3+2")
+    result, spy = run("toy", batch_size=4, epochs="3+2")
     assert [row["stage"] for row in result["history"]] == [
         *["teacher"] * 3, *["mse"] * 3, *["mse, labels"] * 2, *["boundary"] * 3, *["boundary, labels"] * 2,
     ]  # fmt: skip
-    assert all(
-        torch.equal(context.start[f"mse.{key}"], context.start[f"boundary.{key}"]) for key in ("weights.0", "weights.1", "weights.2")
-    )
-    head = {id(context.model["mse"].weights[2]), id(context.model["mse"].biases[2])}
-    trained = [{id(parameter) for parameter in stage.parameters} for stage in context.stages]
+    assert all(torch.equal(spy.start[f"mse.{key}"], spy.start[f"boundary.{key}"]) for key in ("weights.0", "weights.1", "weights.2"))
+    head = {id(spy.model["mse"].weights[2]), id(spy.model["mse"].biases[2])}
+    trained = [{id(parameter) for parameter in stage.parameters} for stage in spy.stages]
     assert trained[2] == head and not trained[1] & head and len(trained[1]) == 4
     assert {f"{name}_other_{what}_percent" for name in ("mse", "boundary") for what in ("side", "decision")} < set(result["metrics"])
     record = {"arm": "toy", "config": {"data": "cifar10"}, "metrics": result["metrics"], "history": result["history"]}
@@ -467,12 +479,12 @@ def test_the_toy():
 
 def test_the_toys_losses_by_hand():
     """What the stages minimise: half the squared distance after the ReLU, and a tenth of the squared hinge."""
-    _, context = run("toy", batch_size=4)
-    index, nets = torch.arange(4), context.model
-    points, _ = ab.plane("digits")
+    _, spy = run("toy", batch_size=4)
+    index, nets = torch.arange(4), spy.model
+    points, _ = toy.plane("digits")
     with torch.no_grad():
         target = nets["teacher"].features(points[:4])[1]["hidden2.pre"]
-        for name, stage in (("mse", context.stages[1]), ("boundary", context.stages[3])):
+        for name, stage in (("mse", spy.stages[1]), ("boundary", spy.stages[3])):
             own = nets[name].features(points[:4])[1]["hidden2.pre"]
             hinge = torch.where(target > 0, (1 - own).clamp(min=0), (1 + own).clamp(min=0)) ** 2
             expected = 0.1 * hinge if name == "boundary" else 0.5 * (own.clamp(min=0) - target.clamp(min=0)) ** 2

@@ -8,7 +8,7 @@ import torch
 
 from kdcore import papers
 from kdcore.models import MLP
-from kdcore.papers.activation_boundaries.trial import TOY_GRID, TOY_TAP, plane
+from kdcore.papers.activation_boundaries import toy
 from kdcore.report import figures as draw
 
 METHODS = ("none", "KD", "FITNET + KD", "FSP + KD", "AT + KD", "Jacobian + KD", "AB + KD")
@@ -73,9 +73,9 @@ def _of_layer(record: dict, layer: int) -> dict:
 
 def _draw_toy(record: dict):
     # in double precision and rounded: a boundary must not move with the processor that draws it
-    points, labels = (values.numpy() for values in plane(record["config"]["data"]))
+    points, labels = (values.numpy() for values in toy.plane(record["config"]["data"]))
     ends = zip(points.min(0).tolist(), points.max(0).tolist(), strict=True)
-    across, up = (np.linspace(low - 0.3, high + 0.3, TOY_GRID).round(6) for low, high in ends)
+    across, up = (np.linspace(low - 0.3, high + 0.3, toy.GRID).round(6) for low, high in ends)
     grid = torch.from_numpy(np.stack(np.meshgrid(across, up), -1))
     panels = {}
     for name, shown in PICTURES.items():
@@ -87,7 +87,7 @@ def _draw_toy(record: dict):
             logits, taps = net.features(grid.flatten(0, 1))
         if name != "teacher":
             shown += f"\n{record['metrics'][f'{name}_other_side_percent']:.1f} % on the other side"
-        classes, neurons = logits.round(decimals=6).numpy().argmax(1), taps[TOY_TAP].round(decimals=6).numpy().T
-        panels[shown] = (classes.reshape(TOY_GRID, TOY_GRID), neurons.reshape(-1, TOY_GRID, TOY_GRID))
+        classes, neurons = logits.round(decimals=6).numpy().argmax(1), taps[toy.TAP].round(decimals=6).numpy().T
+        panels[shown] = (classes.reshape(toy.GRID, toy.GRID), neurons.reshape(-1, toy.GRID, toy.GRID))
     title = "What a student makes of its teacher's boundaries: four digits on a plane"
     return draw.boundaries(panels, across, up, points, labels, title)
