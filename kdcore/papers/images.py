@@ -16,6 +16,9 @@ from kdcore.models import Network
 from kdcore.teacher import Knowledge, freeze
 from kdcore.training import Context, Run, Stage, seed_of
 
+CASES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}  # training images; the embedded sets count as ``FEW``
+FEW = 1_000
+PLACES = 100  # of a map that a convolution's parameter works at, in the mean
 SHARE = 10  # training costs at least so many times what is measured between its epochs
 EVALUATED = {"cpu": 64, "cuda": 1000}  # images at a time: small enough for a CPU's cache, large enough to fill a GPU
 
@@ -268,6 +271,21 @@ def cadence(epochs: int, trained: tuple[int, int], measured: tuple[int, int], ev
     while chosen < epochs and any(SHARE * len(measured_with(chosen)) * once > whole for whole, once in zip(trained, measured, strict=True)):
         chosen += 1
     return tuple(sorted(measured_with(max(every, chosen))))
+
+
+def count_of(config: Mapping) -> float:
+    """How many training images a config has, without loading them."""
+    return CASES.get(config["data"], FEW) * config.get("share", 1)
+
+
+def work(config: Mapping, shown: float) -> float:
+    """``Paper.work`` of a trial on images. shown: training images that its nets see in all."""
+    return shown * PLACES * _parameters(config["network"])
+
+
+@lru_cache
+def _parameters(network: str) -> int:
+    return models.count_parameters(models.create(network))
 
 
 def parts(cases: Tensor) -> tuple[Tensor, ...]:

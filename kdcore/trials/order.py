@@ -2,17 +2,14 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
-from kdcore import models, papers
+from kdcore import papers
 from kdcore.trials.plan import Job, Plan
 from kdcore.trials.spec import Trial
 
 ORDERS = ("sheet", "value")
-CASES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}  # training cases; the embedded sets count as ``FEW``
-FEW = 1_000
-PLACES = 100  # of a map that a convolution's parameter works at, in the mean
 
 
 def merged(plans: Sequence[Plan], order: str = "sheet", device: str = "cpu") -> Plan:
@@ -69,7 +66,7 @@ def _worth(key: str, budget: str, arm: str) -> int:
 
 
 def seconds(planned: Plan, device: str) -> Callable[[Job], float]:
-    """What gives the seconds of a job: of its arms' records on this device, else ``work`` at the rate of all records there
+    """What gives the seconds of a job: of its arms' records on this device, else ``Paper.work`` at the rate of all records there
     (at 1 a second where there is none: enough to put them in order)."""
     from kdcore.trials.environment import device_name
 
@@ -77,50 +74,11 @@ def seconds(planned: Plan, device: str) -> Callable[[Job], float]:
     for record in planned.records.values():
         if record["status"] == "done" and record["cost"]["device"] == here and record["cost"]["seconds"] > 0:
             known.setdefault((record["paper"], record["budget"], record["arm"]), []).append((record["cost"]["seconds"], record["config"]))
-    rates = [work(config) / taken for found in known.values() for taken, config in found]
+    rates = [papers.get(paper).work(config) / taken for (paper, _, _), records in known.items() for taken, config in records]
     rate = statistics.median(rates) if rates else 1.0
 
     def of_trial(trial: Trial) -> float:
-        found = known.get((trial.paper, trial.budget, trial.arm))
-        return statistics.mean(taken for taken, _ in found) if found else work(trial.config) / rate
+        records = known.get((trial.paper, trial.budget, trial.arm))
+        return statistics.mean(taken for taken, _ in records) if records else papers.get(trial.paper).work(trial.config) / rate
 
     return lambda job: sum(map(of_trial, job.cohort.trials))
-
-
-def work(config: Mapping) -> float:
-    """A rough size of a trial's training: passes x cases x parameters (of convolutional nets times
-    ``PLACES``), from the words that the sheets share.
-
-    A sheet gives its length as ``epochs`` (a number, or "20+100" for two stages) with or without ``hint_epochs``, as the end of
-    ``rates`` in passes, as that of ``train`` and ``pretrain`` in steps, or not at all, which counts as one pass.
-    """
-    cases = CASES.get(config["data"], FEW) * config.get("share", 1) * config.get("percent", 100) / 100
-    if "epoch_steps" in config:
-        cases = config["epoch_steps"] * config["batch_size"]
-    if config.get("transfer"):
-        cases *= 1 + config["views"]
-    scale = config.get("scale", 1)
-    if "train" in config and isinstance(config["train"], Mapping):
-        steps = sum(config[stage]["until"][-1] for stage in ("pretrain", "train") if config[stage])
-        passes = scale * steps * config["batch_size"] / cases
-    elif "rates" in config:
-        passes = scale * config["rates"]["until"][-1] * config["generations"]
-    else:
-        passes = sum(map(int, str(config.get("epochs", 1)).split("+")))
-        passes += config.get("hint_epochs", 0) if config.get("hint") else 0
-    nets = len(config["init"]) if isinstance(config.get("init"), list) else config.get("members", 1)
-    return passes * cases * nets * _parameters(config)
-
-
-def _parameters(config: Mapping) -> float:
-    layers = config.get("layers")
-    if isinstance(layers, list):
-        return sum(inputs * outputs for inputs, outputs in zip(layers, layers[1:], strict=False))
-    if isinstance(layers, str):
-        return _size(layers) * config["width"] ** 2
-    return PLACES * _size(config["network"]) if config.get("network") else config.get("units", 1)
-
-
-@cache
-def _size(name: str) -> int:
-    return models.count_parameters(models.create(name))

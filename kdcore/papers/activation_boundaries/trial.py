@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import methods
+from kdcore.papers import images
 from kdcore.papers.activation_boundaries import toy
 from kdcore.papers.activation_boundaries.toy import other_side
 from kdcore.papers.images import IMAGE_METRICS, ImageTrial, spread
@@ -161,3 +162,10 @@ def _sides(history: list[dict]) -> dict[str, float]:
         for moment, row in moments.items()
         for layer, value in enumerate(row["same_side_percent"], 1)
     }
+
+
+def work(config: dict) -> float:
+    if config["method"] == "toy":
+        return 1.0
+    passes = sum(map(int, config["epochs"].split("+")))
+    return images.work(config, passes * images.count_of(config) * config["percent"] / 100)

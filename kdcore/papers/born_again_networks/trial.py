@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdcore import losses, methods, metrics
 from kdcore.methods import Method
+from kdcore.papers import images
 from kdcore.papers.born_again_networks.generations import Chosen, ensembles
 from kdcore.papers.born_again_networks.importance import importance
 from kdcore.papers.images import IMAGE_METRICS, ImageTrial, parts, piecewise, spread
@@ -226,3 +227,8 @@ class Trial(ImageTrial):
 
 
 prepare = Trial.prepare
+
+
+def work(config: dict) -> float:
+    passes = config["scale"] * config["rates"]["until"][-1] * config["generations"]
+    return images.work(config, passes * images.count_of(config))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdcore import methods
 from kdcore.data.augment import Views
 from kdcore.models.maxout import Layer, MaxoutConv, uniform
+from kdcore.papers import images
 from kdcore.papers.images import IMAGE_METRICS, ImageTrial, parts, spread
 from kdcore.teacher import LogitTable
 from kdcore.training import Stage, Step, seed_of
@@ -177,3 +178,8 @@ def _stale(patience: int, history: list[dict]) -> bool:
 def _as_long(history: list[dict]) -> bool:
     """Whether the hint stage has had the epochs that the search found best."""
     return sum(row["stage"] == "hint" for row in history) >= _best_epoch(history)
+
+
+def work(config: dict) -> float:
+    passes = config["epochs"] + (config["hint_epochs"] if config["hint"] else 0)
+    return images.work(config, passes * images.count_of(config))

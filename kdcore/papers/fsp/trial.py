@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import losses, methods, metrics
+from kdcore.papers import images
 from kdcore.papers.images import IMAGE_METRICS, ImageTrial, piecewise, spread
 from kdcore.training import Context, Run, Stage
 
@@ -125,3 +126,9 @@ def _together(members: list[Trial], measures: list[dict]) -> dict:
     error = 100 * metrics.wrong(probabilities, members[0].test_labels).double().mean().item()
     means = {name: sum(each[name] for each in measures) / len(measures) for name in measures[0]}
     return means | {"ensemble_test_error_percent": error, "ensemble_test_accuracy_percent": 100 - error}
+
+
+def work(config: dict) -> float:
+    steps = sum(lengths["until"][-1] for lengths in (config["pretrain"], config["train"]) if lengths)
+    nets = len(config["init"]) if isinstance(config["init"], list) else 1
+    return images.work(config, config["scale"] * steps * config["batch_size"] * nets)

@@ -15,7 +15,7 @@ from kdcore import data, methods, metrics
 from kdcore.data.augment import Views
 from kdcore.methods import Knowledge
 from kdcore.models import MLP
-from kdcore.papers.images import cadence, weights_of
+from kdcore.papers.images import cadence, count_of, weights_of
 from kdcore.training import Context, Run, seed_of
 
 VERSION = 1
@@ -254,3 +254,8 @@ def _gallery(test_logits: Tensor, images: data.ImageData) -> list[dict]:
             }
         )
     return shown
+
+
+def work(config: dict) -> float:
+    weights = sum(inputs * outputs for inputs, outputs in zip(config["layers"], config["layers"][1:], strict=False))
+    return config["epochs"] * count_of(config) * config["members"] * weights

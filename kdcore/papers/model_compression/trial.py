@@ -317,3 +317,7 @@ def _seconds(net: MLP, cases: Tensor) -> float:
         before = time.perf_counter()
         net(cases).sigmoid().sum().item()
     return (time.perf_counter() - before) / len(cases) * TIMED
+
+
+def work(config: dict) -> float:
+    return config["epochs"] * config["epoch_steps"] * config["batch_size"] * (config["units"] or 1)
