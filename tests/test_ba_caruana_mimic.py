@@ -16,8 +16,8 @@ from kdcore.data.preprocess import global_contrast_normalise
 from kdcore.errors import KdcoreError, Paused
 from kdcore.models import count_parameters, create
 from kdcore.papers.ba_caruana_mimic import trial as ba
-from kdcore.papers.images import Vision
-from kdcore.training import Context, Measured
+from kdcore.papers.images import ImageTrial
+from kdcore.training import Context, forecast
 
 PAPER = papers.get("ba_caruana_mimic")
 CASES = 12
@@ -48,12 +48,19 @@ def logits(seed=5, members=4, views=2, tests=4):
     }
 
 
-def run(arm, context=None, budget="paper", teacher=None, **changes):
-    """The result of an arm, and the context it ran in."""
-    config, context = config_of(budget, arm, **changes), context or Spy()
-    teacher = logits() if config["teacher"] and teacher is None else teacher
-    (result,) = ba.run([SimpleNamespace(config=config, arm=arm)], context, teacher)
-    return result, context
+def prepared(arm, context=None, teacher=None, budget="paper", **changes):
+    trial = SimpleNamespace(config=config_of(budget, arm, **changes), arm=arm)
+    return ba.prepare([trial], context or Context(), teacher)
+
+
+def run(arm, context=None, teacher=None, **changes):
+    """The result of an arm, and the spy on its run; None for features, which no stage trains."""
+    context = context or Context()
+    teacher = logits() if PAPER.config("paper", arm)["teacher"] and teacher is None else teacher
+    made = prepared(arm, context, teacher, **changes)
+    spy = Spy(made) if made.stages else None
+    (result,) = (spy or made).train(context)
+    return result, spy
 
 
 # ---------------------------------------------------------------- the sheet
@@ -156,7 +163,7 @@ def test_arms_that_are_compared_get_as_many_steps():
 @pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own layers, regularisation, rate and targets; budgets that differ in sizes alone are one."""
-    result, context = run(arm, budget=budget)
+    result, spy = run(arm, budget=budget)
     config = config_of(budget, arm)
     found = result["metrics"]
     assert set(found) >= {"test_errors", "test_error_percent", "best_test_error_percent", "train_error_percent", "parameters_millions"}
@@ -164,48 +171,46 @@ def test_every_arm_of_every_budget_runs(budget, arm):
     json.dumps([found, result["history"]])
     if config["method"] != "features":
         cases = CASES * (3 if config["transfer"] else 1)
-        assert len(context.seen[0]) == 2 * cases // 4 and all(torch.tensor(row["loss"]).isfinite().all() for row in result["history"])
-        assert {len(index) for index in context.seen[0]} == {config["members"]}
+        assert len(spy.seen[0]) == 2 * cases // 4 and all(torch.tensor(row["loss"]).isfinite().all() for row in result["history"])
+        assert {len(index) for index in spy.seen[0]} == {config["members"]}
         for member in range(config["members"]):
-            assert sorted(sum((index[member] for index in context.seen[0][: cases // 4]), [])) == list(range(cases))
+            assert sorted(sum((index[member] for index in spy.seen[0][: cases // 4]), [])) == list(range(cases))
 
 
 def test_the_rate_falls_linearly():
-    _, context = run("SNN-30k", epochs=5, lr=0.002)
-    rates = [context.stages[0].schedule(step)["lr"] for step in range(15)]
-    assert context.stages[0].steps == 15 and rates[0] == 0.002 and np.allclose(np.diff(rates), -0.002 * 0.99 / 15)
-    assert context.stages[0].optimiser == {"momentum": 0.9, "weight_decay": 0.0}
+    _, spy = run("SNN-30k", epochs=5, lr=0.002)
+    rates = [spy.stages[0].schedule(step)["lr"] for step in range(15)]
+    assert spy.stages[0].steps == 15 and rates[0] == 0.002 and np.allclose(np.diff(rates), -0.002 * 0.99 / 15)
+    assert spy.stages[0].optimiser == {"momentum": 0.9, "weight_decay": 0.0}
 
 
 def test_arms_of_a_seed_start_alike():
     arms = ("SNN-30k", "SNN-CNN-MIMIC-30k, 128c", "SNN-ECNN-MIMIC-30k, 128c", "SNN-30k, labels of the views")
     runs = [run(arm)[1] for arm in arms]
-    assert all(torch.equal(context.start[key], value) for context in runs for key, value in runs[0].start.items())
+    assert all(torch.equal(spy.start[key], value) for spy in runs for key, value in runs[0].start.items())
     assert runs[1].seen == runs[2].seen == runs[3].seen, "and see the same batches where they have the same cases"
-    other = run(arms[1], Spy(seed=1))[1]
+    other = run(arms[1], Context(seed=1))[1]
     assert other.seen != runs[1].seen and any(not torch.equal(other.start[key], value) for key, value in runs[0].start.items())
 
 
 def test_the_members_of_an_ensemble_differ_in_weights_and_order():
-    result, context = run("ECNN")
-    firsts = [value for key, value in context.start.items() if key.endswith("layers.0.weight")]
+    result, spy = run("ECNN")
+    firsts = [value for key, value in spy.start.items() if key.endswith("layers.0.weight")]
     assert len(firsts) == 4 and not any(torch.equal(firsts[0], other) for other in firsts[1:])
-    assert len({json.dumps(index) for index in context.seen[0][0]}) > 1
+    assert len({json.dumps(index) for index in spy.seen[0][0]}) > 1
     assert len(result["history"][0]["loss"]) == 4
-    alone, own = run("ECNN", members=1)[1], context.start
+    alone, own = run("ECNN", members=1)[1], spy.start
     assert all(torch.equal(value, own[key]) for key, value in alone.start.items()), "the first is what one net alone would be"
 
 
 def test_what_teachers_write_down():
     """Their own logits of the very cases that students see, and their errors, counted by hand."""
-    context = Spy()
-    result, _ = run("ECNN", context)
-    vision = Vision(config_of("paper", "ECNN"), Context())
-    cases, found = ba.transfer_set(vision, config_of("paper", "ECNN")), result["weights"]
+    result, spy = run("ECNN")
+    cases, found = ba.Trial(config_of("paper", "ECNN"), Context()).transfer_set(), result["weights"]
     assert found["logits"].shape == (4, 3 * CASES, 10) and found["test_logits"].shape == (4, 4, 10)
     options = {"pooling": "stochastic", "dropout": 0.5}
     net = create("2c-p-2c-p-2c-p-16fc", **options).eval()
-    net.load_state_dict({key.removeprefix("1.student."): value for key, value in context.end.items() if key.startswith("1.")})
+    net.load_state_dict({key.removeprefix("1.student."): value for key, value in spy.end.items() if key.startswith("1.")})
     x = cases.views(cases.places)
     assert torch.allclose(found["logits"][1], net(x), atol=1e-4)
     labels = data.load("cifar10").test_labels
@@ -256,8 +261,7 @@ def test_a_mimic_learns_the_logits():
     known = logits(members=1, views=0)
     known["logits"] = known["logits"] * torch.linspace(0.2, 3, 10) + torch.linspace(-2, 2, 10)
     arm, changes = "SNN-CNN-MIMIC-30k, 128c, no views", {"epochs": 150, "lr": 0.003, "width": 1 / 32}
-    context = Context()
-    result, _ = run(arm, context, teacher=known, **changes)
+    result, _ = run(arm, teacher=known, **changes)
     assert result["history"][0]["loss"] > 2 and result["history"][-1]["loss"] < 0.05
     labels = data.load("cifar10").train_labels
     wrong = 100 * (known["logits"][0].argmax(1) != labels).double().mean().item()
@@ -266,43 +270,39 @@ def test_a_mimic_learns_the_logits():
 
 def test_the_transfer_set():
     config = config_of("paper", "ECNN", views=3)
-    vision, pixels = Vision(config, Context(seed=2)), data.load("cifar10").train_images
-    cases = ba.transfer_set(vision, config)
+    trial, pixels = ba.Trial(config, Context(seed=2)), data.load("cifar10").train_images
+    cases = trial.transfer_set()
     assert len(cases.places) == len(cases.labels) == 4 * CASES
-    assert torch.equal(cases.x(torch.arange(CASES)), vision.views(vision.views.plain(torch.arange(CASES)))), "first the images as they are"
+    assert torch.equal(cases.x(torch.arange(CASES)), trial.views(trial.views.plain(torch.arange(CASES)))), "first the images as they are"
     assert torch.equal(cases.places[:, 0], torch.arange(CASES).repeat(4))
-    assert torch.equal(cases.labels, vision.train_labels[cases.places[:, 0]])
+    assert torch.equal(cases.labels, trial.train_labels[cases.places[:, 0]])
     assert cases.places[:, 1:3].min() >= 0 and cases.places[:, 1:3].max() <= 8 and set(cases.places[CASES:, 3].tolist()) == {0, 1}
     number = next(n for n in range(CASES, 4 * CASES) if cases.places[n, 3] == 1 and cases.places[n, 1] < 4 < cases.places[n, 2])
     image, dy, dx, _ = cases.places[number].tolist()
-    mirrored = vision.views(vision.views.plain(torch.tensor([image])))[0].flip(-1)
+    mirrored = trial.views(trial.views.plain(torch.tensor([image])))[0].flip(-1)
     down, left = 4 - dy, dx - 4
     assert torch.equal(cases.x(torch.tensor([number]))[0, :, down:, : 32 - left], mirrored[:, : 32 - down, left:])
-    again, other = (ba.transfer_set(Vision(config, Context(seed=seed)), config).places for seed in (2, 3))
+    again, other = (ba.Trial(config, Context(seed=seed)).transfer_set().places for seed in (2, 3))
     assert torch.equal(again, cases.places) and not torch.equal(other, cases.places)
     assert pixels.dtype == torch.uint8
 
 
 def test_a_mimic_without_teachers_is_told():
     with pytest.raises(ValueError, match="a mimic needs its teachers' logits"):
-        ba.run([SimpleNamespace(config=config_of("paper", "SNN-CNN-MIMIC-30k, 64c"), arm="x")], Context(), None)
+        prepared("SNN-CNN-MIMIC-30k, 64c")
 
 
 @pytest.mark.parametrize("arm", ["SNN-CNN-MIMIC-30k, 64c", "4000c-p and SVM", "ECNN"])
 def test_a_forecast_needs_no_teacher(arm):
-    with pytest.raises(Measured) as caught:
-        ba.run([SimpleNamespace(config=config_of("laptop", arm), arm=arm)], Context(probe=True), None)
-    assert caught.value.seconds > 0
+    context = Context(rehearsal=True)
+    assert forecast(prepared(arm, context, budget="laptop"), context) > 0
 
 
 def test_a_forecast_of_cases_in_the_order_of_their_classes(monkeypatch):
     """The first cases of such a data set are of one class, which no machine can separate."""
     pixels, labels = torch.randint(256, (600, 3, 32, 32), dtype=torch.uint8), torch.arange(600) // 300
     monkeypatch.setattr(data, "load", lambda name: ImageData("cifar10", pixels, labels, pixels[:4], labels[:4], tuple("01")))
-    arm = "4000c-p and SVM"
-    with pytest.raises(Measured) as caught:
-        ba.run([SimpleNamespace(config=config_of("laptop", arm, share=1), arm=arm)], Context(probe=True), None)
-    assert caught.value.seconds > 0
+    assert prepared("4000c-p and SVM", Context(rehearsal=True), budget="laptop", share=1).estimate() > 0
 
 
 @pytest.mark.parametrize("arm", ["ECNN", "SNN-CNN-MIMIC-30k, 128c"])
@@ -368,36 +368,36 @@ def test_no_pictures(folder):
 def test_unlabelled_pictures_join_the_transfer_set_and_no_labels(folder):
     unlabelled = {"name": "holiday", "sha256": sha256_told()}
     config = config_of("paper", "ECNN", views=1, unlabelled=unlabelled)
-    vision = Vision(config, Context())
-    cases = ba.transfer_set(vision, config)
-    assert cases.labels.tolist() == [*vision.train_labels.tolist(), -1, -1] * 2
-    assert torch.equal(cases.labelled().labels, vision.train_labels.repeat(2)) and (cases.labelled().places[:, 0] < CASES).all()
-    red = (10 / 255 - vision.views.normalisation[0][0]) / vision.views.normalisation[1][0]
+    trial = ba.Trial(config, Context())
+    cases = trial.transfer_set()
+    assert cases.labels.tolist() == [*trial.train_labels.tolist(), -1, -1] * 2
+    assert torch.equal(cases.labelled().labels, trial.train_labels.repeat(2)) and (cases.labelled().places[:, 0] < CASES).all()
+    red = (10 / 255 - trial.views.normalisation[0][0]) / trial.views.normalisation[1][0]
     assert torch.allclose(cases.x(torch.tensor([CASES]))[0, 0], red, atol=1e-6), "normalised as the training images are"
     known = logits(views=0)
     known["logits"] = torch.randn(4, 2 * (CASES + 2), 10, generator=torch.Generator().manual_seed(0))
     for arm, steps in (("SNN-CNN-MIMIC-30k, 128c", 7), ("SNN-30k, labels of the views", 6), ("SNN-CNN-MIMIC-30k, 128c, no views", 3)):
-        _, context = run(arm, teacher=known if "MIMIC" in arm else None, views=1, unlabelled=unlabelled, epochs=1)
-        assert len(context.seen[0]) == steps, arm
+        _, spy = run(arm, teacher=known if "MIMIC" in arm else None, views=1, unlabelled=unlabelled, epochs=1)
+        assert len(spy.seen[0]) == steps, arm
 
 
 # ---------------------------------------------------------------- what is shared, what is drawn
 
 
 def test_whitened_images(monkeypatch):
-    """Vision's "whitened" against the definition, in float64, on pictures of 8x8 pixels."""
+    """ImageTrial's "whitened" against the definition, in float64, on pictures of 8x8 pixels."""
     pixels = torch.randint(256, (300, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = torch.zeros(300, dtype=torch.int64)
     small = ImageData("small", pixels[:250], labels[:250], pixels[250:], labels[250:], ("0",))
     monkeypatch.setattr(data, "load", lambda name: small)
-    vision = Vision({"data": "small", "augmentation": {"pad": 0}, "normalisation": "whitened", "batch_size": 4}, Context())
+    trial = ImageTrial({"data": "small", "augmentation": {"pad": 0}, "normalisation": "whitened", "batch_size": 4}, Context())
     x = global_contrast_normalise(pixels).flatten(1).double()
     mean = x[:250].mean(0)
     values, vectors = torch.linalg.eigh((x[:250] - mean).T @ (x[:250] - mean) / 250 + 0.1 * torch.eye(192, dtype=torch.float64))
     expected = ((x - mean) @ (vectors / values.sqrt()) @ vectors.T).view(300, 3, 8, 8)
-    found = [views(views.plain(torch.arange(50))).double() for views in (vision.views, vision.test_views)]
+    found = [views(views.plain(torch.arange(50))).double() for views in (trial.views, trial.test_views)]
     assert torch.allclose(found[0], expected[:50], atol=1e-3) and torch.allclose(found[1], expected[250:], atol=1e-3)
-    shifted = vision.views_of(pixels[:2], 2, flip=True)
+    shifted = trial.views_of(pixels[:2], 2, flip=True)
     window = shifted(torch.tensor([[1, 0, 2, 0]]))[0].double()
     assert torch.allclose(window[:, 2:], expected[1][:, :-2], atol=1e-3) and (window[:, :2] == 0).all(), "whitened, then shifted"
 
@@ -415,7 +415,7 @@ def test_features_say_that_they_are_saved_once_and_go_on_from_there(random_image
     words = []
     with pytest.raises(Paused):
         run("4000c-p and SVM", Context(checkpoint=tmp_path, deadline=0, say=words.append), width=0.005, penalty=100.0)
-    assert len(words) == 1 and "the trial begins that one again" in words[0]
+    assert len(words) == 1 and "starts that part over" in words[0]
     whole, _ = run("4000c-p and SVM", Context(say=words.append), width=0.005, penalty=100.0)
     monkeypatch.setattr(ba.PatchFeatures, "fit", lambda *_: pytest.fail("k-means again"))
     resumed, _ = run("4000c-p and SVM", Context(checkpoint=tmp_path, say=words.append), width=0.005, penalty=100.0)

@@ -227,7 +227,8 @@ class ImageTrial:
 
     def measure(self, net: nn.Module, history: list[dict], top: int | None = None) -> dict:
         """The classification metrics of a trained net, at the last epoch; beside them ``best_test_error_percent``, the least error
-        at any epoch that was measured (not every one is, see ``cadence``): no result of ours is chosen by it.
+        at any epoch that was measured (not every one is, see ``cadence``; without epochs, the error itself): no result of ours is
+        chosen by it.
 
         top: also the share of test images whose label is not among so many largest logits.
         """
@@ -241,7 +242,7 @@ class ImageTrial:
             "test_errors": missed,
             "test_error_percent": share,
             "test_accuracy_percent": 100 - share,
-            "best_test_error_percent": min(row["test_error_percent"] for row in history if "test_error_percent" in row),
+            "best_test_error_percent": min((row["test_error_percent"] for row in history if "test_error_percent" in row), default=share),
             "train_error_percent": 100 * metrics.wrong(self.logits(net, self.views), self.train_labels).double().mean().item(),
         }
 

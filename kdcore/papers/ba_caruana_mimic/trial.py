@@ -4,8 +4,8 @@ The teachers are the four CNNs of one trial, "ECNN"; the first of them teaches t
 their logits on the transfer set once, and are not asked again: a mimic learns from that table.
 """
 
-import math
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,8 @@ from kdcore.data.augment import Views
 from kdcore.methods import Knowledge
 from kdcore.models import count_parameters
 from kdcore.models.shallow import PatchFeatures, parse, scaled
-from kdcore.papers.images import IMAGE_METRICS, Vision, cadence
-from kdcore.training import Context, Measured, Stage, seed_of
+from kdcore.papers.images import IMAGE_METRICS, ImageTrial, cadence
+from kdcore.training import Context, Run, Stage, seed_of
 
 VERSION = 1
 METRICS = IMAGE_METRICS | {
@@ -30,10 +30,6 @@ METRICS = IMAGE_METRICS | {
 }
 HIDDEN = {"[10, 20, 30]": [10.0, 20.0, 30.0], "[-10, 0, 10]": [-10.0, 0.0, 10.0]}  # what softmax cannot tell apart (deck 000)
 RAW = {"mean": [0.0] * 3, "std": [1 / 255] * 3}  # pixels of 0..255, as the patches have them
-
-
-def cohort(config: dict) -> None:
-    """Every trial trains alone: what the students share is a table, which costs nothing to read twice."""
 
 
 class Cases(NamedTuple):
@@ -49,6 +45,171 @@ class Cases(NamedTuple):
     def labelled(self) -> "Cases":
         known = self.labels >= 0
         return Cases(self.views, self.places[known], self.labels[known])
+
+
+class Trial(ImageTrial):
+    """One net or several, which train side by side; the student that is measured is the mean of their logits.
+
+    teacher_weights: ``logits`` of K teachers on the transfer set [K, N, C], and their ``test_logits`` [K, tests, C].
+    """
+
+    def run(self) -> Run:
+        config = self.config
+        options = {key: config[key] for key in ("kernel", "pooling", "input_dropout", "dropout")}
+        self.nets = [self.network(scaled(config["layers"], config["width"]), k, **options) for k in range(config["members"])]
+        cases = self.transfer_set() if config["transfer"] else self.training_set()
+        if config["method"] == "mimic":
+            self.known = self.teachers(len(cases.labels))
+            table, mean, std = normalised(self.known["logits"][: len(cases.labels)])
+            self.student = Rescaled(self.nets[0], mean, std)
+            students = [methods.logit_mimic(self.nets[0], None)]
+        else:
+            cases, table = cases.labelled(), None
+            self.student = Ensemble(self.nets) if len(self.nets) > 1 else self.nets[0]
+            students = [methods.plain(net) for net in self.nets]
+        return Run(self.finish, nn.ModuleList(students), [self.side_by_side(students, cases, table)], self.evaluate)
+
+    def training_set(self) -> Cases:
+        """Every training image as it is."""
+        numbers = torch.arange(len(self.train_labels))
+        return Cases(self.views, self.views.plain(numbers).to(self.context.device), self.train_labels)
+
+    def transfer_set(self) -> Cases:
+        """The training images, the unlabelled pictures, and of each of both ``views`` shifted and mirrored views.
+
+        The training images as they are come first. The views are drawn once from the trial's seed: teachers and students of
+        one seed have the same.
+        """
+        config, device, pictures, labels = self.config, self.context.device, self.train_images, self.train_labels
+        if config["unlabelled"] is not None:
+            more = images.unlabelled(**config["unlabelled"]).to(device)
+            pictures, labels = torch.cat([pictures, more]), torch.cat([labels, labels.new_full((len(more),), -1)])
+        views, numbers = self.views_of(pictures, config["shift"], flip=True), torch.arange(len(pictures))
+        generator = torch.Generator().manual_seed(seed_of(self.context.seed, "transfer set"))
+        places = torch.cat([views.plain(numbers), views.draw(numbers.repeat(config["views"]), generator)]).to(device)
+        return Cases(views, places, labels.repeat(1 + config["views"]))
+
+    def teachers(self, cases: int) -> dict[str, Tensor]:
+        """The mean logits [N, C] of the first ``teachers`` of the config, all for None: of an ensemble, its prediction.
+
+        cases: of the student's, whose shape is all that a rehearsal has.
+        """
+        weights = self.teacher_weights
+        if self.context.rehearsal:
+            shapes = {"logits": (1, cases, self.classes), "test_logits": (1, len(self.test_labels), self.classes)}
+            weights = {key: torch.zeros(shape) for key, shape in shapes.items()}
+        elif weights is None:
+            raise ValueError("a mimic needs its teachers' logits: teacher_weights")
+        return {key: value[: self.config["teachers"]].mean(0).to(self.context.device) for key, value in weights.items()}
+
+    def side_by_side(self, students: list[methods.Method], cases: Cases, table: Tensor | None) -> Stage:
+        """All epochs as one stage: each net sees the cases in its own order, and the losses of several are a vector."""
+        config, size = self.config, self.config["batch_size"]
+        count = len(cases.labels) // size
+        steps = config["epochs"] * count
+        objectives = [stage.loss for student in students for stage in student.stages]
+
+        def indices(generator: torch.Generator) -> Tensor:
+            orders = [torch.randperm(len(cases.labels), generator=generator)[: count * size].view(count, size) for _ in students]
+            return torch.stack(orders, 1)
+
+        def batch(own: Tensor) -> tuple[Tensor, Tensor, Knowledge]:
+            x = cases.x(own)
+            return x, cases.labels[own], Knowledge(None, x, None if table is None else table[own])
+
+        def loss(index: Tensor) -> Tensor:
+            each = [objective(*batch(own)) for objective, own in zip(objectives, index, strict=True)]
+            return torch.stack(each) if len(each) > 1 else each[0]
+
+        return Stage(
+            "train",
+            loss,
+            steps=steps,
+            indices=indices,
+            schedule=lambda step: {"lr": config["lr"] * (1 - (1 - config["lr_end"]) * step / steps)},
+            optimiser={"momentum": config["momentum"], "weight_decay": config["weight_decay"]},
+            measured=cadence(config["epochs"], (3 * steps * size, 0), (len(self.test_labels), 0)),
+        )
+
+    def extras(self, history: list[dict]) -> dict:
+        measures = {
+            "parameters_millions": sum(map(count_parameters, self.nets)) / 1e6,
+            "hidden_units": sum(net.hidden_units for net in self.nets),
+        }
+        if self.config["method"] == "mimic":
+            agreed = self.logits(self.student, self.test_views).argmax(-1) == self.known["test_logits"].argmax(-1)
+            measures["teacher_agreement_percent"] = 100 * agreed.double().mean().item()
+        if self.config["is_teacher"]:
+            missed = 100 * metrics.wrong(self.test_logits(), self.test_labels).double().mean(1)
+            measures |= {"member_test_error_percent": missed.mean().item(), "first_test_error_percent": missed[0].item()}
+        return measures
+
+    def handed_on(self) -> dict[str, Tensor]:
+        return {"logits": transfer_logits(self.nets, self.transfer_set()).cpu(), "test_logits": self.test_logits().cpu()}
+
+    def test_logits(self) -> Tensor:
+        """[K, tests, C] of each net."""
+        return torch.stack([self.logits(net, self.test_views) for net in self.nets])
+
+
+class Features(ImageTrial):
+    """k-means features of patches and a linear SVM (squared hinge, one class against the rest). Only the result of k-means is saved."""
+
+    def run(self) -> Run:
+        from sklearn.svm import LinearSVC  # slow to import
+
+        config = self.config
+        ((_, self.units), _) = parse(scaled(config["layers"], config["width"]))
+        self.net = PatchFeatures(self.units).to(self.context.device)
+        self.machine = LinearSVC(C=config["penalty"], dual=False, tol=0.01, max_iter=100)
+        return Run(self.finish, estimate=self.estimate)
+
+    def finish(self, history: list[dict]) -> list[dict]:
+        context, config, net, pictures = self.context, self.config, self.net, self.train_images
+        context.say("nothing is saved while k-means or the SVM runs: a trial that is stopped there starts that part over")
+
+        def centroids() -> dict[str, Tensor]:
+            return net.fit(pictures, config["patches"], config["iterations"], seed_of(context.seed, "patches")).state_dict()
+
+        net.load_state_dict(context.keep("k-means", centroids))
+        features = torch.cat([net(part.float()) for part in pictures.split(1000)])
+        net.standardise(features)
+        self.machine.fit(((features - net.feature_mean) / net.feature_std).cpu().numpy(), self.train_labels.cpu().numpy())
+        last = nn.Linear(features.shape[1], self.classes).to(context.device)
+        with torch.no_grad():
+            last.weight.copy_(torch.from_numpy(self.machine.coef_))
+            last.bias.copy_(torch.from_numpy(self.machine.intercept_))
+        measures = self.measure(nn.Sequential(net, last), history) | {
+            "parameters_millions": (net.centroids.numel() + count_parameters(last)) / 1e6,
+            "hidden_units": self.units * ((pictures.shape[-1] - net.SIDE + 1) ** 2 + 4),
+        }
+        return [{"history": history, "metrics": measures}]
+
+    def estimate(self, pictures: int = 20, cases: int = 200) -> float:
+        """Seconds of features, k-means and SVM, from a little of each."""
+
+        def timed(work: Callable) -> float:
+            start = time.perf_counter()
+            work()
+            return time.perf_counter() - start
+
+        net, raw, labels = self.net, self.train_images, self.train_labels
+        labels = labels[:: max(1, len(labels) // cases)].cpu().numpy()  # from all over: the cases may lie in the classes' order
+        each = timed(lambda: net(raw[:pictures].float()).cpu()) / pictures
+        patches = torch.rand(1000, net.centroids.shape[1], device=raw.device)
+        compared = timed(lambda: torch.cdist(patches, net.centroids).argmin(1).cpu()) / len(patches)
+        features = torch.rand(len(labels), len(net.feature_mean)).numpy()
+        separated = timed(lambda: self.machine.fit(features, labels)) / len(labels)
+        passes = 2 * len(raw) + len(self.test_labels)
+        return each * passes + compared * self.config["patches"] * self.config["iterations"] + separated * len(raw)
+
+
+def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
+    """Every trial trains alone: what the students share is a table, which costs nothing to read twice."""
+    (trial,) = trials
+    if trial.config["method"] == "features":
+        return Features(trial.config | {"normalisation": RAW}, context).run()
+    return Trial(trial.config, context, teacher_weights).run()
 
 
 class Ensemble(nn.Module):
@@ -73,77 +234,14 @@ class Rescaled(nn.Module):
         return self.net(x) * self.std + self.mean
 
 
-def run(trials: list, context: Context, teacher: dict[str, Tensor] | None) -> list[dict]:
-    """Train one arm; its ``metrics``, ``history`` and, as a teacher, ``weights``.
-
-    teacher: what the teachers' trial saved: ``logits`` on the transfer set [K, N, C], ``test_logits`` [K, tests, C].
-    """
-    (trial,) = trials
-    config = trial.config
-    if config["method"] == "features":
-        return [_features(config, context)]
-    vision = Vision(config, context)
-    options = {key: config[key] for key in ("kernel", "pooling", "input_dropout", "dropout")}
-    nets = [vision.network(scaled(config["layers"], config["width"]), k, **options) for k in range(config["members"])]
-    cases = transfer_set(vision, config) if config["transfer"] else training_set(vision)
-    if config["method"] == "mimic":
-        known = _known(teacher, context, len(cases.labels), len(vision.test_labels), vision.classes, config["teachers"])
-        table, mean, std = normalised(known["logits"][: len(cases.labels)])
-        whole = Rescaled(nets[0], mean, std)
-        students = [methods.logit_mimic(nets[0], None)]
-    else:
-        cases, table, whole = cases.labelled(), None, Ensemble(nets) if len(nets) > 1 else nets[0]
-        students = [methods.plain(net) for net in nets]
-
-    stage = _stage(config, students, cases, table, len(vision.test_labels))
-    history = context.fit(nn.ModuleList(students), [stage], lambda: vision.evaluate(whole))
-    measured = vision.measure(whole, history)
-    measured["parameters_millions"] = sum(map(count_parameters, nets)) / 1e6
-    measured["hidden_units"] = sum(net.hidden_units for net in nets)
-    if config["method"] == "mimic":
-        told = vision.logits(whole, vision.test_views).argmax(-1) == known["test_logits"].argmax(-1)
-        measured["teacher_agreement_percent"] = 100 * told.double().mean().item()
-    result = {"history": history, "metrics": measured}
-    if config["is_teacher"]:
-        test_logits = torch.stack([vision.logits(net, vision.test_views) for net in nets])
-        missed = 100 * metrics.wrong(test_logits, vision.test_labels).double().mean(1)
-        measured["member_test_error_percent"] = missed.mean().item()
-        measured["first_test_error_percent"] = missed[0].item()
-        logits = transfer_logits(nets, transfer_set(vision, config))
-        result["weights"] = {"logits": logits.cpu(), "test_logits": test_logits.cpu()}
-    return [result]
-
-
-def training_set(vision: Vision) -> Cases:
-    """Every training image as it is."""
-    numbers = torch.arange(len(vision.train_labels))
-    return Cases(vision.views, vision.views.plain(numbers).to(vision.context.device), vision.train_labels)
-
-
-def transfer_set(vision: Vision, config: dict) -> Cases:
-    """The training images, the unlabelled pictures, and of each of both ``views`` shifted and mirrored views.
-
-    The training images as they are come first. The views are drawn once from the trial's seed: teachers and students of
-    one seed have the same.
-    """
-    device, pictures, labels = vision.context.device, vision.train_images, vision.train_labels
-    if config["unlabelled"] is not None:
-        more = images.unlabelled(**config["unlabelled"]).to(device)
-        pictures, labels = torch.cat([pictures, more]), torch.cat([labels, labels.new_full((len(more),), -1)])
-    views, numbers = vision.views_of(pictures, config["shift"], flip=True), torch.arange(len(pictures))
-    generator = torch.Generator().manual_seed(seed_of(vision.context.seed, "transfer set"))
-    places = torch.cat([views.plain(numbers), views.draw(numbers.repeat(config["views"]), generator)]).to(device)
-    return Cases(views, places, labels.repeat(1 + config["views"]))
-
-
 def transfer_logits(nets: list[nn.Module], cases: Cases, size: int = 1000) -> Tensor:
     """[K, N, C]: what each of K nets says of every case, in eval mode and float32."""
-    found = []
+    said = []
     for net in nets:
         net.eval()
         with torch.no_grad():
-            found.append(torch.cat([net(cases.x(part)) for part in torch.arange(len(cases.places)).split(size)]))
-    return torch.stack(found)
+            said.append(torch.cat([net(cases.x(part)) for part in torch.arange(len(cases.places)).split(size)]))
+    return torch.stack(said)
 
 
 def normalised(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,90 +249,3 @@ def normalised(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean, std = logits.mean(0), logits.std(0, unbiased=False)
     std = torch.where(std > 0, std, 1)
     return (logits - mean) / std, mean, std
-
-
-def _known(teacher: dict | None, context: Context, cases: int, tests: int, classes: int, members: int | None) -> dict[str, Tensor]:
-    """The mean logits of the first ``members`` teachers (all for None): of an ensemble, its prediction."""
-    if teacher is None:
-        if not context.probe:
-            raise ValueError("a mimic needs its teachers' logits")
-        teacher = {"logits": torch.zeros(1, cases, classes), "test_logits": torch.zeros(1, tests, classes)}
-    return {key: value[:members].mean(0).to(context.device) for key, value in teacher.items()}
-
-
-def _stage(config: dict, students: list[methods.Method], cases: Cases, table: Tensor | None, tests: int) -> Stage:
-    """All epochs as one stage. Several nets train side by side, each in its own order, and their losses are a vector.
-
-    tests: images that a measurement shows to each net.
-    """
-    size = config["batch_size"]
-    count = len(cases.labels) // size
-    steps = config["epochs"] * count
-
-    def indices(generator: torch.Generator) -> Tensor:
-        orders = [torch.randperm(len(cases.labels), generator=generator)[: count * size].view(count, size) for _ in students]
-        return torch.stack(orders, 1)
-
-    def loss(index: Tensor) -> Tensor:
-        found = []
-        for student, own in zip(students, index, strict=True):
-            (phase,) = student.phases
-            x = cases.x(own)
-            found.append(phase.loss(x, cases.labels[own], Knowledge(None, x, None if table is None else table[own])))
-        return torch.stack(found) if len(found) > 1 else found[0]
-
-    def schedule(step: int) -> dict[str, float]:
-        return {"lr": config["lr"] * (1 - (1 - config["lr_end"]) * step / steps)}
-
-    optimiser = {"momentum": config["momentum"], "weight_decay": config["weight_decay"]}
-    every = cadence(config["epochs"], (3 * steps * size, 0), (tests, 0))
-    return Stage("train", None, indices, loss, schedule, optimiser, steps=steps, every=every)
-
-
-def _features(config: dict, context: Context) -> dict:
-    """k-means features of patches and a linear SVM (squared hinge, one class against the rest); saved only between the two."""
-    from sklearn.svm import LinearSVC  # slow to import
-
-    vision = Vision(config | {"normalisation": RAW}, context)
-    ((_, units), _) = parse(scaled(config["layers"], config["width"]))
-    net, raw = PatchFeatures(units).to(context.device), vision.train_images
-    machine = LinearSVC(C=config["penalty"], dual=False, tol=0.01, max_iter=100)
-    if context.probe:
-        raise Measured(_forecast(net, machine, vision, config))
-    context.say("k-means and the SVM are saved once each is done, not within: stopped in one of them, the trial begins that one again")
-
-    def centroids() -> dict[str, Tensor]:
-        return net.fit(raw, config["patches"], config["iterations"], seed_of(context.seed, "patches")).state_dict()
-
-    net.load_state_dict(context.keep("k-means", centroids))
-    features = torch.cat([net(part.float()) for part in raw.split(1000)])
-    net.standardise(features)
-    machine.fit(((features - net.feature_mean) / net.feature_std).cpu().numpy(), vision.train_labels.cpu().numpy())
-    last = nn.Linear(features.shape[1], vision.classes).to(context.device)
-    with torch.no_grad():
-        last.weight.copy_(torch.from_numpy(machine.coef_))
-        last.bias.copy_(torch.from_numpy(machine.intercept_))
-    measured = vision.measure(nn.Sequential(net, last), [{"test_error_percent": math.inf}])
-    measured["best_test_error_percent"] = measured["test_error_percent"]  # there is one
-    measured["parameters_millions"] = (net.centroids.numel() + count_parameters(last)) / 1e6
-    measured["hidden_units"] = units * ((raw.shape[-1] - net.SIDE + 1) ** 2 + 4)
-    return {"history": [], "metrics": measured}
-
-
-def _forecast(net: PatchFeatures, machine, vision: Vision, config: dict, images: int = 20, cases: int = 200) -> float:
-    """Seconds of features, k-means and SVM, from a little of each."""
-
-    def timed(work) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    raw, labels = vision.train_images, vision.train_labels
-    labels = labels[:: max(1, len(labels) // cases)].cpu().numpy()  # from all over: the cases may lie in the classes' order
-    each = timed(lambda: net(raw[:images].float()).cpu()) / images
-    patches = torch.rand(1000, net.centroids.shape[1], device=raw.device)
-    compared = timed(lambda: torch.cdist(patches, net.centroids).argmin(1).cpu()) / len(patches)
-    features = torch.rand(len(labels), len(net.feature_mean)).numpy()
-    separated = timed(lambda: machine.fit(features, labels)) / len(labels)
-    passes = 2 * len(raw) + len(vision.test_labels)
-    return each * passes + compared * config["patches"] * config["iterations"] + separated * len(raw)
