@@ -212,7 +212,8 @@ def test_network_equals_a_float64_twin(genotype):
         reduction = i in (1, 2)
         before, h = h, cell64(cell, kinds.reduce if reduction else kinds.normal, before, h, reduction)
         found[f"cell{i}"] = h
-    logits = h.mean((2, 3)) @ net.linear.weight.double().T + net.linear.bias.double()
+    found["pooled"] = h.mean((2, 3))
+    logits = found["pooled"] @ net.linear.weight.double().T + net.linear.bias.double()
     ours, taps = net.features(x)
     assert torch.allclose(ours.double(), logits, atol=1e-4)
     assert list(taps) == list(found) and all(torch.allclose(taps[name].double(), found[name], atol=1e-4) for name in found)
@@ -237,10 +238,10 @@ def test_initial_weights_are_pytorchs():
 def test_taps_and_what_they_depend_on():
     net = create("darts_v2_5_4")
     assert {name: tuple(tap) for name, tap in net.taps.items()} == {
-        "stem": (12, 32), "cell0": (16, 32), "cell1": (32, 16), "cell2": (32, 16), "cell3": (64, 8), "cell4": (64, 8)
+        "stem": (12, 32), "cell0": (16, 32), "cell1": (32, 16), "cell2": (32, 16), "cell3": (64, 8), "cell4": (64, 8), "pooled": (64, 1)
     }  # fmt: skip
     logits, taps = net.features(random(2, 3, 32, 32))
-    assert all(tuple(taps[name].shape) == (2, tap.channels, tap.size, tap.size) for name, tap in net.taps.items())
+    assert all(tuple(taps[name].shape) == (2, *tap.shape) for name, tap in net.taps.items())
     before = net.parameters_before("cell1")
     gradients = torch.autograd.grad(taps["cell1"].sum(), list(net.parameters()), allow_unused=True)
     touched = [parameter for parameter, gradient in zip(net.parameters(), gradients, strict=True) if gradient is not None]

@@ -53,7 +53,7 @@ class Darts(Network):
     of an image with this probability (Larsson et al. 2017, as DARTS uses it), and scaled up by 1 / (1 - p) else. Set it
     to None where nothing is ever left out: the same outputs, without a product with 1 for each operation.
 
-    Taps: stem, and cellI for I from 0: its 4 * channels, neither normalised nor rectified.
+    Taps: stem, and cellI for I from 0: its 4 * channels, neither normalised nor rectified; pooled, what the linear layer sees.
     Raises ValueError for fewer than 3 cells, or as many groups as there are no cells.
     """
 
@@ -77,6 +77,7 @@ class Darts(Network):
         for i, (inputs, width, size, reduction, reduced) in enumerate(layout(cells, channels)):
             self.cells.append(Cell(genotype, inputs, width, reduction, reduced, None if groups is None else groups[i]))
             self._declare(f"cell{i}", NODES * width, size, self.cells[-1], relu=False)
+        self._declare("pooled", NODES * width, 1, self.cells, relu=False, pooled=True)
         self.linear = nn.Linear(NODES * width, classes)
         self.head_at = 2 * cells // 3
         self.auxiliary = auxiliary_head(self.taps[f"cell{self.head_at}"].channels, classes) if auxiliary else None
@@ -93,7 +94,7 @@ class Darts(Network):
             before, h = h, keep(taps, f"cell{i}", cell(before, h, scales[i]))
             if i == self.head_at and self.auxiliary is not None and taps is not None:
                 taps["auxiliary"] = self.auxiliary(h)
-        return self.linear(h.mean((2, 3)))
+        return self.linear(keep(taps, "pooled", h.mean((2, 3))))
 
     @torch.no_grad()
     def reset(self, seed: int) -> "Darts":

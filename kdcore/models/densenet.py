@@ -17,7 +17,7 @@ class DenseNet(Network):
 
     Taps, one for each map size: stem, the first convolution; stage2, the end of the second stage (all its channels); both
     neither normalised nor rectified; final.pre and final, the end of the third stage after the last BatchNorm and
-    before and after its ReLU.
+    before and after its ReLU. pooled: the vector that the linear layer sees.
 
     recompute: in training, keep what each layer appends and compute its bottleneck anew in the backward pass: memory grows
     with the channels instead of with layers times channels, for one more pass through the 1x1 convolutions (Pleiss et
@@ -45,6 +45,7 @@ class DenseNet(Network):
             self.stages.append(stage)
         self.norm = nn.BatchNorm2d(channels)
         self._declare("final", channels, 8, self.norm)
+        self._declare("pooled", channels, 1, self.norm, relu=False, pooled=True)
         self.linear = nn.Linear(channels, classes)
         self.reset(0)
 
@@ -53,7 +54,7 @@ class DenseNet(Network):
         h = self.stages[0](h)
         h = keep(taps, "stage2", self.stages[1](h))
         h = self.stages[2](h)
-        return self.linear(relu(self.norm(h), taps, "final").mean((2, 3)))
+        return self.linear(keep(taps, "pooled", relu(self.norm(h), taps, "final").mean((2, 3))))
 
 
 class Stage(nn.Sequential):

@@ -57,7 +57,8 @@ class Taps(dict):
 class Network(nn.Module):
     """Logits [B, classes] of images [B, 3, H, W], H and W divisible by 4, with named taps.
 
-    taps: {name: Tap}, the names that ``features`` gives. "name.pre" is the tensor before the ReLU that makes "name".
+    taps: {name: Tap}, the names that ``features`` gives. "name.pre" is the tensor before the ReLU that makes "name"; "pooled", in the
+    networks that end with global average pooling, is the vector [B, C] that the linear layer sees.
 
     A subclass registers its modules in the order of its forward pass, declares its taps with ``_declare`` and calls
     ``reset(0)``: a network is never without initial weights.
@@ -88,8 +89,8 @@ class Network(nn.Module):
     def _run(self, x: Tensor, taps: dict[str, Tensor] | None) -> Tensor:
         raise NotImplementedError
 
-    def _declare(self, name: str, channels: int, size: int, last: nn.Module, *, relu: bool = True) -> None:
-        shape = (channels,) if isinstance(last, nn.Linear) else (channels, size, size)
+    def _declare(self, name: str, channels: int, size: int, last: nn.Module, *, relu: bool = True, pooled: bool = False) -> None:
+        shape = (channels,) if pooled or isinstance(last, nn.Linear) else (channels, size, size)
         for tap in (f"{name}.pre", name) if relu else (name,):
             self.taps[tap], self._last[tap] = Tap(channels, size, shape), last
 

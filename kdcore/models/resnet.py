@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.models.network import Network, blocks_per_group, conv, relu
+from kdcore.models.network import Network, blocks_per_group, conv, keep, relu
 
 
 class ResNet(Network):
@@ -14,7 +14,7 @@ class ResNet(Network):
 
     Taps, for groups G = 1 to 3: stem; groupG.first, the output of the group's first convolution layer (FSP's first layer
     of a section); groupG.blockB, the output of each block; groupG, that of its last. Each is the tensor after a
-    ReLU, and each has its ".pre" before it, post-BN and post-addition.
+    ReLU, and each has its ".pre" before it, post-BN and post-addition. pooled: the vector that the linear layer sees.
     Raises ValueError for a depth that is not 6n + 2.
     """
 
@@ -37,6 +37,7 @@ class ResNet(Network):
                 channels = outputs
             self._declare(f"group{g}", channels, size, group[-1])
             self.groups.append(group)
+        self._declare("pooled", channels, 1, self.groups, relu=False, pooled=True)
         self.linear = nn.Linear(channels, classes)
         self.reset(0)
 
@@ -47,7 +48,7 @@ class ResNet(Network):
                 h = block(h, taps, f"group{g}.first" if b == 1 else "", f"group{g}.block{b}")
             if taps is not None:
                 taps[f"group{g}.pre"], taps[f"group{g}"] = taps[f"group{g}.block{b}.pre"], h
-        return self.linear(h.mean((2, 3)))
+        return self.linear(keep(taps, "pooled", h.mean((2, 3))))
 
 
 class BasicBlock(nn.Module):
@@ -75,7 +76,7 @@ class ResNet50(Network):
     """ResNet-50 for CIFAR: 3x3 stem without max-pooling, 3-4-6-3 bottlenecks with the stride in their 3x3 convolution.
 
     The widely used layout of kuangliu/pytorch-cifar, which nocotan/born_again_neuralnet trains (there with the default
-    weights of PyTorch). Taps: layer1 to layer4, the outputs of the four groups, each with its ".pre" before the ReLU.
+    weights of PyTorch). Taps: layer1 to layer4, the outputs of the four groups, each with its ".pre" before the ReLU; pooled.
     """
 
     def __init__(self, *, classes: int = 10):
@@ -91,6 +92,7 @@ class ResNet50(Network):
                 channels = 4 * width
             self._declare(f"layer{i}", channels, size, layer)
             self.layers.append(layer)
+        self._declare("pooled", channels, 1, self.layers, relu=False, pooled=True)
         self.linear = nn.Linear(channels, classes)
         self.reset(0)
 
@@ -99,7 +101,7 @@ class ResNet50(Network):
         for i, layer in enumerate(self.layers, 1):
             for b, block in enumerate(layer, 1):
                 h = block(h, taps, f"layer{i}" if b == len(layer) else "")
-        return self.linear(h.mean((2, 3)))
+        return self.linear(keep(taps, "pooled", h.mean((2, 3))))
 
 
 class Bottleneck(nn.Module):

@@ -18,6 +18,7 @@ class WideResNet(Network):
     groupG.sum: the group's output as it is, the sum of its last addition (Attention Transfer's).
     groupG.pre, groupG: that sum after the BatchNorm that follows it (of the next group's first block; the network's own
         for group 3), before and after the ReLU (Activation Boundaries' is the former).
+    pooled: the vector that the linear layer sees.
     Raises ValueError for a depth that is not 6n + 4.
     """
 
@@ -39,6 +40,7 @@ class WideResNet(Network):
         self.norm = nn.BatchNorm2d(channels)
         for g, norm in enumerate((self.groups[1][0].norm1, self.groups[2][0].norm1, self.norm), 1):
             self._declare(f"group{g}", *self.taps[f"group{g}.sum"], norm)
+        self._declare("pooled", channels, 1, self.norm, relu=False, pooled=True)
         self.linear = nn.Linear(channels, classes)
         self.reset(0)
 
@@ -49,7 +51,7 @@ class WideResNet(Network):
                 # the first block of a group activates the output of the group before
                 h = block(h, taps, f"group{g - 1}" if b == 1 and g > 1 else "", f"group{g}.first" if b == 1 else "")
             keep(taps, f"group{g}.sum", h)
-        return self.linear(relu(self.norm(h), taps, "group3").mean((2, 3)))
+        return self.linear(keep(taps, "pooled", relu(self.norm(h), taps, "group3").mean((2, 3))))
 
 
 class PreActivationBlock(nn.Module):
