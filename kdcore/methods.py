@@ -24,12 +24,26 @@ from numbers import Integral
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from kdcore import losses
-from kdcore.models.network import Tap
-from kdcore.models.tapped import STAGE_LOSS, Tapped, check_trainable, compiled, distributed
-from kdcore.teacher import Knowledge, LogitTable, Statistics, check_frozen, check_module, freeze, outputs, recorded, tapped
+from kdcore.connectors import (
+    as_list,
+    as_pair,
+    both_names,
+    checked_weights,
+    find_taps,
+    is_frozen_before,
+    make_connector,
+    make_regressor,
+    parameters_before,
+    placed_like,
+    refuse_repeats,
+    shape_of,
+    tap_names,
+)
+from kdcore.models.tapped import Tapped
+from kdcore.objective import WITHOUT_GRADIENT, Batch, Objective, Term
+from kdcore.teacher import Knowledge, LogitTable, Statistics, check_module, freeze
 from kdcore.training.stage import Stage
 
 __all__ = [
@@ -37,123 +51,6 @@ __all__ = [
     "attention_transfer", "ban", "cwtm", "dkpp", "fitnets", "freeze", "fsp", "hard_labels", "jacobian", "kd", "labels_and_soft_targets",
     "logit_mimic", "plain", "soft_targets", "stage",
 ]  # fmt: skip
-
-
-class Batch:
-    """One batch as a term of a loss sees it: x, labels, the student's logits and taps, the teacher's knowledge, connectors.
-
-    until: taps at which the student's forward pass ends; it has no logits then. connectors: those of the method.
-    """
-
-    def __init__(
-        self,
-        student: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        teacher: Knowledge,
-        until: Sequence[str] | None = None,
-        connectors: Sequence[nn.Module] = (),
-    ):
-        self.student, self.x, self.labels, self.teacher, self.connectors = student, x, labels, teacher, connectors
-        self.logits, self.taps = outputs(student, x, until)
-
-    def own(self, tap: str) -> Tensor:
-        """The student's tensor. Raises ValueError where training could not move it: its gradient ends before the tap."""
-        tensor = self.taps[tap]
-        if torch.is_grad_enabled() and not tensor.requires_grad:
-            raise ValueError(f"no gradient of the student reaches tap '{tap}': {_WITHOUT_GRADIENT}")
-        return tensor
-
-
-Term = Callable[[Batch], Tensor]
-
-_WITHOUT_GRADIENT = "what comes before it is frozen, runs under no_grad, or lies in a checkpoint, which then needs use_reentrant=False"
-
-
-class Objective:
-    """The loss of a method's stage: a weighted sum of terms of one batch, and the parameters that it trains (no others move).
-
-    terms: (weight, Batch -> scalar); a weight of 0 or more, or a 0-dim tensor that a schedule moves. parameters: of these,
-    those that ask for a gradient now. until: the student's taps that the terms read, where they read no
-    logits: layers after the last of them do not run. input_gradient: the terms differentiate the nets' outputs by the images.
-    batch_statistics: the teacher runs in train mode. live_teacher: the teacher is not frozen but runs as it is, as in
-    ``Knowledge``: the student itself may teach. connectors: what ``Batch.connectors`` gives to the terms.
-
-    Raises ValueError for no terms, a weight out of range, a stage in which nothing of the student would be trained, a
-    teacher that is not frozen, and a wrapped student (DistributedDataParallel, compiled) that the stage cannot train right.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        student: nn.Module,
-        teacher: nn.Module | None,
-        terms: Sequence[tuple[float | Tensor, Term]],
-        parameters: Sequence[nn.Parameter],
-        *,
-        until: Sequence[str] | None = None,
-        input_gradient: bool = False,
-        batch_statistics: bool = False,
-        live_teacher: bool = False,
-        connectors: Sequence[nn.Module] = (),
-    ):
-        if teacher is not None and not live_teacher:
-            check_frozen(teacher)
-        check_trainable(student, "student")
-        if input_gradient and teacher is not None:
-            check_trainable(teacher, "teacher")
-        if not terms or not all(isinstance(term, Sequence) and len(term) == 2 and callable(term[1]) for term in terms):
-            raise ValueError(f"stage '{name}' has no terms or other than terms: give at least one (weight, function of a Batch)")
-        for weight, _ in terms:
-            losses.check_number(f"a weight of stage '{name}'", weight)
-        if until is not None or input_gradient:
-            if distributed(student):
-                raise ValueError(f"DistributedDataParallel does not see all of the passes of stage '{name}': {STAGE_LOSS}")
-            if input_gradient and any(compiled(module) for net in (student, teacher) if net is not None for module in net.modules()):
-                raise ValueError(f"stage '{name}' differentiates twice, a compiled network cannot: give it as it was before torch.compile")
-        self.name, self.student, self.teacher, self.terms = name, student, teacher, list(terms)
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        own = {id(parameter) for parameter in student.parameters()}
-        if not any(id(parameter) in own for parameter in self.parameters):
-            where = f" before tap {' or '.join(map(repr, until))}" if until is not None else ""
-            raise ValueError(
-                f"stage '{name}' would train nothing of the student: it has no parameter{where} that asks for a gradient"
-                + (f" ({_WITHOUT_GRADIENT})" if until is not None else "")
-            )
-        self.until, self.connectors = until, connectors
-        self.input_gradient, self.batch_statistics, self.live_teacher = input_gradient, batch_statistics, live_teacher
-
-    def __getstate__(self) -> dict:
-        for _, term in self.terms:
-            for cell in getattr(term, "__closure__", None) or ():
-                if isinstance(cell.cell_contents, nn.Module | Tensor):
-                    raise ValueError(
-                        f"a term of stage '{self.name}' holds a {type(cell.cell_contents).__name__} that a copy would share: "
-                        "pass it as one of the stage's connectors, or to functools.partial"
-                    )
-        return self.__dict__
-
-    def __call__(self, x: Tensor, labels: Tensor, knowledge: Knowledge | None = None) -> Tensor:
-        """The loss of a batch, a scalar, or [K] for a student that is a stack of K nets. x [B, ...], labels int64 [B];
-        knowledge: of the same batch, for None the teacher's own, as the stage wants it (differentiable, with the batch's statistics).
-
-        Raises ValueError for a teacher that is no longer frozen, for knowledge of another kind than the stage wants, and,
-        where gradients are recorded, for a loss that depends on nothing that could be trained.
-        """
-        if knowledge is None:
-            knowledge = Knowledge(
-                self.teacher, x, differentiable=self.input_gradient, batch_statistics=self.batch_statistics, live=self.live_teacher
-            )
-        elif self.batch_statistics and not knowledge.batch_statistics:
-            raise ValueError(f"stage '{self.name}' wants the batch's statistics: Knowledge(teacher, x, batch_statistics=True)")
-        batch = Batch(self.student, knowledge.x if self.input_gradient else recorded(x), labels, knowledge, self.until, self.connectors)
-        loss = sum(weight * term(batch) for weight, term in self.terms)
-        if not isinstance(loss, Tensor) or loss.shape != ((members,) if (members := getattr(self.student, "members", None)) else ()):
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"the terms of stage '{self.name}' must be scalars, not {shape}: take the mean over cases")
-        if torch.is_grad_enabled() and not (loss.requires_grad and any(parameter.requires_grad for parameter in self.parameters)):
-            raise ValueError(f"the loss of stage '{self.name}' depends on no parameter that asks for a gradient: was the student frozen?")
-        return loss
 
 
 def stage(
@@ -326,20 +223,20 @@ def fitnets(
     losses.check_temperature(temperature)
     if weight is not None:
         losses.check_number("weight", weight)
-    own, target = _taps(student, teacher, (guided, hint))
+    own, target = find_taps(student, teacher, (guided, hint))
     if variant == "code" and len(target.shape) != 3:
-        raise ValueError(f"the code's variant of the hint loss is defined for maps: the teacher's '{hint}' is {_shape(target)}")
+        raise ValueError(f"the code's variant of the hint loss is defined for maps: the teacher's '{hint}' is {shape_of(target)}")
     if weight is None:
         weight = 1 / (math.prod(target.shape) if variant == "paper" else target.shape[1])  # the code's has the mean over the rest
     if regressor is None:
-        regressor = _regressor(own, target, f"student's '{guided}'", f"teacher's '{hint}'")
-    regressor = _placed(regressor, student)
+        regressor = make_regressor(own, target, f"student's '{guided}'", f"teacher's '{hint}'")
+    regressor = placed_like(regressor, student)
     first = stage(
         "hint",
         student,
         teacher,
         [(weight, partial(_hint, guided=guided, hint=hint, variant=variant))],
-        [*_before(student, [guided]), *regressor.parameters()],
+        [*parameters_before(student, [guided]), *regressor.parameters()],
         until=[guided],
         connectors=[regressor],
     )
@@ -390,22 +287,25 @@ def fsp(
     weight decay leaves the other layers alone.
     Raises ValueError for no or repeated pairs, unknown taps, taps that are no maps, and weights out of range.
     """
-    sections = [tuple(_names(tap) for tap in _pair(pair, "pairs")) for pair in _listed(pairs, "pairs")]
-    _check_once(sections, "pairs")
-    weights = [FSP_WEIGHT] * len(sections) if weights is None else _weights(weights, len(sections), "pair")
+    sections = [tuple(tap_names(tap) for tap in as_pair(pair, "pairs")) for pair in as_list(pairs, "pairs")]
+    refuse_repeats(sections, "pairs")
+    weights = [FSP_WEIGHT] * len(sections) if weights is None else checked_weights(weights, len(sections), "pair")
     connectors = {}
     for names in {tap: None for section in sections for tap in section}:
-        own, target = _taps(student, teacher, names)
+        own, target = find_taps(student, teacher, names)
         if not len(own.shape) == len(target.shape) == 3:
-            raise ValueError(f"FSP is defined for maps: of {_both(names)}, student {_shape(own)}, teacher {_shape(target)}")
-        connectors[names] = _placed(_widened(own, target, normalised=False), student)
+            raise ValueError(f"FSP is defined for maps: of {both_names(names)}, student {shape_of(own)}, teacher {shape_of(target)}")
+        connectors[names] = placed_like(make_connector(own, target, normalised=False), student)
     places = [tuple((tap, list(connectors).index(tap)) for tap in section) for section in sections]
     first = stage(
         "fsp",
         student,
         teacher,
         [(1.0, partial(_fsp, places=places, weights=weights))],
-        [*_before(student, [mine for mine, _ in connectors]), *(p for connector in connectors.values() for p in connector.parameters())],
+        [
+            *parameters_before(student, [mine for mine, _ in connectors]),
+            *(p for connector in connectors.values() for p in connector.parameters()),
+        ],
         until=list(dict.fromkeys(mine for mine, _ in connectors)),
         connectors=list(connectors.values()),
     )
@@ -419,7 +319,7 @@ def _fsp(batch: Batch, places: list, weights: list[float]) -> Tensor:
     for ((first, _), _), ((last, _), _) in places:
         still = [tap for tap in (first, last) if not batch.taps[tap].requires_grad]
         # one of the two may be frozen, not both; nor may it depend on what trains, out of reach of the gradient
-        if still and (len(still) == 2 or not _frozen_before(batch.student, still[0])):
+        if still and (len(still) == 2 or not is_frozen_before(batch.student, still[0])):
             batch.own(still[0])
     own = [tuple(batch.connectors[number](batch.taps[mine]) for (mine, _), number in section) for section in places]
     target = [tuple(batch.teacher.taps[theirs] for (_, theirs), _ in section) for section in places]
@@ -449,25 +349,27 @@ def attention_transfer(
     losses.check_variant(variant)
     losses.check_resize(resize)
     losses.check_number("beta", beta)
-    pairs = [_names(tap) for tap in _listed(taps, "taps")]
-    _check_once(pairs, "taps")
-    found = [_taps(student, teacher, names) for names in pairs]
+    pairs = [tap_names(tap) for tap in as_list(taps, "taps")]
+    refuse_repeats(pairs, "taps")
+    found = [find_taps(student, teacher, names) for names in pairs]
     tokens = [len(own.shape) == 2 for own, _ in found]
     if isinstance(skip_tokens, bool) or not isinstance(skip_tokens, Integral) or skip_tokens < 0 or (skip_tokens and not all(tokens)):
         raise ValueError(f"skip_tokens must be a number of tokens, 0 for maps, not {skip_tokens!r}")
     for names, (own, target) in zip(pairs, found, strict=True):
-        sizes = f"student {_shape(own)}, teacher {_shape(target)}"
+        sizes = f"student {shape_of(own)}, teacher {shape_of(target)}"
         if len(own.shape) != len(target.shape) or len(own.shape) == 1:
-            raise ValueError(f"attention transfer takes two maps or the tokens of two transformers: of {_both(names)}, {sizes}")
+            raise ValueError(f"attention transfer takes two maps or the tokens of two transformers: of {both_names(names)}, {sizes}")
         if len(own.shape) == 2 and own.size != target.size:
-            raise ValueError(f"attention over the tokens of {_both(names)} differs in their number: {sizes}")
+            raise ValueError(f"attention over the tokens of {both_names(names)} differs in their number: {sizes}")
         if own.size != target.size and resize is None:
-            raise ValueError(f'attention maps of {_both(names)} differ in size: {sizes}; resize="pool" brings the larger to the smaller')
+            raise ValueError(
+                f'attention maps of {both_names(names)} differ in size: {sizes}; resize="pool" brings the larger to the smaller'
+            )
         sides = own.shape[:1] if len(own.shape) == 2 else map(min, own.shape[1:], target.shape[1:])
         if math.prod(sides) - skip_tokens < 2:
-            raise ValueError(f"attention maps of {_both(names)} have one position, where attention is constant: {sizes}")
-        if hasattr(student, "parameters_before") and not _before(student, [names[0]]):
-            raise ValueError(f"no gradient of the student reaches tap '{names[0]}': {_WITHOUT_GRADIENT}")
+            raise ValueError(f"attention maps of {both_names(names)} have one position, where attention is constant: {sizes}")
+        if hasattr(student, "parameters_before") and not parameters_before(student, [names[0]]):
+            raise ValueError(f"no gradient of the student reaches tap '{names[0]}': {WITHOUT_GRADIENT}")
     term = partial(_attention, pairs=pairs, variant=variant, resize=resize, skip=skip_tokens)
     return _one_stage(student, teacher, [*_terms(task), (beta, term)])
 
@@ -505,25 +407,27 @@ def activation_boundary(
     to d305517 (December 2018) it is a copy that has not drifted.
     Raises ValueError for no or repeated taps, unknown ones, sizes that differ, and numbers out of range.
     """
-    pairs = [_names(tap) for tap in _listed(taps, "taps")]
-    _check_once(pairs, "taps")
-    weights = _weights(weights, len(pairs), "tap")
+    pairs = [tap_names(tap) for tap in as_list(taps, "taps")]
+    refuse_repeats(pairs, "taps")
+    weights = checked_weights(weights, len(pairs), "tap")
     losses.check_number("margin", margin)
     connectors = []
     for names in pairs:
-        own, target = _taps(student, teacher, names)
+        own, target = find_taps(student, teacher, names)
         if len(own.shape) == 2 or len(target.shape) == 2:
-            raise ValueError(f"activation boundaries are defined for maps and vectors, not for tokens: {_both(names)}")
+            raise ValueError(f"activation boundaries are defined for maps and vectors, not for tokens: {both_names(names)}")
         if own.shape[1:] != target.shape[1:]:
-            raise ValueError(f"activation boundaries of {_both(names)} differ in size: student {_shape(own)}, teacher {_shape(target)}")
-        connectors.append(_placed(_widened(own, target, normalised=True), student))
+            raise ValueError(
+                f"activation boundaries of {both_names(names)} differ in size: student {shape_of(own)}, teacher {shape_of(target)}"
+            )
+        connectors.append(placed_like(make_connector(own, target, normalised=True), student))
     until = list(dict.fromkeys(mine for mine, _ in pairs))
     first = stage(
         "boundary",
         student,
         teacher,
         [(1.0, partial(_boundary, pairs=pairs, weights=weights, margin=margin))],
-        [*_before(student, until), *(p for connector in connectors for p in connector.parameters())],
+        [*parameters_before(student, until), *(p for connector in connectors for p in connector.parameters())],
         until=until,
         batch_statistics=batch_statistics,
         connectors=connectors,
@@ -566,107 +470,3 @@ def _terms(task: Sequence[tuple[float, Term]] | None) -> Sequence[tuple[float, T
     if not task:
         raise ValueError("task has no terms: give hard_labels(), soft_targets(...), or None")
     return task
-
-
-def _listed(taps: Sequence, what: str) -> list:
-    if isinstance(taps, str) or not isinstance(taps, Sequence) or not taps:
-        raise ValueError(f"{what} must be a list of at least one, not {taps!r}")
-    return list(taps)
-
-
-def _pair(pair: Sequence, what: str) -> Sequence:
-    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-        raise ValueError(f"{what} has an entry of other than two: {pair!r}")
-    return pair
-
-
-def _names(tap: str | tuple[str, str]) -> tuple[str, str]:
-    """(the student's, the teacher's)."""
-    return (tap, tap) if isinstance(tap, str) else tuple(_pair(tap, "taps"))
-
-
-def _both(names: tuple[str, str]) -> str:
-    mine, theirs = names
-    return f"tap '{mine}'" if mine == theirs else f"taps '{mine}' and '{theirs}'"
-
-
-def _check_once(entries: list, what: str) -> None:
-    if len(set(entries)) < len(entries):
-        raise ValueError(f"{what} has an entry twice: weigh it more if it is to count more")
-
-
-def _weights(weights: Sequence[float], count: int, what: str) -> list[float]:
-    if not isinstance(weights, Sequence) or len(weights) != count:
-        given = len(weights) if isinstance(weights, Sequence) else repr(weights)
-        raise ValueError(f"give a list of one weight a {what}: {given} for {count} {what}s")
-    for weight in weights:
-        losses.check_number("a weight", weight)
-    return list(weights)
-
-
-def _taps(student: nn.Module, teacher: nn.Module, names: tuple[str, str]) -> list[Tap]:
-    """The student's tap and the teacher's. Raises ValueError for networks without taps, and says what to do."""
-    found = []
-    for net, whose, name in ((student, "student", names[0]), (teacher, "teacher", names[1])):
-        if net is None and whose == "teacher":
-            raise ValueError("this method reads a teacher's features: give it a teacher")
-        check_module(net, whose)
-        if not tapped(net):
-            if isinstance(net, DataParallel | DistributedDataParallel):
-                raise ValueError(f"{type(net).__name__} hides the taps of the {whose}: {STAGE_LOSS}")
-            raise ValueError(f"the {whose} ({type(net).__name__}) has no taps: wrap it, Tapped({whose}, {{tap: module}}, example)")
-        if name not in net.taps:
-            raise ValueError(f"the {whose} has no tap '{name}': choose one of {', '.join(net.taps)}")
-        found.append(net.taps[name])
-    return found
-
-
-def _shape(tap: Tap) -> str:
-    return " x ".join(map(str, tap.shape))
-
-
-def _before(student: nn.Module, taps: Sequence[str]) -> list[nn.Parameter]:
-    """What any of the taps depends on and training can move, in the order of the net."""
-    if not hasattr(student, "parameters_before"):
-        raise ValueError(f"the student ({type(student).__name__}) does not say what its taps depend on: give it parameters_before(tap)")
-    wanted = {id(parameter) for tap in taps for parameter in student.parameters_before(tap) if parameter.requires_grad}
-    return [parameter for parameter in student.parameters() if id(parameter) in wanted]
-
-
-def _frozen_before(student: nn.Module, tap: str) -> bool:
-    parameters = student.parameters_before(tap)
-    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-
-
-def _placed(connector: nn.Module, student: nn.Module) -> nn.Module:
-    """On the student's device and in its type. It was drawn on the CPU: the same numbers wherever the student is."""
-    like = next((parameter for parameter in student.parameters() if parameter.is_floating_point()), None)
-    return connector if like is None else connector.to(like.device, like.dtype)
-
-
-def _regressor(own: Tap, target: Tap, own_name: str, target_name: str) -> nn.Module:
-    if own.shape == target.shape:
-        return nn.Identity()
-    if len(own.shape) != len(target.shape) or (len(own.shape) == 2 and own.size != target.size):
-        raise ValueError(f"no regressor leads from the {own_name} ({_shape(own)}) to the {target_name} ({_shape(target)}): give regressor=")
-    if len(own.shape) == 3:
-        kernel = [mine - theirs + 1 for mine, theirs in zip(own.shape[1:], target.shape[1:], strict=True)]
-        if min(kernel) < 1:
-            raise ValueError(f"the {own_name} ({_shape(own)}) is smaller than the {target_name} ({_shape(target)}): choose a wider map")
-        layer = nn.Conv2d(own.channels, target.channels, kernel)
-    else:
-        layer = nn.Linear(own.channels, target.channels)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _widened(own: Tap, target: Tap, *, normalised: bool) -> nn.Module:
-    if own.channels == target.channels:
-        return nn.Identity()
-    if len(own.shape) == 1:
-        layer, norm = nn.Linear(own.channels, target.channels, bias=False), nn.BatchNorm1d
-    else:
-        layer, norm = nn.Conv2d(own.channels, target.channels, 1, bias=False), nn.BatchNorm2d
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-    return nn.Sequential(layer, norm(target.channels)) if normalised else layer

@@ -10,11 +10,11 @@ import torch
 from kdcore import data, papers
 from kdcore.data import images
 from kdcore.data.images import ImageData
-from kdcore.methods import Phase
-from kdcore.papers import images as vision
+from kdcore.methods import Objective
+from kdcore.papers import images as trials_on_images
 from kdcore.papers.fisher_darts import trial as fisher_darts
 from kdcore.papers.hinton_mnist import trial as hinton_mnist
-from kdcore.papers.images import Vision, cadence
+from kdcore.papers.images import ImageTrial, cadence
 from kdcore.training import Context
 
 KEYS = ["activation_boundaries", "ba_caruana_mimic", "born_again_networks", "fisher_darts", "fitnets", "fsp", "hinton_mnist"]
@@ -27,21 +27,21 @@ SMALL = {"wrn": "wrn_10_1", "resnet": "resnet_8", "densenet": "densenet_bc_10_6"
 @pytest.mark.parametrize(
     "epochs, trained, measured, options, expected",
     [
-        (100, (3000, 1000), (3, 0), {}, 1),  # 100 x 3 of 3,000
-        (100, (3000, 1000), (6, 0), {}, 2),
-        (100, (3000, 1000), (3, 2), {}, 2),  # the teacher's 100 x 2 of 1,000 are too many
-        (7, (100, 0), (2.5, 0), {}, 2),  # epochs 2, 4, 6 and the last: four
-        (7, (100, 0), (2.6, 0), {}, 3),  # 3, 6 and the last
-        (7, (100, 0), (2.5, 0), {"first": True}, 3),  # the first as well: not five, but four
-        (7, (100, 0), (1, 0), {"every": 5}, 5),
-        (7, (100, 0), (11, 0), {}, 7),  # even one is too much: the last alone
-        (7, (100, 0), (11, 0), {"every": 10}, 10),
-        (7, (100, 0), (0, 1), {}, 7),  # the teacher has no part in training
-        (7, (0, 0), (0, 0), {}, 1),
+        (100, (3000, 1000), (3, 0), {}, range(100)),  # 100 x 3 of 3,000
+        (100, (3000, 1000), (6, 0), {}, range(1, 100, 2)),
+        (100, (3000, 1000), (3, 2), {}, range(1, 100, 2)),  # the teacher's 100 x 2 of 1,000 are too many
+        (7, (100, 0), (2.5, 0), {}, (1, 3, 5, 6)),  # epochs 2, 4, 6 and the last: four
+        (7, (100, 0), (2.6, 0), {}, (2, 5, 6)),  # 3, 6 and the last
+        (7, (100, 0), (2.5, 0), {"first": True}, (0, 2, 5, 6)),  # the first as well: not five, but four
+        (7, (100, 0), (1, 0), {"every": 5}, (4, 6)),
+        (7, (100, 0), (11, 0), {}, (6,)),  # even one is too much: the last alone
+        (7, (100, 0), (11, 0), {"every": 10}, (6,)),
+        (7, (100, 0), (0, 1), {}, (6,)),  # the teacher has no part in training
+        (7, (0, 0), (0, 0), {}, range(7)),
     ],
 )
 def test_cadence(epochs, trained, measured, options, expected):
-    assert cadence(epochs, trained, measured, **options) == expected
+    assert cadence(epochs, trained, measured, **options) == tuple(expected)
 
 
 class Counts(dict):
@@ -56,15 +56,6 @@ class Counts(dict):
 
     def add(self, who, count):
         self[who] = self.get(who, 0) + count
-
-
-class Fit(Exception):
-    """What ``fit`` was given."""
-
-
-class Asked(Context):
-    def fit(self, model, stages, evaluate):
-        raise Fit(model, stages, evaluate)
 
 
 class Shown:
@@ -106,7 +97,7 @@ def small(key, config):
 
 
 def given(key, config, monkeypatch):
-    """What the arm gives to ``fit`` with all its images, and the counts of its nets."""
+    """The arm's run with all its images, and the counts of its nets."""
     counts = Counts()
     side = {"mnist": 28, "digits": 28}.get(config["data"], 32 if key in ("fitnets", "ba_caruana_mimic") else 4)
     channels = 1 if side == 28 else 3
@@ -122,29 +113,27 @@ def given(key, config, monkeypatch):
         counts.add("student", len(nets) * len(views.windows))
         return torch.zeros(len(views.windows), self.classes)
 
-    network, teacher = Vision.network, Vision.teacher
+    network, frozen = ImageTrial.network, ImageTrial.frozen
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(images, "unlabelled", lambda name, sha256: torch.zeros(1, 3, 1, 1).expand(1_000_000, -1, -1, -1))
     monkeypatch.setattr(Shown, "shape", (channels, side, side))
-    for module in (vision, hinton_mnist):
+    for module in (trials_on_images, hinton_mnist):
         monkeypatch.setattr(module, "Views", Shown)
-    monkeypatch.setattr(vision, "_whitening", lambda name, device: SimpleNamespace(apply=lambda pictures: pictures))
-    monkeypatch.setattr(vision, "channel_mean_std", lambda pictures: ([0.0] * 3, [1.0] * 3))
-    monkeypatch.setattr(vision, "global_contrast_normalise", lambda pictures: pictures)
-    monkeypatch.setattr(Vision, "network", lambda self, *names, **options: counts.of(network(self, *names, **options), "student"))
-    monkeypatch.setattr(Vision, "teacher", lambda self, *names, **options: counts.of(teacher(self, *names, **options), "teacher"))
-    monkeypatch.setattr(Vision, "logits", logits)
+    monkeypatch.setattr(trials_on_images, "_whitening", lambda name, device: SimpleNamespace(apply=lambda pictures: pictures))
+    monkeypatch.setattr(trials_on_images, "channel_mean_std", lambda pictures: ([0.0] * 3, [1.0] * 3))
+    monkeypatch.setattr(trials_on_images, "global_contrast_normalise", lambda pictures: pictures)
+    monkeypatch.setattr(ImageTrial, "network", lambda self, *names, **options: counts.of(network(self, *names, **options), "student"))
+    monkeypatch.setattr(ImageTrial, "frozen", lambda self, *names, **options: counts.of(frozen(self, *names, **options), "teacher"))
+    monkeypatch.setattr(ImageTrial, "logits", logits)
     monkeypatch.setattr(fisher_darts.MixedDarts, "forward", lambda self, x: (counts.add("student", len(x)), torch.zeros(len(x), 10))[1])
     if key == "hinton_mnist":
         made = hinton_mnist.MLP
         monkeypatch.setattr(hinton_mnist, "MLP", lambda *layers, **options: counts.of(made(*layers, **options), "student", ["features"]))
     if key == "fitnets":  # each is asked for its part of the hint loss
         counted = lambda self, x, labels: [counts.add(who, len(x)) for who in ("student", "teacher")] and torch.zeros(())  # noqa: E731
-        monkeypatch.setattr(Phase, "loss", counted)
+        monkeypatch.setattr(Objective, "__call__", counted)
     trial = SimpleNamespace(config=config, arm="")
-    with pytest.raises(Fit) as caught:
-        papers.get(key).run([trial], Asked(probe=True), None)
-    return *caught.value.args, counts
+    return papers.get(key).prepare([trial], Context(rehearsal=True), None), counts
 
 
 # What has no part in the count: settings of optimisers and losses.
@@ -176,18 +165,18 @@ def test_measuring_costs_at_most_a_tenth_of_training(key, monkeypatch):
     measurement. Of student and teacher each for itself, so that no size of the teacher changes the answer."""
     for budget, arm, config in distinct(key):
         with monkeypatch.context() as patch:
-            model, stages, evaluate, counts = given(key, config, patch)
-            model.eval()
-            for stage in stages:
+            run, counts = given(key, config, patch)
+            run.model.eval()
+            for stage in run.stages:
                 seen = stage.indices(torch.Generator().manual_seed(0))
                 epochs = stage.epochs or -(-stage.steps // len(seen))
                 images = seen.numel() * epochs if stage.steps is None else stage.steps * seen[0].numel()
                 measured = sum(stage.measures(epoch, epochs) for epoch in range(epochs))
                 if stage.stop is not None or config.get("chosen_on"):
                     assert measured == epochs, (budget, arm, "each epoch may be the last, or the chosen one")
-                elif measured > 1 + stage.first:
+                elif measured > 1 + (0 in stage.measured):
                     counts.clear()
                     with torch.no_grad():
-                        (stage.watch or evaluate)()
+                        (stage.watch or run.evaluate)()
                     assert 10 * measured * counts.get("student", 0) <= 3 * images, (budget, arm, stage.name, counts)
                     assert 10 * measured * counts.get("teacher", 0) <= images, (budget, arm, stage.name, counts)
