@@ -60,17 +60,20 @@ def stage(
     terms: Sequence[tuple[float | Tensor, Term]] | None,
     parameters: Sequence[nn.Parameter] | None = None,
     *,
+    connectors: Sequence[nn.Module] = (),
     knobs: Mapping[str, Tensor] | None = None,
     **options,
 ) -> Stage:
-    """A stage of a method: terms as ``Objective`` takes them, ``hard_labels()`` for None; parameters: all of the student's for None.
+    """A stage of a method.
 
-    knobs: weights among the terms that a schedule may move, by name; options: those of ``Objective``.
+    terms: as ``Objective`` takes them, ``hard_labels()`` for None; parameters: of the student, all for None; connectors: what the
+    terms find in ``Batch.connectors``, trained as well; knobs: weights among the terms that a schedule may move, by name; options:
+    those of ``Objective``.
     """
     check_module(student, "student")
-    objective = Objective(
-        name, student, teacher, _terms(terms), list(student.parameters()) if parameters is None else parameters, **options
-    )
+    trained = list(student.parameters() if parameters is None else parameters)
+    trained += [parameter for connector in connectors for parameter in connector.parameters()]
+    objective = Objective(name, student, teacher, _terms(terms), trained, connectors=connectors, **options)
     return Stage(name, objective, objective.parameters, dict(knobs or {}))
 
 
@@ -236,7 +239,7 @@ def fitnets(
         student,
         teacher,
         [(weight, partial(_hint, guided=guided, hint=hint, variant=variant))],
-        [*parameters_before(student, [guided]), *regressor.parameters()],
+        parameters_before(student, [guided]),
         until=[guided],
         connectors=[regressor],
     )
@@ -302,10 +305,7 @@ def fsp(
         student,
         teacher,
         [(1.0, partial(_fsp, places=places, weights=weights))],
-        [
-            *parameters_before(student, [mine for mine, _ in connectors]),
-            *(p for connector in connectors.values() for p in connector.parameters()),
-        ],
+        parameters_before(student, [mine for mine, _ in connectors]),
         until=list(dict.fromkeys(mine for mine, _ in connectors)),
         connectors=list(connectors.values()),
     )
@@ -427,7 +427,7 @@ def activation_boundary(
         student,
         teacher,
         [(1.0, partial(_boundary, pairs=pairs, weights=weights, margin=margin))],
-        [*parameters_before(student, until), *(p for connector in connectors for p in connector.parameters())],
+        parameters_before(student, until),
         until=until,
         batch_statistics=batch_statistics,
         connectors=connectors,
