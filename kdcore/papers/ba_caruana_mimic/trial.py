@@ -15,9 +15,9 @@ from kdcore import methods, metrics
 from kdcore.data import images
 from kdcore.data.augment import Views
 from kdcore.methods import Knowledge
-from kdcore.models import count_parameters
+from kdcore.models import count_parameters, create
 from kdcore.models.shallow import PatchFeatures, parse, scaled
-from kdcore.papers.images import IMAGE_METRICS, ImageTrial, cadence
+from kdcore.papers.images import IMAGE_METRICS, ImageTrial, cadence, count_of
 from kdcore.training import Context, Run, Stage, seed_of
 
 VERSION = 1
@@ -249,3 +249,8 @@ def normalised(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean, std = logits.mean(0), logits.std(0, unbiased=False)
     std = torch.where(std > 0, std, 1)
     return (logits - mean) / std, mean, std
+
+
+def work(config: dict) -> float:
+    cases = count_of(config) * (1 + config["views"] if config["transfer"] else 1)
+    return config["epochs"] * cases * config["members"] * count_parameters(create(scaled(config["layers"], config["width"])))
