@@ -8,6 +8,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from kdcore import losses
 from kdcore.models.network import Tap
 from kdcore.models.tapped import STAGE_LOSS
+from kdcore.objective import WITHOUT_GRADIENT
 from kdcore.teacher import check_module, tapped
 
 
@@ -74,6 +75,12 @@ def parameters_before(student: nn.Module, taps: Sequence[str]) -> list[nn.Parame
         raise ValueError(f"the student ({type(student).__name__}) does not say what its taps depend on: give it parameters_before(tap)")
     wanted = {id(parameter) for tap in taps for parameter in student.parameters_before(tap) if parameter.requires_grad}
     return [parameter for parameter in student.parameters() if id(parameter) in wanted]
+
+
+def check_reached(student: nn.Module, tap: str) -> None:
+    """Raises ValueError for a tap before which nothing of the student trains, where that can be known before it runs."""
+    if hasattr(student, "parameters_before") and not parameters_before(student, [tap]):
+        raise ValueError(f"no gradient of the student reaches tap '{tap}': {WITHOUT_GRADIENT}")
 
 
 def is_frozen_before(student: nn.Module, tap: str) -> bool:

@@ -30,6 +30,7 @@ from kdcore.connectors import (
     as_list,
     as_pair,
     both_names,
+    check_reached,
     checked_weights,
     find_taps,
     is_frozen_before,
@@ -42,7 +43,7 @@ from kdcore.connectors import (
     tap_names,
 )
 from kdcore.models.tapped import Tapped
-from kdcore.objective import WITHOUT_GRADIENT, Batch, Objective, Term
+from kdcore.objective import Batch, Objective, Term
 from kdcore.teacher import Knowledge, LogitTable, Statistics, check_module, freeze
 from kdcore.training.stage import Stage
 
@@ -368,8 +369,7 @@ def attention_transfer(
         sides = own.shape[:1] if len(own.shape) == 2 else map(min, own.shape[1:], target.shape[1:])
         if math.prod(sides) - skip_tokens < 2:
             raise ValueError(f"attention maps of {both_names(names)} have one position, where attention is constant: {sizes}")
-        if hasattr(student, "parameters_before") and not parameters_before(student, [names[0]]):
-            raise ValueError(f"no gradient of the student reaches tap '{names[0]}': {WITHOUT_GRADIENT}")
+        check_reached(student, names[0])
     term = partial(_attention, pairs=pairs, variant=variant, resize=resize, skip=skip_tokens)
     return _one_stage(student, teacher, [*_terms(task), (beta, term)])
 

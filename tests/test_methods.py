@@ -8,7 +8,23 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import registry
 import torch
+from registry import (
+    GROUPS,
+    KD,
+    METHODS,
+    PAIRS,
+    PRE,
+    RESNETS,
+    SMALL,
+    SMALL_TAPS,
+    Seen,
+    X,
+    small,
+    small_tapped,
+    small_teacher,
+)  # fmt: skip
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -21,12 +37,8 @@ from kdcore.methods import Knowledge, Tapped, freeze, soft_targets
 from kdcore.models import create
 from kdcore.training import Context, Stage, fit
 
-GROUPS = ["group1", "group2", "group3"]
-PRE = [f"{group}.pre" for group in GROUPS]
-SUMS = [f"{group}.sum" for group in GROUPS]
-PAIRS = [(f"{group}.first", group) for group in GROUPS]
 WEIGHTS = [0.25, 0.5, 1.0]
-KD = soft_targets(3.0, 0.7)
+LABELS = torch.tensor([1, 2, 3, 4])
 
 
 def batch(size=16, count=8, seed=0):
@@ -34,55 +46,34 @@ def batch(size=16, count=8, seed=0):
     return torch.randn(count, 3, size, size, generator=generator), torch.randint(10, (count,), generator=generator)
 
 
+CASES = [(name, None) for name in METHODS] + [(name, KD) for name, row in METHODS.items() if row.task]
+STAGED = [name for name, row in METHODS.items() if row.later]
+EVERY = [name for name in METHODS if "," not in name]
+OF_FEATURES = [name for name in EVERY if "taps" in METHODS[name].reads]
+OF_LOGITS = [name for name in EVERY if name not in OF_FEATURES]
+
+
+def every(name, student, teacher, **options):
+    """A method of small networks."""
+    return METHODS[name].build(student, teacher, SMALL, **options)
+
+
 def resnets():
-    """Equal widths."""
-    return create("resnet_8").reset(1), freeze(create("resnet_14").reset(2))
+    return registry.resnets()[:2]
 
 
 def wide():
-    """16, 32, 64 channels against twice as many."""
-    return create("wrn_10_1").reset(1), freeze(create("wrn_16_2").reset(2))
-
-
-METHODS = {
-    "plain": (resnets, methods.plain),
-    "kd": (resnets, methods.kd),
-    "logit_mimic": (resnets, methods.logit_mimic),
-    "ban": (resnets, methods.ban),
-    "ban, labels too": (resnets, lambda s, t, **o: methods.ban(s, t, label_weight=2.0)),
-    "cwtm": (resnets, methods.cwtm),
-    "dkpp": (resnets, methods.dkpp),
-    "fitnets": (resnets, lambda s, t, **o: methods.fitnets(s, t, hint="group2", guided="group2", weight=1.0)),
-    "fitnets, larger map": (wide, lambda s, t, **o: methods.fitnets(s, t, hint="group2.sum", guided="group1", weight=1.0, variant="code")),
-    "fsp": (resnets, lambda s, t, **o: methods.fsp(s, t, pairs=PAIRS, **o)),
-    "fsp, two sections": (wide, lambda s, t, **o: methods.fsp(s, t, pairs=PAIRS[:2], weights=[1.0, 2.0], **o)),
-    "attention_transfer": (wide, lambda s, t, **o: methods.attention_transfer(s, t, taps=SUMS, **o)),
-    "activation_boundary": (resnets, lambda s, t, **o: methods.activation_boundary(s, t, taps=PRE[:2], weights=[1.0, 2.0], **o)),
-    "activation_boundary, wider": (wide, lambda s, t, **o: methods.activation_boundary(s, t, taps=PRE[:2], weights=[1.0, 2.0], **o)),
-    "jacobian": (resnets, methods.jacobian),
-}
-WITH_TASK = [name for name in METHODS if name.startswith(("fsp", "att", "act", "jac"))]
-CASES = [(name, None) for name in METHODS] + [(name, KD) for name in WITH_TASK]
-# Where a first stage ends: the modules that its student must not reach, by the beginning of their names.
-LATER = {
-    "fitnets": ("groups.2", "linear"),
-    "fitnets, larger map": ("groups.1.0.conv", "groups.1.0.norm2", "groups.1.0.shortcut", "groups.2", "norm", "linear"),
-    "fsp": ("linear",),
-    "fsp, two sections": ("groups.2.0.conv", "groups.2.0.norm2", "groups.2.0.shortcut", "norm", "linear"),
-    "activation_boundary": ("groups.2", "linear"),
-    "activation_boundary, wider": ("groups.2.0.conv", "groups.2.0.norm2", "groups.2.0.shortcut", "norm", "linear"),
-}
+    return registry.wide()[:2]
 
 
 def made(name, task=None):
-    nets, build = METHODS[name]
-    student, teacher = nets()
+    student, teacher, taps = METHODS[name].nets()
     torch.manual_seed(0)
-    return build(student, teacher, **({"task": task} if task else {})), student, teacher
+    return METHODS[name].build(student, teacher, taps, **({"task": task} if task else {})), student, teacher
 
 
 def batch_for(name, **options):
-    return batch(32 if "larger" in name else 16, **options)  # a regressor's kernel belongs to maps of 32x32 images
+    return batch(METHODS[name].side, **options)
 
 
 def state(net):
@@ -125,13 +116,13 @@ def test_a_step_trains_the_phases_parameters_and_nothing_else(name, task):
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in method.parameters()}
 
 
-@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("name", STAGED)
 def test_a_first_phase_ends_at_its_last_tap(name):
     """Later layers keep their weights and their BatchNorm statistics; those before have new ones."""
     method, student, _ = made(name)
     before = state(student)
     step(method, method.stages[0], *batch_for(name))
-    later = {key for key in before if key.startswith(LATER[name])}
+    later = {key for key in before if key.startswith(METHODS[name].later)}
     assert later and moved(student, before) == set(before) - later
 
 
@@ -151,53 +142,16 @@ def test_the_forward_pass_stops_where_it_is_told():
 # ---------------------------------------------------------------- losses by hand
 
 
-def by_hand(name, task, stage, method, student, teacher, x, labels):
-    """The stage's loss from the definitions in ``kdcore.losses`` on what ``features`` gives."""
-    x = x.clone().requires_grad_()
-    (logits, own), (targets, known) = student.features(x), teacher.features(x)
-    adapted = lambda i, tap: method.connectors[i](own[tap])  # noqa: E731
-    hard = losses.cross_entropy(logits, labels)
-    total = hard if task is None else 0.3 * hard + 0.7 * losses.kd(logits, targets, 3.0)
-    if stage.name == "hint":
-        guided, hint = ("group1", "group2.sum") if "larger" in name else ("group2", "group2")
-        return losses.hint(adapted(0, guided), known[hint], variant="code" if "larger" in name else "paper")
-    if stage.name == "fsp":
-        found = 0
-        for i, (weight, (first, last)) in enumerate(zip([1, 2] if "two" in name else [1, 1, 1], PAIRS, strict=False)):
-            flow = losses.fsp_matrix(adapted(2 * i, first), adapted(2 * i + 1, last))
-            found += (weight if "two" in name else 0.01) * (flow - losses.fsp_matrix(known[first], known[last])).square().sum((1, 2)).mean()
-        return found
-    if stage.name == "boundary":
-        return sum(w * losses.activation_boundary(adapted(i, tap), known[tap]) for i, (w, tap) in enumerate(zip([1, 2], PRE, strict=False)))
-    if name == "kd":
-        return 0.1 * hard + 0.9 * losses.kd(logits, targets, 4.0)
-    if name == "logit_mimic":
-        return losses.logit_mimic(logits, targets)
-    if name.startswith("ban"):
-        return losses.ban(logits, targets) + (2 * hard if "labels" in name else 0)
-    if name == "cwtm":
-        return losses.cwtm(logits, targets, labels)
-    if name == "dkpp":
-        with torch.random.fork_rng():  # the stage draws the same after us
-            return losses.dkpp(logits, targets, torch.rand_like(targets, dtype=torch.float32))
-    if stage.name == "kd":
-        return hard + 4 * losses.fitnets_kd(logits, targets, 3.0, variant="code" if "larger" in name else "paper")
-    if name == "attention_transfer":
-        total = total + 1000 * sum(losses.attention_transfer(own[tap], known[tap]) for tap in SUMS)
-    if name == "jacobian":
-        picked = [z[range(len(labels)), labels] for z in (logits, targets)]
-        total = total + losses.jacobian(*picked, x)
-    return total
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name, task", CASES)
 def test_the_loss_is_the_sum_by_hand(name, task):
     method, student, teacher = made(name, task)
     x, labels = batch_for(name, seed=3)
     method.train()
+    taps, hand = METHODS[name].nets()[2], METHODS[name].hand
+    assert set(hand) <= {stage.name for stage in method.stages}
     for stage in method.stages:
-        expected = by_hand(name, task, stage, method, student, teacher, x, labels)
+        expected = hand.get(stage.name, lambda seen: seen.task)(Seen.of(method, student, teacher, taps, x, labels, task))
         found = stage.loss(x, labels)
         assert found.dim() == 0 and found.item() == pytest.approx(expected.item(), rel=1e-9)
         assert x.grad is None and not x.requires_grad, "the caller's batch is left as it was"
@@ -677,41 +631,6 @@ def test_the_examples_of_the_readme_run(monkeypatch, tmp_path):
 
 # ---------------------------------------------------------------- what is refused, by kind, over all methods
 
-SMALL_TAPS = {"a": "0", "b": "2", "c.pre": "4"}
-X, LABELS = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3, 4])
-
-
-def small(width=4, classes=10, seed=0):
-    """Without BatchNorm: its loss on a batch is the mean of those on its halves."""
-    torch.manual_seed(seed)
-    layers = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1), nn.Tanh(), nn.Conv2d(width, width, 3, 2, 1)]
-    return nn.Sequential(*layers, nn.Sigmoid(), nn.Dropout(0.0), nn.Flatten(), nn.Linear(4 * width, classes))
-
-
-def small_tapped(width=4, **options):
-    return Tapped(small(width, **options), SMALL_TAPS, X[:1])
-
-
-def small_teacher(**options):
-    return freeze(small_tapped(6, seed=1, **options))
-
-
-EVERY = {
-    "plain": methods.plain,
-    "kd": methods.kd,
-    "logit_mimic": methods.logit_mimic,
-    "ban": methods.ban,
-    "cwtm": methods.cwtm,
-    "dkpp": methods.dkpp,
-    "jacobian": methods.jacobian,
-    "fitnets": lambda s, t, **o: methods.fitnets(s, t, hint="b", guided="b", **o),
-    "fsp": lambda s, t, **o: methods.fsp(s, t, pairs=[("a", "b")], **o),
-    "attention_transfer": lambda s, t, **o: methods.attention_transfer(s, t, taps=["b"], **o),
-    "activation_boundary": lambda s, t, **o: methods.activation_boundary(s, t, taps=["b"], weights=[0.1], **o),
-}
-OF_LOGITS = list(EVERY)[:7]
-OF_FEATURES = list(EVERY)[7:]
-
 
 def refused(words, call, *arguments, **options):
     with pytest.raises(ValueError, match=words) as caught:
@@ -729,9 +648,9 @@ def refused(words, call, *arguments, **options):
 def test_a_teacher_that_is_not_frozen_is_refused(name, thaw):
     teacher = small_teacher()
     thaw(teacher)
-    refused("call freeze", EVERY[name], small_tapped(), teacher)
+    refused("call freeze", every, name, small_tapped(), teacher)
     frozen = small_teacher()
-    method = EVERY[name](small_tapped(), frozen)
+    method = every(name, small_tapped(), frozen)
     for stage in method.stages:
         stage.loss(X, LABELS)
     thaw(frozen)  # later
@@ -754,7 +673,7 @@ def test_a_boundary_teacher_must_be_frozen_too_and_so_must_that_of_the_task():
 @pytest.mark.parametrize("name", EVERY)
 def test_a_student_that_is_its_own_teacher_says_so(name):
     student = small_tapped()
-    refused("call freeze", EVERY[name], student, student)
+    refused("call freeze", every, name, student, student)
     terms = soft_targets(4.0, 0.5)
     stage = methods.stage("train", student, student, terms, list(student.parameters()), live_teacher=True)
     with torch.no_grad():
@@ -781,9 +700,9 @@ def test_a_table_needs_a_frozen_teacher_of_its_classes():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_student_that_nothing_would_train_is_refused(name):
-    refused("train nothing|no gradient of the student", EVERY[name], freeze(small_tapped()), small_teacher())
+    refused("train nothing|no gradient of the student", every, name, freeze(small_tapped()), small_teacher())
     student = small_tapped()
-    method = EVERY[name](student, small_teacher())
+    method = every(name, student, small_teacher())
     student.requires_grad_(False)  # later
     refused("was the student frozen|no gradient of the student|depends on none", method.stages[-1].loss, X, LABELS)
 
@@ -792,9 +711,9 @@ def test_a_student_that_nothing_would_train_is_refused(name):
 def test_a_student_that_is_frozen_up_to_its_taps_is_refused(name):
     student = small_tapped()
     student.net[:3].requires_grad_(False)
-    refused("train nothing|no gradient of the student", EVERY[name], student, small_teacher())
+    refused("train nothing|no gradient of the student", every, name, student, small_teacher())
     student.net[0].requires_grad_(True)
-    for stage in EVERY[name](student, small_teacher()).stages:
+    for stage in every(name, student, small_teacher()).stages:
         own = {id(p) for p in stage.parameters}
         assert all(id(p) in own for p in student.net[0].parameters()), "thawed after Tapped() looked"
         assert not any(id(p) in own for p in student.net[2].parameters()), "what is frozen is no part of a stage"
@@ -830,7 +749,7 @@ def test_a_student_in_a_checkpoint():
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_a_copy_of_a_method_trains_itself(name, how):
-    method = EVERY[name](small_tapped(), small_teacher())
+    method = every(name, small_tapped(), small_teacher())
     if how == "deepcopy":
         twin = copy.deepcopy(method)
     elif how == "pickle":
@@ -881,7 +800,7 @@ def test_fsp_may_start_at_a_frozen_layer():
 
 
 def test_copies_keep_knobs_and_drifting_statistics_together():
-    method = copy.deepcopy(EVERY["fitnets"](small_tapped(), small_teacher()))
+    method = copy.deepcopy(every("fitnets", small_tapped(), small_teacher()))
     values = []
     for value in (0.0, 4.0):
         method.stages[1].knobs["soft_weight"].fill_(value)
@@ -906,16 +825,16 @@ def test_copies_keep_knobs_and_drifting_statistics_together():
     (lambda s, t: soft_targets(4.0, 1.5), "soft_weight"),
     (lambda s, t: methods.ban(s, t, label_weight=-1.0), "label_weight"),
     (lambda s, t: methods.jacobian(s, t, weight=float("inf")), "weight"),
-    (lambda s, t: EVERY["fitnets"](s, t, weight=-1.0), "weight"),
-    (lambda s, t: EVERY["fitnets"](s, t, temperature=0), "temperature"),
-    (lambda s, t: EVERY["fitnets"](s, t, variant="codes"), "variant"),
-    (lambda s, t: EVERY["fsp"](s, t, weights=[-1.0]), "a weight"),
-    (lambda s, t: EVERY["fsp"](s, t, weights=[]), "one weight a pair: 0 for 1"),
-    (lambda s, t: EVERY["attention_transfer"](s, t, beta=-1.0), "beta"),
-    (lambda s, t: EVERY["attention_transfer"](s, t, variant="print"), "variant"),
-    (lambda s, t: EVERY["attention_transfer"](s, t, resize="crop"), "resize"),
-    (lambda s, t: EVERY["attention_transfer"](s, t, skip_tokens=1), "skip_tokens"),
-    (lambda s, t: EVERY["activation_boundary"](s, t, margin=-1.0), "margin"),
+    (lambda s, t: every("fitnets", s, t, weight=-1.0), "weight"),
+    (lambda s, t: every("fitnets", s, t, temperature=0), "temperature"),
+    (lambda s, t: every("fitnets", s, t, variant="codes"), "variant"),
+    (lambda s, t: every("fsp", s, t, weights=[-1.0]), "a weight"),
+    (lambda s, t: every("fsp", s, t, weights=[]), "one weight a pair: 0 for 1"),
+    (lambda s, t: every("attention_transfer", s, t, beta=-1.0), "beta"),
+    (lambda s, t: every("attention_transfer", s, t, variant="print"), "variant"),
+    (lambda s, t: every("attention_transfer", s, t, resize="crop"), "resize"),
+    (lambda s, t: every("attention_transfer", s, t, skip_tokens=1), "skip_tokens"),
+    (lambda s, t: every("activation_boundary", s, t, margin=-1.0), "margin"),
     (lambda s, t: methods.activation_boundary(s, t, taps=["b"], weights=[float("nan")]), "a weight"),
     (lambda s, t: methods.activation_boundary(s, t, taps=[], weights=[]), "at least one"),
     (lambda s, t: methods.attention_transfer(s, t, taps=[]), "at least one"),
@@ -925,7 +844,7 @@ def test_copies_keep_knobs_and_drifting_statistics_together():
     (lambda s, t: methods.fsp(s, t, pairs=[("a", "b"), ("a", "b")]), "twice"),
     (lambda s, t: methods.attention_transfer(s, t, taps=["b", ("b", "b")]), "twice"),
     (lambda s, t: methods.activation_boundary(s, t, taps=["b", "b"], weights=[1.0, 1.0]), "twice"),
-    *((lambda s, t, name=name: EVERY[name](s, t, task=[]), "task has no terms") for name in ("fitnets", "fsp", "jacobian")),
+    *((lambda s, t, name=name: every(name, s, t, task=[]), "task has no terms") for name in ("fitnets", "fsp", "jacobian")),
     (lambda s, t: methods.plain(s, task=[]), "task has no terms"),
     (lambda s, t: methods.plain(s, task=[(-1.0, methods.hard_labels()[0][1])]), "a weight of stage 'train'"),
     (lambda s, t: methods.stage("p", s, t, [], list(s.parameters())), "no terms"),
@@ -933,12 +852,12 @@ def test_copies_keep_knobs_and_drifting_statistics_together():
     (lambda s, t: methods.attention_transfer(s, t, taps=None), "a list"),
     (lambda s, t: methods.attention_transfer(s, t, taps=[3]), "other than two"),
     (lambda s, t: methods.fsp(s, t, pairs=("a", "b")), "other than two"),
-    (lambda s, t: EVERY["fsp"](s, t, weights=0.1), "a list of one weight a pair: 0.1 for 1"),
+    (lambda s, t: every("fsp", s, t, weights=0.1), "a list of one weight a pair: 0.1 for 1"),
     (lambda s, t: methods.kd("student", t), "a student must be a torch.nn.Module, not str"),
     (lambda s, t: losses.fsp(None, None), "fsp takes lists"),
     (lambda s, t: methods.stage("p", s, t, methods.hard_labels(), []), "train nothing"),
     (lambda s, t: methods.stage("p", s, t, methods.hard_labels(), [nn.Parameter(torch.zeros(1))]), "train nothing"),
-    (lambda s, t: EVERY["fitnets"](s, None), "give it a teacher"),
+    (lambda s, t: every("fitnets", s, None), "give it a teacher"),
     (lambda s, t: methods.kd(s, lambda x: x), "must be a torch.nn.Module"),
     (lambda s, t: methods.kd(s, None).stages[0].loss(X, LABELS), "has no teacher"),
     (lambda s, t: methods.plain(s, task=[(1.0, lambda batch: batch.logits)]).stages[0].loss(X, LABELS), "must be scalars"),
@@ -949,13 +868,13 @@ def test_numbers_and_lists_out_of_range(call, words):
     refused(words, call, small_tapped(), small_teacher())
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("plain", "logit_mimic")])
+@pytest.mark.parametrize("name", EVERY)
 def test_labels_and_batches_that_do_not_fit_are_refused_by_the_stage(name):
-    stage = EVERY[name](small_tapped(), small_teacher()).stages[-1]
-    if name not in ("ban", "dkpp"):
+    stage = every(name, small_tapped(), small_teacher()).stages[-1]
+    if "labels" in METHODS[name].reads:
         for labels in (LABELS[:1], LABELS.float(), F.one_hot(LABELS, 10), LABELS + 10, -LABELS):
             refused("labels", stage.loss, X, labels)
-    if name in ("kd", "cwtm", "ban", "dkpp"):
+    if "logits" in METHODS[name].reads:
         refused("does not fit student", stage.loss, X, LABELS, Knowledge(small_teacher(), X[:2]))
         refused("does not fit student", stage.loss, X, LABELS, Knowledge(None, X, torch.zeros(1, 10)))
 
@@ -978,7 +897,7 @@ def connectors(build, student, teacher):
 @pytest.mark.parametrize("name", OF_FEATURES)
 def test_connectors_are_of_the_students_type(name, dtype):
     student, teacher = (Tapped(small(width, seed=width).to(dtype), SMALL_TAPS, X[:1].to(dtype)) for width in (4, 6))
-    method = EVERY[name](student, freeze(teacher))
+    method = every(name, student, freeze(teacher))
     assert {p.dtype for p in method.parameters()} == {dtype}
     for stage in method.stages:
         stage.loss(X.to(dtype), LABELS).backward()
@@ -988,7 +907,7 @@ def test_connectors_are_of_the_students_type(name, dtype):
 def test_connectors_are_on_the_students_device_and_drawn_alike_everywhere(name):
     x = torch.empty(1, 3, 8, 8, device="meta")
     student, teacher = (Tapped(small(width).to("meta"), SMALL_TAPS, x) for width in (4, 6))
-    method = EVERY[name](student, freeze(teacher))
+    method = every(name, student, freeze(teacher))
     assert {p.device.type for p in method.parameters()} == {"meta"}
     own = nn.Conv2d(4, 6, 1)
     assert methods.fitnets(student, teacher, hint="b", guided="b", regressor=own).connectors[0].weight.is_meta
@@ -996,7 +915,7 @@ def test_connectors_are_on_the_students_device_and_drawn_alike_everywhere(name):
     for dtype in (torch.float32, torch.float64):
         student, teacher = (Tapped(small(width).to(dtype), SMALL_TAPS, X[:1].to(dtype)) for width in (4, 6))
         torch.manual_seed(3)
-        states.append(EVERY[name](student, freeze(teacher)).connectors.state_dict())
+        states.append(every(name, student, freeze(teacher)).connectors.state_dict())
     assert all(torch.equal(states[0][key].double(), states[1][key].double()) for key in states[0])
 
 
@@ -1036,17 +955,12 @@ def test_taps_of_other_names():
     mine = Tapped(small(), {f"my {tap}": name for tap, name in SMALL_TAPS.items()}, X[:1])
     teacher = small_teacher()
     pair = {tap: (f"my {tap}", tap) for tap in SMALL_TAPS}
-    builds = {
-        "fitnets": lambda s, t: methods.fitnets(s, t, guided="my b", hint="b"),
-        "fsp": lambda s, t: methods.fsp(s, t, pairs=[(pair["a"], pair["b"])]),
-        "attention_transfer": lambda s, t: methods.attention_transfer(s, t, taps=[pair["b"]]),
-        "activation_boundary": lambda s, t: methods.activation_boundary(s, t, taps=[pair["b"]], weights=[0.1]),
-    }
-    for name, build in builds.items():
+    others = SMALL._replace(maps=[pair["b"]], pre=[pair["b"]], pairs=[(pair["a"], pair["b"])], guided="my b")
+    for name in OF_FEATURES:
         found = []
-        for maker, student in ((EVERY[name], small_tapped()), (build, mine)):
+        for taps, student in ((SMALL, small_tapped()), (others, mine)):
             torch.manual_seed(4)
-            method = maker(student, teacher)
+            method = METHODS[name].build(student, teacher, taps)
             found.append(gradients(method, method.stages[0], X, LABELS))
         assert all(torch.equal(p, q) for p, q in zip(*found, strict=True)), name
     # one layer of the student may learn from two of the teacher, each through a connector of its own
@@ -1141,14 +1055,10 @@ def test_vectors_have_linear_connectors():
 # ---------------------------------------------------------------- defaults
 
 
-DEFAULTS = {
-    name: METHODS[name][1] for name in ("kd", "logit_mimic", "ban", "cwtm", "dkpp", "fitnets", "fsp", "attention_transfer", "jacobian")
-}
-DEFAULTS["attention_transfer"] = lambda s, t: methods.attention_transfer(s, t, taps=GROUPS)
-DEFAULTS["activation_boundary"] = lambda s, t: methods.activation_boundary(s, t, taps=PRE, weights=[0.00075, 0.0015, 0.003])  # the authors'
+USUAL = RESNETS._replace(pre=PRE, weights=[0.00075, 0.0015, 0.003])  # the weights of the authors of activation boundaries
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "plain"])
 def test_no_default_explodes_at_the_rate_of_the_readme(name):
     """50 steps at 0.01 with momentum 0.9: finite, and lower at the end of each stage than at its start."""
     student, teacher = create("resnet_8").reset(1), create("resnet_8").reset(2)
@@ -1158,7 +1068,7 @@ def test_no_default_explodes_at_the_rate_of_the_readme(name):
         for _ in range(30):
             teacher(x)
     torch.manual_seed(0)
-    for stage in (method := DEFAULTS[name](student, freeze(teacher)).train()).stages:
+    for stage in (method := METHODS[name].build(student, freeze(teacher), USUAL).train()).stages:
         optimiser = torch.optim.SGD(stage.parameters, lr=0.01, momentum=0.9)
         values = []
         for _ in range(50):
@@ -1196,7 +1106,7 @@ def test_defaults_do_not_explode_at_a_usual_rate(name):
     teacher = small_teacher()
     with torch.no_grad():
         teacher.net[0].weight.mul_(4)
-    for stage in EVERY[name](small_tapped(), teacher).stages:
+    for stage in every(name, small_tapped(), teacher).stages:
         optimiser, first = torch.optim.SGD(stage.parameters, lr=0.01, momentum=0.9), stage.loss(X, LABELS).item()
         for _ in range(30):
             optimiser.zero_grad()
@@ -1208,10 +1118,10 @@ def test_defaults_do_not_explode_at_a_usual_rate(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_inputs_of_another_type_device_or_kind_than_the_networks(name):
-    method = EVERY[name](small_tapped(), small_teacher())
+    method = every(name, small_tapped(), small_teacher())
     for x, words in ((X.double(), "is float32 on cpu, what it is given is float64"), ("x", "a tensor")):
         refused(words, method.stages[0].loss, x, LABELS)
-    refused("bring both to one type and device", lambda: EVERY[name](small_tapped().double(), small_teacher()).stages[0].loss(X, LABELS))
+    refused("bring both to one type and device", lambda: every(name, small_tapped().double(), small_teacher()).stages[0].loss(X, LABELS))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -1220,8 +1130,8 @@ def test_batches_and_networks_made_in_inference_mode(name):
         x, labels = X.clone(), LABELS.clone()
         student = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     if name in OF_LOGITS:
-        refused("made under torch.inference_mode", EVERY[name], student, small_teacher())
-    method = EVERY[name](small_tapped().eval(), small_teacher())
+        refused("made under torch.inference_mode", every, name, student, small_teacher())
+    method = every(name, small_tapped().eval(), small_teacher())
     torch.manual_seed(0)
     loss = method.stages[0].loss(x, labels)
     loss.backward()
@@ -1255,7 +1165,7 @@ def test_what_is_no_stage_and_no_student():
     method = methods.plain(small_tapped())
     refused("none of the method's", methods.StageLoss, method, None)
     refused("none of the method's", methods.StageLoss, None, method.stages[0])
-    refused("a student must be a torch.nn.Module", EVERY["fsp"], None, small_teacher())
+    refused("a student must be a torch.nn.Module", every, "fsp", None, small_teacher())
 
 
 def test_a_scripted_teacher():
