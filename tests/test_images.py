@@ -1,11 +1,14 @@
 """What trials on images share: data, views, evaluation, metrics, the frozen teacher."""
 
+import numpy as np
 import pytest
 import torch
 
 from kdcore import data
 from kdcore.data.images import ImageData
+from kdcore.data.preprocess import global_contrast_normalise
 from kdcore.models import create
+from kdcore.papers import images as shared
 from kdcore.papers.images import EVALUATED, ImageTrial, spread
 from kdcore.training import Context
 
@@ -84,3 +87,40 @@ def test_a_teacher_is_frozen_and_has_weights(trial):
     with pytest.raises(ValueError, match="the teacher resnet_8 has no weights"):
         trial.frozen("resnet_8", None)
     assert not ImageTrial(trial.config, Context(rehearsal=True)).frozen("resnet_8", None).training
+
+
+def test_whitened_images(monkeypatch):
+    """GCN and ZCA of the training images alone; a border is put round the whitened image."""
+    images = torch.randint(256, (40, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 10
+    monkeypatch.setattr(data, "load", lambda name: ImageData(name, images[:30], labels[:30], images[30:], labels[30:], tuple("0123456789")))
+    shared._whitening.cache_clear()
+    config = {"data": "x", "augmentation": {"pad": 1, "flip": True}, "normalisation": "whitened", "batch_size": 2}
+    seen = ImageTrial(config, Context())
+    shared._whitening.cache_clear()
+    x = global_contrast_normalise(images).double().flatten(1)
+    centred = x[:30] - x[:30].mean(0)
+    u, s, v = np.linalg.svd(centred.numpy(), full_matrices=True)
+    scale = np.full(48, 0.1)
+    scale[: len(s)] += s**2 / 30
+    expected = (x - x[:30].mean(0)).numpy() @ (v.T / np.sqrt(scale)) @ v
+    everything = seen.test_views(seen.test_views.plain(torch.arange(10))).flatten(1).numpy()
+    assert np.allclose(everything, expected[30:], atol=1e-3)
+    corner = seen.views(torch.tensor([[4, 0, 0, 0], [4, 1, 1, 1]]))
+    assert (corner[0, :, 0] == 0).all() and (corner[0, :, :, 0] == 0).all()
+    assert np.allclose(corner[1].flip(-1).flatten().numpy(), expected[4], atol=1e-3)
+
+
+def test_a_share_of_each_class(monkeypatch):
+    images = torch.zeros(48, 3, 32, 32, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(48)
+    labels = torch.arange(48) % 4
+    monkeypatch.setattr(data, "load", lambda name: ImageData(name, images[:40], labels[:40], images[40:], labels[40:], tuple("0123")))
+    config = {"data": "x", "augmentation": {}, "normalisation": {"mean": [0.0] * 3, "std": [1.0] * 3}, "batch_size": 2, "share": 0.5}
+    part, same, other = ImageTrial(config, Context()), ImageTrial(config, Context()), ImageTrial(config, Context(seed=1))
+    assert part.train_labels.bincount().tolist() == [5, 5, 5, 5] and len(part.test_labels) == 8
+    pixels = [seen.views(seen.views.plain(torch.arange(20)))[:, 0, 0, 0].mul(255).round().long() for seen in (part, same, other)]
+    assert torch.equal(pixels[0] % 4, part.train_labels) and torch.equal(pixels[0], pixels[1]) and not torch.equal(pixels[0], pixels[2])
+    assert len(part.indices(torch.Generator().manual_seed(0))) == 10
+    some = part.indices(torch.Generator().manual_seed(0), torch.tensor([3, 7, 11]))
+    assert some.shape == (1, 2, 3) and {3, 7, 11} > set(some[0, :, 0].tolist())

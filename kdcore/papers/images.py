@@ -247,7 +247,7 @@ class ImageTrial:
         }
 
 
-@lru_cache(maxsize=2)  # the eigenvectors of 3,072 pixels take a minute: once for all trials of a worker
+@lru_cache(maxsize=2)  # the eigenvectors of 3,072 pixels take a minute: once for all trials of a child
 def _whitening(name: str, device: str) -> ZCA:
     """Fitted to all training images of a data set, a share of them or not."""
     return ZCA().fit(global_contrast_normalise(data.load(name).train_images.to(device)))
