@@ -29,9 +29,9 @@ def random_images(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (CASES + 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(CASES + 4) % 10
-    found = ImageData("cifar10", pixels[:CASES], labels[:CASES], pixels[CASES:], labels[CASES:], tuple("0123456789"))
-    monkeypatch.setattr(data, "load", lambda name: found)
-    return found
+    small = ImageData("cifar10", pixels[:CASES], labels[:CASES], pixels[CASES:], labels[CASES:], tuple("0123456789"))
+    monkeypatch.setattr(data, "load", lambda name: small)
+    return small
 
 
 def config_of(budget, arm, **changes):
@@ -83,11 +83,11 @@ SIZES = PAPER.sheet["sizes"]
 
 
 def test_the_sheet_holds_the_papers_numbers():
-    found = [
+    printed = [
         (size["row"], size["parameters printed"], size["hidden units printed"], row["paper"])
         for size, row in zip(SIZES, TABLE["rows"], strict=True)
     ]
-    assert found == DECK
+    assert printed == DECK
     assert all(row["label"].startswith(size["row"]) for size, row in zip(SIZES, TABLE["rows"], strict=True))
     assert [row["paper"] for row in CONTROLS["rows"]] == [21.8, None, None, 15.1]
     assert all(row["paper"] is None for row in AGREEMENT["rows"])
@@ -165,10 +165,10 @@ def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own layers, regularisation, rate and targets; budgets that differ in sizes alone are one."""
     result, spy = run(arm, budget=budget)
     config = config_of(budget, arm)
-    found = result["metrics"]
-    assert set(found) >= {"test_errors", "test_error_percent", "best_test_error_percent", "train_error_percent", "parameters_millions"}
-    assert ("weights" in result) == config["is_teacher"] and ("teacher_agreement_percent" in found) == (config["method"] == "mimic")
-    json.dumps([found, result["history"]])
+    measures = result["metrics"]
+    assert set(measures) >= {"test_errors", "test_error_percent", "best_test_error_percent", "train_error_percent", "parameters_millions"}
+    assert ("weights" in result) == config["is_teacher"] and ("teacher_agreement_percent" in measures) == (config["method"] == "mimic")
+    json.dumps([measures, result["history"]])
     if config["method"] != "features":
         cases = CASES * (3 if config["transfer"] else 1)
         assert len(spy.seen[0]) == 2 * cases // 4 and all(torch.tensor(row["loss"]).isfinite().all() for row in result["history"])
@@ -206,18 +206,18 @@ def test_the_members_of_an_ensemble_differ_in_weights_and_order():
 def test_what_teachers_write_down():
     """Their own logits of the very cases that students see, and their errors, counted by hand."""
     result, spy = run("ECNN")
-    cases, found = ba.Trial(config_of("paper", "ECNN"), Context()).transfer_set(), result["weights"]
-    assert found["logits"].shape == (4, 3 * CASES, 10) and found["test_logits"].shape == (4, 4, 10)
+    cases, weights = ba.Trial(config_of("paper", "ECNN"), Context()).transfer_set(), result["weights"]
+    assert weights["logits"].shape == (4, 3 * CASES, 10) and weights["test_logits"].shape == (4, 4, 10)
     options = {"pooling": "stochastic", "dropout": 0.5}
     net = create("2c-p-2c-p-2c-p-16fc", **options).eval()
     net.load_state_dict({key.removeprefix("1.student."): value for key, value in spy.end.items() if key.startswith("1.")})
     x = cases.views(cases.places)
-    assert torch.allclose(found["logits"][1], net(x), atol=1e-4)
+    assert torch.allclose(weights["logits"][1], net(x), atol=1e-4)
     labels = data.load("cifar10").test_labels
-    missed = [100 * (each.argmax(1) != labels).double().mean().item() for each in found["test_logits"]]
+    missed = [100 * (each.argmax(1) != labels).double().mean().item() for each in weights["test_logits"]]
     assert result["metrics"]["member_test_error_percent"] == pytest.approx(sum(missed) / 4)
     assert result["metrics"]["first_test_error_percent"] == pytest.approx(missed[0])
-    ensemble = 100 * (found["test_logits"].mean(0).argmax(1) != labels).double().mean().item()
+    ensemble = 100 * (weights["test_logits"].mean(0).argmax(1) != labels).double().mean().item()
     assert result["metrics"]["test_error_percent"] == pytest.approx(ensemble) == pytest.approx(result["history"][-1]["test_error_percent"])
 
 
@@ -326,12 +326,12 @@ def test_resume_is_exact(tmp_path, arm):
 
 @pytest.fixture
 def folder(own_cache):
-    found = own_cache / "data" / "holiday"
-    (found / "sea").mkdir(parents=True)
-    Image.new("RGB", (64, 32), (10, 20, 30)).save(found / "b.png")
-    Image.new("L", (50, 50), 200).save(found / "sea" / "c.png")
-    (found / "notes.txt").write_text("no picture")
-    return found
+    pictures = own_cache / "data" / "holiday"
+    (pictures / "sea").mkdir(parents=True)
+    Image.new("RGB", (64, 32), (10, 20, 30)).save(pictures / "b.png")
+    Image.new("L", (50, 50), 200).save(pictures / "sea" / "c.png")
+    (pictures / "notes.txt").write_text("no picture")
+    return pictures
 
 
 def sha256_told(name="holiday") -> str:
@@ -395,8 +395,8 @@ def test_whitened_images(monkeypatch):
     mean = x[:250].mean(0)
     values, vectors = torch.linalg.eigh((x[:250] - mean).T @ (x[:250] - mean) / 250 + 0.1 * torch.eye(192, dtype=torch.float64))
     expected = ((x - mean) @ (vectors / values.sqrt()) @ vectors.T).view(300, 3, 8, 8)
-    found = [views(views.plain(torch.arange(50))).double() for views in (trial.views, trial.test_views)]
-    assert torch.allclose(found[0], expected[:50], atol=1e-3) and torch.allclose(found[1], expected[250:], atol=1e-3)
+    ours = [views(views.plain(torch.arange(50))).double() for views in (trial.views, trial.test_views)]
+    assert torch.allclose(ours[0], expected[:50], atol=1e-3) and torch.allclose(ours[1], expected[250:], atol=1e-3)
     shifted = trial.views_of(pixels[:2], 2, flip=True)
     window = shifted(torch.tensor([[1, 0, 2, 0]]))[0].double()
     assert torch.allclose(window[:, 2:], expected[1][:, :-2], atol=1e-3) and (window[:, :2] == 0).all(), "whitened, then shifted"
@@ -423,17 +423,17 @@ def test_features_say_that_they_are_saved_once_and_go_on_from_there(random_image
 
 
 def test_figures_from_records():
-    found = []
+    records = []
     for arm in ("ECNN", "SNN-CNN-MIMIC-30k, 64c"):
         result, _ = run(arm)
         for seed, error in ((0, 20.0), (1, 30.0)):
             measured = result["metrics"] | {"member_test_error_percent": error + 5, "test_error_percent": error}
-            found.append({"arm": arm, "seed": seed, "metrics": measured, "config": config_of("paper", arm)})
-    drawn = papers.get("ba_caruana_mimic").figures(found)
+            records.append({"arm": arm, "seed": seed, "metrics": measured, "config": config_of("paper", arm)})
+    drawn = papers.get("ba_caruana_mimic").figures(records)
     assert list(drawn) == ["error_against_parameters", "softmax_hides"] and papers.get("ba_caruana_mimic").figures([]) == {}
     (ax,) = drawn["error_against_parameters"]().axes
     ours = {tuple(np.ravel(line.get_xydata())) for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1}
-    sizes = {record["arm"]: 1e6 * record["metrics"]["parameters_millions"] for record in found}
+    sizes = {record["arm"]: 1e6 * record["metrics"]["parameters_millions"] for record in records}
     mimic = sizes["SNN-CNN-MIMIC-30k, 64c"]
     assert ours == {(sizes["ECNN"] / 4, 30.0), (sizes["ECNN"], 25.0), (mimic, 25.0)}
     theirs = {tuple(np.ravel(line.get_xydata())) for line in ax.lines if line.get_marker() == "D"}

@@ -41,8 +41,8 @@ def small_run(arm="glass", seed=0, context=None, **changes):
 def test_the_sheet_holds_the_papers_numbers():
     metrics = ("born_again_error_percent", "cart_error_percent", "decrease_percent", "arced_error_percent")
     (table,) = [table for table in PAPER.tables if table["id"] == "test_errors"]
-    found = {(row["arm"], row["metric"]): row["paper"] for row in table["rows"]}
-    assert found == {(arm, metric): value for arm, values in REPORTED.items() for metric, value in zip(metrics, values, strict=True)}
+    reported = {(row["arm"], row["metric"]): row["paper"] for row in table["rows"]}
+    assert reported == {(arm, metric): value for arm, values in REPORTED.items() for metric, value in zip(metrics, values, strict=True)}
     others = [row["paper"] for table in PAPER.tables if table["id"] != "test_errors" for row in table["rows"]]
     assert set(others) == {None}, "the deck has no other numbers"
 
@@ -68,10 +68,10 @@ def test_the_papers_protocol():
 def test_the_sheet_reads_what_a_trial_measures():
     for budget in ("smoke", "paper"):
         variants = PAPER.config(budget, "glass")["variants"]
-        found = small_run(variants={name: {k: 30 if k == "smeared" else v for k, v in each.items()} for name, each in variants.items()})
+        metrics = small_run(variants={name: {k: 30 if k == "smeared" else v for k, v in each.items()} for name, each in variants.items()})
         wanted = {row["metric"] for table in PAPER.tables for row in table["rows"]}
         wanted |= {claim[side]["metric"] for claim in PAPER.sheet["claims"] for side in ("left", "right")}
-        assert all(isinstance(found[metric], float) for metric in wanted)
+        assert all(isinstance(metrics[metric], float) for metric in wanted)
 
 
 def test_test_sets_are_a_tenth_and_differ():
@@ -92,14 +92,14 @@ def test_a_seed_is_a_block_of_repetitions():
 
 def test_a_variant_changes_what_it_names_alone():
     variants = {"same": {}, "more": {"smeared": 90}, "fs": {"arcing": "arc-fs"}}
-    found = small_run("breast cancer", variants=variants)
+    metrics = small_run("breast cancer", variants=variants)
     plain = small_run("breast cancer")
-    assert {name: found[name] for name in plain if name not in ("repetitions", "trees")} == {
+    assert {name: metrics[name] for name in plain if name not in ("repetitions", "trees")} == {
         name: plain[name] for name in plain if name not in ("repetitions", "trees")
     }
-    assert found["born_again_error_percent_same"] == found["born_again_error_percent"]
-    assert found["born_again_train_error_percent_more"] == small_run("breast cancer", smeared=90)["born_again_train_error_percent"]
-    assert found["arced_error_percent_fs"] == small_run("breast cancer", arcing="arc-fs")["arced_error_percent"]
+    assert metrics["born_again_error_percent_same"] == metrics["born_again_error_percent"]
+    assert metrics["born_again_train_error_percent_more"] == small_run("breast cancer", smeared=90)["born_again_train_error_percent"]
+    assert metrics["arced_error_percent_fs"] == small_run("breast cancer", arcing="arc-fs")["arced_error_percent"]
 
 
 @pytest.mark.parametrize("setting, value", [("alternate", 0.0), ("arcing", "arc-fs"), ("trees", 2), ("admissible", True), ("smeared", 20)])

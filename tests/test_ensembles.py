@@ -145,10 +145,10 @@ def test_a_plan_is_the_product_of_its_lists():
     grids = [{"family": "trees", "criterion": ["gini", "entropy"], "leaf": [1, 4]},
              {"family": "support_vectors", "kernel": "rbf", "width": [1, 3], "c": [1, 10]},
              {"family": "logistic", "c": [1, 10]}]  # fmt: skip
-    found = list(ensembles.plan(grids))
-    assert found[:2] == [("trees", {"criterion": "gini", "leaf": 1}), ("trees", {"criterion": "gini", "leaf": 4})]
-    assert found[4:6] == [("support_vectors", {"kernel": "rbf", "width": w, "c": [1, 10]}) for w in (1, 3)]
-    assert found[6:] == [("logistic", {"c": 1}), ("logistic", {"c": 10})]
+    planned = list(ensembles.plan(grids))
+    assert planned[:2] == [("trees", {"criterion": "gini", "leaf": 1}), ("trees", {"criterion": "gini", "leaf": 4})]
+    assert planned[4:6] == [("support_vectors", {"kernel": "rbf", "width": w, "c": [1, 10]}) for w in (1, 3)]
+    assert planned[6:] == [("logistic", {"c": 1}), ("logistic", {"c": 10})]
 
 
 def test_the_papers_library_has_300_models():

@@ -56,12 +56,12 @@ REPORTED = {
 
 
 def test_the_sheet_holds_the_papers_numbers():
-    found = {}
+    reported = {}
     for table in PAPER.tables:
         for row in table["rows"]:
             if row["paper"] is not None:
-                found[table["id"], row["arm"] if table["id"] == "errors" else row["metric"]] = row["paper"]
-    assert found == REPORTED
+                reported[table["id"], row["arm"] if table["id"] == "errors" else row["metric"]] = row["paper"]
+    assert reported == REPORTED
 
 
 def test_the_papers_protocol():

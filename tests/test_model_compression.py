@@ -57,13 +57,13 @@ def mimics(ensemble, *configs):
 
 def test_the_sheet_holds_the_papers_numbers():
     table = tables.find(PAPER, "compression")
-    found = {}
+    reported = {}
     for row in table["rows"]:
         problem = row["label"].partition(":")[0].removesuffix(" (not public)")
         assert (row["arm"] is None) == (problem in ("medis", "mg", "slac"))
         assert row["arm"] is None or row["arm"].startswith(f"{problem}: munge 400000, 256 units")
-        found.setdefault(problem, []).append(row["paper"])
-    assert {problem: tuple(values) for problem, values in found.items()} == REPORTED
+        reported.setdefault(problem, []).append(row["paper"])
+    assert {problem: tuple(values) for problem, values in reported.items()} == REPORTED
     others = [row["paper"] for table in PAPER.tables if table["id"] != "compression" for row in table["rows"]]
     assert {value for value in others if value is not None} == {550, 1.23, 0.33, 5396, 5.62}, "sizes in MB, seconds for 10,000 cases"
 
@@ -138,26 +138,26 @@ def test_inputs_are_standardised_words_have_columns_and_gaps_are_left_out(monkey
 
 
 def test_the_ensemble_is_measured_and_hands_on_its_answers(ensemble):
-    found, weights = ensemble["metrics"], ensemble["weights"]
-    assert found["ensemble_rmse"] < 0.2 and found["single_rmse"] < 0.25 and found["models"] > 20
+    metrics, weights = ensemble["metrics"], ensemble["weights"]
+    assert metrics["ensemble_rmse"] < 0.2 and metrics["single_rmse"] < 0.25 and metrics["models"] > 20
     assert (
-        found["single_rmse"]
-        == found["best_of_kind_rmse"][next(k for k in found["kinds"] if found["best_of_kind_rmse"][k] == found["single_rmse"])]
+        metrics["single_rmse"]
+        == metrics["best_of_kind_rmse"][next(k for k in metrics["kinds"] if metrics["best_of_kind_rmse"][k] == metrics["single_rmse"])]
     )
-    assert sum(found["kinds"].values()) == pytest.approx(1) and found["ensemble_mb"] > 0
+    assert sum(metrics["kinds"].values()) == pytest.approx(1) and metrics["ensemble_mb"] > 0
     for name, settings in config("ensemble")["pseudo_data"].items():
         labels = weights[f"{name}.labels"]
         assert weights[f"{name}.values"].shape == (settings["cases"], 30) and labels.shape == (settings["cases"],)
         assert 0 <= labels.min() < labels.max() <= 1
-    assert weights["train.labels"].shape == (300,) and float(weights["rmse.net"]) == pytest.approx(found["net_rmse"])
+    assert weights["train.labels"].shape == (300,) and float(weights["rmse.net"]) == pytest.approx(metrics["net_rmse"])
 
 
 def test_the_net_learns_what_the_ensemble_says(ensemble):
-    (found,) = mimics(ensemble, config("munge 100000", units=32, epoch_steps=150, epochs=3))
+    (metrics,) = mimics(ensemble, config("munge 100000", units=32, epoch_steps=150, epochs=3))
     problem = compression.Problem(config("ensemble"), 0)
     guess = problem.labels["test"].std()  # the RMSE of always saying the share
-    assert found["rmse"] < 0.4 * guess and found["ensemble_rmse"] == pytest.approx(ensemble["metrics"]["ensemble_rmse"])
-    assert found["parameters"] == 30 * 32 + 32 + 32 + 1 and found["net_mb"] == pytest.approx(4 * 1025 / 1e6)
+    assert metrics["rmse"] < 0.4 * guess and metrics["ensemble_rmse"] == pytest.approx(ensemble["metrics"]["ensemble_rmse"])
+    assert metrics["parameters"] == 30 * 32 + 32 + 32 + 1 and metrics["net_mb"] == pytest.approx(4 * 1025 / 1e6)
     # taught the opposite, it says the opposite
     turned = {key: 1 - value if key.endswith(".labels") else value for key, value in ensemble["weights"].items()}
     (wrong,) = mimics({"weights": turned}, config("munge 100000", **TINY))
@@ -167,19 +167,19 @@ def test_the_net_learns_what_the_ensemble_says(ensemble):
 def test_early_stopping_looks_at_the_hill_climbing_cases_alone(ensemble):
     run = prepared(config("nbe 25000", epochs=4, epoch_steps=30), teacher_weights=ensemble["weights"])
     (result,) = run.train(Context(seed=0))
-    rows, found = result["history"], result["metrics"]
+    rows, metrics = result["history"], result["metrics"]
     best = min(rows, key=lambda row: row["hill_rmse"])
-    assert found["rmse"] == best["test_rmse"] and found["best_epoch"] == best["epoch"] and found["last_rmse"] == rows[-1]["test_rmse"]
+    assert metrics["rmse"] == best["test_rmse"] and metrics["best_epoch"] == best["epoch"] and metrics["last_rmse"] == rows[-1]["test_rmse"]
 
 
 def test_a_net_trains_in_a_stack_as_alone(ensemble):
     """Padding to the widest, other methods and other numbers of cases beside it change nothing."""
     several = [config("munge 100000, 4 units", **TINY), config("munge 10000", **TINY), config("random 100000", **TINY)]
     together = mimics(ensemble, *several)
-    for own, found in zip(several, together, strict=True):
+    for own, metrics in zip(several, together, strict=True):
         (alone,) = mimics(ensemble, own)
-        assert found["rmse"] == pytest.approx(alone["rmse"], abs=1e-5)
-    assert len({found["rmse"] for found in together}) == 3
+        assert metrics["rmse"] == pytest.approx(alone["rmse"], abs=1e-5)
+    assert len({metrics["rmse"] for metrics in together}) == 3
 
 
 def test_a_net_sees_as_many_cases_as_it_should(ensemble):
@@ -209,8 +209,8 @@ def test_a_run_pauses_and_is_measured():
 
 def test_figures_need_no_data(ensemble):
     arms = [arm for arm in PAPER.budget_arms("smoke") if arm.startswith("letter.p1: munge") or arm.startswith("letter.p1: nbe")]
-    found = {"rmse": 0.2, "ensemble_rmse": 0.1, "net_rmse": 0.3, "single_rmse": 0.15, "ratio": 0.5, "net_mb": 0.1, "net_seconds": 0.1}
-    records = [{"arm": arm, "config": PAPER.config("smoke", arm), "metrics": found, "seed": 0} for arm in arms]
+    metrics = {"rmse": 0.2, "ensemble_rmse": 0.1, "net_rmse": 0.3, "single_rmse": 0.15, "ratio": 0.5, "net_mb": 0.1, "net_seconds": 0.1}
+    records = [{"arm": arm, "config": PAPER.config("smoke", arm), "metrics": metrics, "seed": 0} for arm in arms]
     drawn = papers.get("model_compression").figures(records)
     assert set(drawn) == {"pseudo_data", "cases", "units"}
     for draw in drawn.values():
@@ -221,10 +221,10 @@ def test_figures_need_no_data(ensemble):
 def test_dozens_of_learning_curves_are_not_drawn():
     assert [table["id"] for table in PAPER.tables if table.get("curves", True)] == ["compression"]
     trials = [PAPER.trial("smoke", arm, 0) for arm in ("letter.p1: munge 400000, 256 units", "letter.p1: nbe 10000")]
-    found = {"rmse": 0.2, "ensemble_rmse": 0.1, "net_rmse": 0.3, "single_rmse": 0.15, "ratio": 0.5, "net_mb": 0.1, "net_seconds": 0.1}
+    metrics = {"rmse": 0.2, "ensemble_rmse": 0.1, "net_rmse": 0.3, "single_rmse": 0.15, "ratio": 0.5, "net_mb": 0.1, "net_seconds": 0.1}
     rows = [{"stage": "mimic", "epoch": epoch, "loss": 1.0, "test_rmse": 0.3, "hill_rmse": 0.3} for epoch in (1, 2)]
     records = [
-        {"id": t.id, "paper": t.paper, "arm": t.arm, "budget": "smoke", "seed": 0, "status": "done", "config": t.config, "metrics": found,
+        {"id": t.id, "paper": t.paper, "arm": t.arm, "budget": "smoke", "seed": 0, "status": "done", "config": t.config, "metrics": metrics,
          "history": rows, "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}, "environment": {}, "teacher": t.teacher}
         for t in trials
     ]  # fmt: skip

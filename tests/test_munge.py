@@ -49,17 +49,17 @@ def literal_munge(values, words, passes, rng, p, s):
 @pytest.mark.parametrize("p, s", [(0.5, 1.0), (0.2, 5.0), (1.0, 2.0)])
 def test_munge_is_algorithm_1(p, s):
     values = mixed()
-    found = munge.munge(values, WORDS, 120, np.random.default_rng(7), p, s)
+    made = munge.munge(values, WORDS, 120, np.random.default_rng(7), p, s)
     expected = literal_munge(values, WORDS, 3, np.random.default_rng(7), p, s)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
-    assert not np.allclose(found[:40], found[40:80]), "each pass begins with the training cases and draws anew"
-    assert np.array_equal(munge.munge(values, WORDS, 50, np.random.default_rng(7), p, s), found[:50]), "the first of them"
+    np.testing.assert_allclose(made, expected, rtol=1e-9, atol=1e-9)
+    assert not np.allclose(made[:40], made[40:80]), "each pass begins with the training cases and draws anew"
+    assert np.array_equal(munge.munge(values, WORDS, 50, np.random.default_rng(7), p, s), made[:50]), "the first of them"
 
 
 def test_munge_meets_neighbours_where_they_then_are():
     # with p = 1 and no noise a case changes places with its closest: 0 and 0.1, back again, then 1 and 0.1
-    found = munge.munge(np.array([[0.0], [0.1], [1.0]]), [0], 3, np.random.default_rng(0), 1.0, np.inf)
-    np.testing.assert_allclose(found[:, 0], [0.0, 1.0, 0.1], atol=1e-12)
+    made = munge.munge(np.array([[0.0], [0.1], [1.0]]), [0], 3, np.random.default_rng(0), 1.0, np.inf)
+    np.testing.assert_allclose(made[:, 0], [0.0, 1.0, 0.1], atol=1e-12)
 
 
 def test_limits_of_munge():
@@ -85,8 +85,8 @@ def test_a_larger_s_keeps_cases_closer():
 
 def test_equal_cases_and_a_constant_variable():
     values = np.array([[1.0, 5.0], [1.0, 5.0], [1.0, 6.0]])
-    found = munge.munge(values, [0, 0], 9, np.random.default_rng(0), 1.0, 1.0)
-    assert np.isfinite(found).all() and (found[:, 0] == 1).all()
+    made = munge.munge(values, [0, 0], 9, np.random.default_rng(0), 1.0, 1.0)
+    assert np.isfinite(made).all() and (made[:, 0] == 1).all()
 
 
 def test_random_keeps_each_variable_and_breaks_their_ties():

@@ -241,9 +241,9 @@ def fitted(pictures):
 
 
 def test_features_patch_by_patch(fitted, pictures):
-    found = fitted(pictures[:2].float())
-    assert found.shape == (2, 28)
-    for features, picture in zip(found, pictures, strict=False):
+    pooled = fitted(pictures[:2].float())
+    assert pooled.shape == (2, 28)
+    for features, picture in zip(pooled, pictures, strict=False):
         assert np.allclose(features.numpy(), brute_force(fitted, picture.double().numpy()), rtol=1e-3, atol=1e-3)
 
 
@@ -286,6 +286,6 @@ def test_standardised(fitted, pictures):
     net = PatchFeatures(7)
     net.load_state_dict(fitted.state_dict())
     raw = fitted(pictures.float())
-    found = net.standardise(raw)(pictures.float())
-    assert found.mean(0).abs().max() < 1e-4
-    assert torch.allclose(found.std(0), raw.std(0) / (raw.var(0) + 0.01).sqrt(), atol=1e-3)
+    standardised = net.standardise(raw)(pictures.float())
+    assert standardised.mean(0).abs().max() < 1e-4
+    assert torch.allclose(standardised.std(0), raw.std(0) / (raw.var(0) + 0.01).sqrt(), atol=1e-3)

@@ -58,9 +58,9 @@ def test_a_branch_dearer_than_its_root_falls_at_once():
 def test_with_its_node_costs_the_sequence_is_scikit_learns(seed):
     """scikit-learn prunes by impurity: given that as R(t), the alphas and the sizes of all subtrees must be its own."""
     x, y = noisy(seed=seed)
-    found = DecisionTreeClassifier(random_state=0).fit(x, y)
-    path = found.cost_complexity_pruning_path(x, y)
-    nodes = found.tree_
+    model = DecisionTreeClassifier(random_state=0).fit(x, y)
+    path = model.cost_complexity_pruning_path(x, y)
+    nodes = model.tree_
     tree = trees.Tree(
         np.where(nodes.children_left >= 0, nodes.feature, -1),
         nodes.threshold,
@@ -248,10 +248,10 @@ def test_cases_of_a_region_are_those_that_would_reach_it(alternate):
         values, counts = np.unique(cases, axis=0, return_counts=True)
         return dict(zip(map(tuple, values.tolist()), counts / len(cases), strict=True))
 
-    expected, found = shares(inside), shares(drawn)
-    assert set(found) == set(expected)
+    expected, ours = shares(inside), shares(drawn)
+    assert set(ours) == set(expected)
     bound = 4 * math.sqrt(0.25 / len(inside) + 0.25 / len(drawn))
-    assert all(found[case] == pytest.approx(expected[case], abs=bound) for case in expected)
+    assert all(ours[case] == pytest.approx(expected[case], abs=bound) for case in expected)
 
 
 # -- the born-again tree --------------------------------------------------------------------------------------------

@@ -79,9 +79,6 @@ class Tree:
         )
 
 
-# -- cost-complexity pruning ----------------------------------------------------------------------------------------
-
-
 def weakest_links(tree: Tree) -> np.ndarray:
     """For each node the complexity alpha from which on it is no inner node: [nodes], -inf for a leaf.
 
@@ -139,20 +136,17 @@ def best_subtree(tree: Tree, x: np.ndarray, y: np.ndarray) -> Tree:
     return tree.pruned(links <= alphas[np.flatnonzero(errors == errors.min())[-1]])
 
 
-# -- CART -----------------------------------------------------------------------------------------------------------
-
-
 def grow(x: np.ndarray, y: np.ndarray, seed: int) -> Tree:
     """scikit-learn's tree (Gini, grown until its leaves are pure), R(t) the share of the cases that t gets wrong."""
-    found = DecisionTreeClassifier(random_state=seed).fit(x, y)
-    tree = found.tree_
+    model = DecisionTreeClassifier(random_state=seed).fit(x, y)
+    tree = model.tree_
     shares = tree.value[:, 0]
     return Tree(
         feature=np.where(tree.children_left >= 0, tree.feature, -1),
         threshold=tree.threshold,
         left=tree.children_left,
         right=tree.children_right,
-        label=found.classes_[shares.argmax(1)],
+        label=model.classes_[shares.argmax(1)],
         cost=(1 - shares.max(1)) * tree.n_node_samples / len(x),
     )
 
@@ -178,9 +172,6 @@ def cart(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, folds: int = 10
     return tree.pruned(links <= alphas[np.flatnonzero(errors == errors.min())[-1]])
 
 
-# -- arcing ---------------------------------------------------------------------------------------------------------
-
-
 class Committee:
     """Trees that vote: ``predict`` gives the class with most weight, of equals the first."""
 
@@ -193,8 +184,8 @@ class Committee:
         It votes with weight 1 until ``weights[-1]`` says otherwise.
         """
         drawn = counts > 0
-        found = DecisionTreeClassifier(random_state=seed).fit(x[drawn], y[drawn], counts[drawn])
-        tree = (found.tree_, found.classes_[found.tree_.value[:, 0].argmax(1)])
+        model = DecisionTreeClassifier(random_state=seed).fit(x[drawn], y[drawn], counts[drawn])
+        tree = (model.tree_, model.classes_[model.tree_.value[:, 0].argmax(1)])
         self.trees.append(tree)
         self.weights.append(1.0)
         return _answers(tree, x)
@@ -208,8 +199,8 @@ class Committee:
 
 
 def _answers(tree: tuple, x: np.ndarray) -> np.ndarray:
-    found, labels = tree
-    return labels[found.apply(x)]
+    grown, labels = tree
+    return labels[grown.apply(x)]
 
 
 def arc_x4(x: np.ndarray, y: np.ndarray, classes: int, rng: np.random.Generator, trees: int = 50) -> Committee:
@@ -262,9 +253,6 @@ def arc_fs_step(chances: np.ndarray, wrong: np.ndarray) -> tuple[float, np.ndarr
 def _drawn(chances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """How often each case is drawn in N draws with replacement: [N]."""
     return rng.multinomial(len(chances), chances).astype(np.float64)
-
-
-# -- smearing -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -333,9 +321,6 @@ class Smearing:
         return self.x[donor[:, self.variable], np.arange(len(self.variable))]
 
 
-# -- the born-again tree --------------------------------------------------------------------------------------------
-
-
 def born_again(smearing: Smearing, predict: Callable, classes: int, count: int, rng: np.random.Generator, admissible: bool = False) -> Tree:
     """A tree grown on smeared cases with the labels that ``predict`` gives them (Breiman & Shang 1996).
 
@@ -362,16 +347,16 @@ def born_again(smearing: Smearing, predict: Callable, classes: int, count: int, 
                 seen = x[originals]
                 # cases moved into the originals' range can only be cut inside it
                 offered = np.clip(cases[mine], seen.min(0), seen.max(0)) if admissible else cases[mine]
-                found = _cut(offered, labels[mine], rng)
-                if found is None:
+                cut = _cut(offered, labels[mine], rng)
+                if cut is None:
                     continue
-                goes_left = x[:, found[0]] <= found[1]
+                goes_left = x[:, cut[0]] <= cut[1]
                 if not (originals & goes_left).any() or not (originals & ~goes_left).any():
                     continue
-                feature[node], threshold[node] = found
+                feature[node], threshold[node] = cut
                 for child, side in ((left, goes_left), (right, ~goes_left)):
                     child[node] = len(feature)
-                    below.append((len(feature), region.cut(variable[found[0]], side), originals & side))
+                    below.append((len(feature), region.cut(variable[cut[0]], side), originals & side))
                     for values, empty in ((feature, -1), (threshold, 0.0), (left, -1), (right, -1), (label, 0), (cost, 0.0)):
                         values.append(empty)
         level = below

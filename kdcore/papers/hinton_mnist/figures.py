@@ -29,14 +29,14 @@ def figures(records: list[dict]) -> dict:
         ),
     ):
         if arm in by_arm:
-            found = [record["metrics"] for record in by_arm[arm]]
+            measures = [record["metrics"] for record in by_arm[arm]]
             drawn[name] = partial(
                 draw.curve,
-                found[0]["shifts"],
-                {"test errors (thin: each seed)": [m["shift_test_errors"] for m in found]},
+                measures[0]["shifts"],
+                {"test errors (thin: each seed)": [m["shift_test_errors"] for m in measures]},
                 {
-                    "chosen on held-out cases": [m["shift_heldout"] for m in found],
-                    "chosen on the test set": [m["shift_test"] for m in found],
+                    "chosen on held-out cases": [m["shift_heldout"] for m in measures],
+                    "chosen on the test set": [m["shift_test"] for m in measures],
                 },
                 xlabel=what,
                 ylabel=f"errors of {tests:,}" if tests else "errors",
@@ -51,10 +51,10 @@ def figures(records: list[dict]) -> dict:
             matrix = _first(by_arm, "small with KD, no 3s")[f"confusion_{when}"]
             drawn[name] = partial(draw.confusion, matrix, range(len(matrix)), title)
     sweeps: dict[str, dict[float, list]] = {}
-    for arm, found in by_arm.items():
+    for arm, of_arm in by_arm.items():
         if " units, T=" in arm:
             cells = sweeps.setdefault(arm.partition(",")[0] + " a layer", {})
-            cells[found[0]["config"]["temperature"]] = [record["metrics"]["test_errors"] for record in found]
+            cells[of_arm[0]["config"]["temperature"]] = [record["metrics"]["test_errors"] for record in of_arm]
     if sweeps:
         temperatures = sorted({t for cells in sweeps.values() for t in cells})
         drawn["temperature"] = partial(

@@ -55,9 +55,9 @@ def neighbours(x: np.ndarray, y: np.ndarray, seed: int, *, k: list[int], weights
 
 
 def _votes(index: NearestNeighbors, y: np.ndarray, kinds: list[tuple[int, str]], cases: np.ndarray) -> np.ndarray:
-    apart, found = index.kneighbors(cases)
+    apart, near = index.kneighbors(cases)
     votes = {"uniform": np.ones_like(apart), "distance": 1 / np.maximum(apart, 1e-6)}
-    sums = {weight: ((votes[weight] * y[found]).cumsum(1), votes[weight].cumsum(1)) for _, weight in kinds}
+    sums = {weight: ((votes[weight] * y[near]).cumsum(1), votes[weight].cumsum(1)) for _, weight in kinds}
     return np.stack([sums[weight][0][:, count - 1] / sums[weight][1][:, count - 1] for count, weight in kinds], 1)
 
 
@@ -138,12 +138,12 @@ def boosted(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, depth: i
 
 
 def _rounds(sorts: list, leaves: list[np.ndarray], voices: np.ndarray, rounds: list[int], cases: np.ndarray) -> np.ndarray:
-    margin, found = np.zeros(len(cases)), []
+    margin, scores = np.zeros(len(cases)), []
     for number, (tree, votes) in enumerate(zip(sorts, leaves, strict=False), 1):
         margin += votes[tree.apply(cases)]
         if number in rounds:
-            found.append(margin / voices[:number].sum())
-    return np.stack(found, 1)
+            scores.append(margin / voices[:number].sum())
+    return np.stack(scores, 1)
 
 
 def logistic(x: np.ndarray, y: np.ndarray, seed: int, *, c: float) -> Family:

@@ -13,13 +13,13 @@ def figures(records: list[dict]) -> dict:
     sizes: dict[tuple, tuple[dict, dict]] = {}
     widths: dict[tuple, tuple[dict, dict]] = {}
     for record in records:
-        found, config = record["metrics"], record["config"]
+        metrics, config = record["metrics"], record["config"]
         if config["teacher"] is None or config["pseudo"] not in METHODS:
             continue
         problem, method = record["arm"].partition(":")[0], METHODS[config["pseudo"]]
-        levels = {"ensemble": found["ensemble_rmse"], "best single model": found["single_rmse"], "best net": found["net_rmse"]}
-        _add(sizes, (problem, f"{config['units']} units"), method, config["cases"], found["rmse"], levels)
-        _add(widths, (problem, f"{config['cases']:,} cases"), method, config["units"], found["rmse"], levels)
+        levels = {"ensemble": metrics["ensemble_rmse"], "best single model": metrics["single_rmse"], "best net": metrics["net_rmse"]}
+        _add(sizes, (problem, f"{config['units']} units"), method, config["cases"], metrics["rmse"], levels)
+        _add(widths, (problem, f"{config['cases']:,} cases"), method, config["units"], metrics["rmse"], levels)
     title = "Pseudo data in two dimensions: 2,000 cases made of 500 (p = 0.5, s = 5)"
     drawn = {"pseudo_data": lambda title=title: draw.clouds(_two_dimensions(), title)}
     for name, panels, swept, title in (

@@ -126,9 +126,6 @@ def ensemble(problem: Problem, config: dict, context: Context) -> Run:
         select = partial(_selected, library, x, y, config, context.seed)
         measures, weights, train_labels = part("selection", "selection", select, lambda made: made[0]["ensemble_hill_rmse"])
 
-        def rmse(_) -> float:
-            return measures["ensemble_rmse"]
-
         tensors = {f"rmse.{name}": torch.tensor(measures[f"{name}_rmse"]) for name in ("ensemble", "net", "single")}
         tensors["train.labels"] = torch.tensor(train_labels, dtype=torch.float32)
         values = {
@@ -139,7 +136,7 @@ def ensemble(problem: Problem, config: dict, context: Context) -> Run:
             blocks = []
             for start in starts[name]:
                 label = partial(_labelled, library, problem, made[start : start + library.CHUNK], weights)
-                blocks.append(part(f"{name}-labels-{start}", f"labels for {name}", label, rmse))
+                blocks.append(part(f"{name}-labels-{start}", f"labels for {name}", label, lambda _: measures["ensemble_rmse"]))
             labels = np.concatenate([block for block, _ in blocks]) if blocks else np.empty(0)
             measures["ensemble_seconds"] = sum(seconds for _, seconds in blocks) / max(len(labels), 1) * TIMED
             tensors[f"{name}.values"] = torch.tensor(made, dtype=torch.float32)
