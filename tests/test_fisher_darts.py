@@ -14,11 +14,13 @@ from kdcore.data.augment import cutout
 from kdcore.data.images import ImageData
 from kdcore.errors import Paused
 from kdcore.models import create
+from kdcore.papers.fisher_darts import growing, maps
 from kdcore.papers.fisher_darts import trial as fisher_darts
-from kdcore.papers.images import Vision, weights_of
+from kdcore.papers.fisher_darts.rates import rates
+from kdcore.papers.images import weights_of
 from kdcore.report import figures as draw
 from kdcore.report import tables
-from kdcore.training import Context, Measured
+from kdcore.training import Context, forecast
 
 PAPER = papers.get("fisher_darts")
 # What each ungrown network counts with head and statistics: one halving is enough to pass it.
@@ -46,11 +48,19 @@ def config_of(budget, arm, **changes):
 
 
 def run(arm, context=None, budget="smoke", **changes):
-    """The result of an arm, and the context it ran in."""
-    config = config_of(budget, arm, **changes)
-    context = context or Spy()
-    (result,) = fisher_darts.run([SimpleNamespace(config=config, arm=arm)], context, weights(config))
-    return result, context
+    """The result of an arm, and what was seen of its run."""
+    config, context = config_of(budget, arm, **changes), context or Context()
+    spy = Spy(fisher_darts.prepare([SimpleNamespace(config=config, arm=arm)], context, weights(config)))
+    (result,) = spy.train(context)
+    return result, spy
+
+
+def built(arm, **changes):
+    """The trial of an arm, with all that it trains."""
+    config = config_of("smoke", arm, **changes)
+    trial = fisher_darts.Trial(config, Context(), weights(config))
+    trial.run()
+    return trial
 
 
 def weights(config):
@@ -146,6 +156,12 @@ def test_every_teacher_has_the_network_that_its_students_expect():
                 assert config["teacher"] in PAPER.budget_arms(budget)
 
 
+def test_how_much_there_is_to_train():
+    """Epochs times images times a hundred places of each weight; a search has those of its mixed network."""
+    for arm, weights_of_net in (("none -> WRN", 200 * 691_674), ("first-order search", 50 * 1_930_618)):
+        assert PAPER.work(PAPER.config("paper", arm)) == pytest.approx(50_000 * 100 * weights_of_net)
+
+
 @pytest.mark.parametrize(
     "arm, epoch, lr, drop_path",
     [
@@ -161,15 +177,15 @@ def test_every_teacher_has_the_network_that_its_students_expect():
     ],
 )
 def test_rates_of_the_paper(arm, epoch, lr, drop_path):
-    found = fisher_darts.rates(PAPER.config("paper", arm), epoch)
+    found = rates(PAPER.config("paper", arm), epoch)
     assert found == {"lr": pytest.approx(lr), "drop_path": pytest.approx(drop_path)}
 
 
 def test_fast_and_laptop_drop_the_rate_at_the_same_shares():
     for budget, drops in (("fast", [9, 18, 24]), ("laptop", [5, 9, 12])):
         config = PAPER.config(budget, "none -> DARTS")
-        rates = [fisher_darts.rates(config, epoch)["lr"] for epoch in range(config["epochs"])]
-        assert [e for e in range(1, len(rates)) if rates[e] < rates[e - 1]] == drops
+        lrs = [rates(config, epoch)["lr"] for epoch in range(config["epochs"])]
+        assert [e for e in range(1, len(lrs)) if lrs[e] < lrs[e - 1]] == drops
     changed = {arm: {k for k, v in PAPER.config("fast", arm).items() if v != PAPER.config("paper", arm)[k]} for arm in PAPER.arms}
     assert set(map(frozenset, changed.values())) == {frozenset({"epochs"})}
     assert PAPER.seeds("fast", "none -> DARTS") == PAPER.seeds("laptop", "none -> DARTS") == PAPER.seeds("paper", "WRN -> WRN") == 5
@@ -183,11 +199,11 @@ def test_every_arm_of_every_budget_runs(budget, arm, monkeypatch):
     """Its own networks and losses, for a step; budgets that differ in lengths alone are one."""
     if PAPER.config(budget, arm)["auxiliary_weight"]:
         monkeypatch.setattr(data, "load", lambda name: images_of(32))
-    result, context = run(arm, budget=budget, batch_size=2 if "search" in arm else 4)
+    result, spy = run(arm, budget=budget, batch_size=2 if "search" in arm else 4)
     config, found = PAPER.config(budget, arm), result["metrics"]
-    (stage,) = context.stages
+    (stage,) = spy.stages
     assert stage.name == ("search" if config["method"] == "search" else "train") and len(result["history"]) == 1
-    assert len(context.seen[0]) == 1
+    assert len(spy.seen[0]) == 1
     assert math.isfinite(result["history"][0]["loss"]) and found["test_error_percent"] >= 0
     assert ("weights" in result) == config["is_teacher"]
     assert ("map_similarity" in found) == (config["method"] == "attention")
@@ -201,52 +217,48 @@ def test_every_arm_of_every_budget_runs(budget, arm, monkeypatch):
 def test_arms_of_a_seed_start_alike_and_see_the_same_batches():
     arms = ("none -> DARTS", "WRN -> DARTS", "DARTS -> DARTS", "Fisher -> DARTS", "untrained Fisher -> DARTS")
     runs = {arm: run(arm)[1] for arm in arms}
-    plain, other = runs[arms[0]], run(arms[0], Spy(seed=1))[1]
+    plain, other = runs[arms[0]], run(arms[0], Context(seed=1))[1]
     assert len(plain.seen[0]) == 2 and plain.seen[0] != other.seen[0]
     assert any(not torch.equal(plain.start[key], other.start[key]) for key in plain.start)
-    for arm, context in runs.items():
-        assert context.seen[0] == plain.seen[0] and all(torch.equal(context.start[key], plain.start[key]) for key in plain.start), arm
+    for arm, spy in runs.items():
+        assert spy.seen[0] == plain.seen[0] and all(torch.equal(spy.start[key], plain.start[key]) for key in plain.start), arm
 
 
 def loss_of(arm, **changes):
     """A method, its teacher and its loss on all training images; dropped paths are the same at each call."""
-    config = config_of("smoke", arm, **changes)
-    vision = Vision(config, Context())
-    net = vision.network(config["network"])
-    guide = fisher_darts._guide(vision, weights(config))
-    method = fisher_darts._method(config, net, guide)
-    x, labels = vision.views(vision.views.plain(torch.arange(4))), vision.train_labels
+    trial = built(arm, **changes)
+    x, labels = trial.views(trial.views.plain(torch.arange(4))), trial.train_labels
 
     def loss():
         torch.manual_seed(0)
-        return method.phases[0].loss(x, labels)
+        return trial.method.stages[0].loss(x, labels)
 
-    return net, guide, x, labels, loss
+    return trial.student, trial.teacher, x, labels, loss
 
 
 @pytest.mark.parametrize("arm", ["WRN -> DenseNet", "DARTS -> WRN", "DenseNet -> DARTS"])
 def test_the_loss_of_attention_transfer(arm):
     """Cross-entropy plus 1000 times the mean squares of the differences of three unit maps, of each family's own layers."""
-    net, guide, x, labels, loss = loss_of(arm)
+    net, teacher, x, labels, loss = loss_of(arm)
     points = {"DenseNet": ["stem", "stage2", "final"], "WRN": ["group1.sum", "group2.sum", "group3.sum"]}
-    teacher, student = arm.split(" -> ")
-    mine = points.get(student, ["cell0", "cell1", "cell3"])  # 5 cells; of 10: 0, 3, 6
-    theirs = points.get(teacher, ["cell0", "cell2", "cell5"])  # 8 cells
+    theirs, mine = arm.split(" -> ")
+    mine = points.get(mine, ["cell0", "cell1", "cell3"])  # 5 cells; of 10: 0, 3, 6
+    theirs = points.get(theirs, ["cell0", "cell2", "cell5"])  # 8 cells
     torch.manual_seed(0)
     logits, own = net.features(x)
-    _, target = guide.features(x)
+    _, target = teacher.features(x)
     expected = -logits.double().log_softmax(1)[range(4), labels].mean().item()
     for a, b in zip(mine, theirs, strict=True):
         q = [maps.double().square().mean(1).flatten(1) for maps in (own[a], target[b])]
         q = [each / each.square().sum(1, keepdim=True).sqrt() for each in q]
         expected += 1000 * (q[0] - q[1]).square().mean().item()
     assert loss().item() == pytest.approx(expected, rel=1e-4)
-    assert [net.taps[a].size for a in mine] == [guide.taps[b].size for b in theirs] == [32, 16, 8]
+    assert [net.taps[a].size for a in mine] == [teacher.taps[b].size for b in theirs] == [32, 16, 8]
 
 
 def test_points_of_the_papers_students():
     with torch.device("meta"):
-        found = {name: fisher_darts.attended(create(name)) for name in ("darts_v2_10_16", "darts_v2_25_16")}
+        found = {name: maps.attended(create(name)) for name in ("darts_v2_10_16", "darts_v2_25_16")}
     assert found == {"darts_v2_10_16": ["cell0", "cell3", "cell6"], "darts_v2_25_16": ["cell0", "cell8", "cell16"]}
 
 
@@ -297,10 +309,12 @@ def test_the_auxiliary_loss_counts_with_its_weight():
     for weight in (0.0, 0.4):
         config = config_of("smoke", "evaluation network", auxiliary_weight=weight)
         net = create("darts_v2_5_4", auxiliary=True).reset(1)
-        method = fisher_darts._method(config, net, None)
+        trial = fisher_darts.Trial(config, Context())
+        trial.student, trial.teacher = net, None
+        (stage,) = trial.make_method().stages
         x, labels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4)
         torch.manual_seed(0)
-        values[weight] = method.phases[0].loss(x, labels)
+        values[weight] = stage.loss(x, labels)
         torch.manual_seed(0)
         logits, taps = net.features(x)
         by_hand = [losses.cross_entropy(z, labels).item() for z in (logits, taps["auxiliary"])]
@@ -309,16 +323,16 @@ def test_the_auxiliary_loss_counts_with_its_weight():
 
 
 def test_drop_path_is_scheduled():
-    _, context = run("none -> DARTS", epochs=4, evaluate_every=5)
-    (stage,) = context.stages
-    assert stage.every == 5
+    _, spy = run("none -> DARTS", epochs=4, evaluate_every=5)
+    (stage,) = spy.stages
+    assert stage.measured == (3,)
     assert [stage.schedule(epoch)["drop_path"] for epoch in range(4)] == pytest.approx([0, 0.05, 0.1, 0.15])
-    assert context.model.student.drop_path.item() == pytest.approx(0.15)
+    assert spy.model.student.drop_path.item() == pytest.approx(0.15)
     for arm, change in (("none -> DARTS", {"drop_path": 0.0}), ("none -> WRN", {})):
-        _, context = run(arm, **change)
-        assert set(context.stages[0].schedule(0)) == {"lr"}
-    _, context = run("none -> DARTS", drop_path=0.0)
-    assert context.model.student.drop_path is None, "no product with 1 for each operation"
+        _, spy = run(arm, **change)
+        assert set(spy.stages[0].schedule(0)) == {"lr"} and not spy.stages[0].knobs
+    _, spy = run("none -> DARTS", drop_path=0.0)
+    assert spy.model.student.drop_path is None, "no product with 1 for each operation"
 
 
 def test_parameters_as_published_and_as_they_are():
@@ -335,15 +349,13 @@ def test_growth_of_each_kind():
     target = START["darts_v2_5_4"] + 6000
     paths, nets = {}, {}
     for kind in ("fisher", "uniform", "random"):
-        result, context = run(
-            "Fisher teacher" if kind == "fisher" else f"{kind.replace('random', 'random-order')} teacher", grow_target=target
-        )
+        result, spy = run("Fisher teacher" if kind == "fisher" else f"{kind.replace('random', 'random-order')} teacher", grow_target=target)
         paths |= result["metrics"]["growth"]
-        nets[kind] = context.model.student
+        nets[kind] = spy.model.student
         ends = next(iter(result["metrics"]["growth"].values()))[-1]
         assert ends["size"] > target and nets[kind].groups == list(ends["groups"].values()) == result["weights"]["groups"].tolist()
         assert result["metrics"]["published_parameters"] + sum(b.numel() for b in nets[kind].buffers()) - 1 + head_buffers() == ends["size"]
-    assert set(paths) == {"fisher", "random", *fisher_darts.UNIFORM}
+    assert set(paths) == {"fisher", "random", *growing.UNIFORM}
     assert [step["module"] for step in paths["first cell first"][:4]] == ["cell 0", "cell 2", "cell 4", "cell 0"]
     assert [step["module"] for step in paths["last cell first"][:4]] == ["cell 4", "cell 2", "cell 0", "cell 4"]
     for step in paths["fisher"]:
@@ -360,57 +372,60 @@ def head_buffers():
 
 def test_growth_starts_from_the_trained_student_and_training_from_scratch():
     target = START["darts_v2_5_4"]
-    trained, context = run("Fisher teacher", grow_target=target)
+    trained, spy = run("Fisher teacher", grow_target=target)
     scratch, other = run("Fisher teacher", grow_target=target, teacher=None, teacher_network=None)
     first, second = (each["metrics"]["growth"]["fisher"][0]["information"] for each in (trained, scratch))
     assert first != second
     if trained["metrics"]["growth"]["fisher"][0]["groups"] == scratch["metrics"]["growth"]["fisher"][0]["groups"]:
-        assert all(torch.equal(context.start[key], other.start[key]) for key in context.start)
+        assert all(torch.equal(spy.start[key], other.start[key]) for key in spy.start)
     # every weight that growth leaves its shape is a fresh one of the seed
     plain = run("none -> DARTS")[1].start
-    assert torch.equal(context.start["stem.0.weight"], plain["stem.0.weight"])
+    assert torch.equal(spy.start["stem.0.weight"], plain["stem.0.weight"])
 
 
-def test_a_forecast_needs_no_weights():
-    for arm in ("Fisher teacher", "Fisher -> DARTS"):
-        config = config_of("smoke", arm)
-        with pytest.raises(Measured):
-            fisher_darts.run([SimpleNamespace(config=config, arm=arm)], Context(probe=True), None)
+@pytest.mark.parametrize("arm", ["Fisher teacher", "Fisher -> DARTS", "first-order search"])
+def test_a_rehearsal_needs_no_weights(arm, monkeypatch):
+    """It asks no batch for its information: the size that it grows to is the same."""
+    monkeypatch.setattr(growing.fisher, "information", None)
+    config, context = config_of("smoke", arm), Context(rehearsal=True)
+    run = fisher_darts.prepare([SimpleNamespace(config=config, arm=arm)], context, None)
+    assert forecast(run, context) > 0
+    if arm == "Fisher teacher":
+        (result,) = run.finish([{"test_error_percent": 50.0}])
+        assert [step["size"] > config["grow_target"] for step in result["metrics"]["growth"]["fisher"]] == [True]
 
 
 # ---------------------------------------------------------------- what is measured
 
 
 def test_similarity_of_maps(monkeypatch):
-    config = config_of("smoke", "WRN -> WRN")
-    vision = Vision(config, Context())
+    views = fisher_darts.Trial(config_of("smoke", "WRN -> WRN"), Context()).test_views
     net, other = create("wrn_10_1").reset(1), create("wrn_10_1").reset(2)
-    assert fisher_darts.similarity(vision, net, net.eval()) == pytest.approx(1)
+    assert maps.similarity(net, net.eval(), views) == pytest.approx(1)
     other.eval()
-    x = vision.test_views(vision.test_views.plain(torch.arange(3)))
+    x = views(views.plain(torch.arange(3)))
     with torch.no_grad():
-        maps = [[n.features(x)[1][f"group{g}.sum"].double().square().sum(1).flatten(1) for g in (1, 2, 3)] for n in (net, other)]
-    cosines = [torch.nn.functional.cosine_similarity(a, b).mean().item() for a, b in zip(*maps, strict=True)]
-    assert fisher_darts.similarity(vision, net, other) == pytest.approx(sum(cosines) / 3, abs=1e-5) and min(cosines) < 0.999
+        powers = [[n.features(x)[1][f"group{g}.sum"].double().square().sum(1).flatten(1) for g in (1, 2, 3)] for n in (net, other)]
+    cosines = [torch.nn.functional.cosine_similarity(a, b).mean().item() for a, b in zip(*powers, strict=True)]
+    assert maps.similarity(net, other, views) == pytest.approx(sum(cosines) / 3, abs=1e-5) and min(cosines) < 0.999
     # of images that are spread over the test set, not of the first ones, which are of one class
-    monkeypatch.setattr(fisher_darts, "spread", lambda count, wanted, device: torch.tensor([0, 2]) if wanted == 1000 else None)
-    some = [torch.nn.functional.cosine_similarity(a[[0, 2]], b[[0, 2]]).mean().item() for a, b in zip(*maps, strict=True)]
-    assert fisher_darts.similarity(vision, net, other) == pytest.approx(sum(some) / 3, abs=1e-5)
+    monkeypatch.setattr(maps, "spread", lambda count, wanted, device: torch.tensor([0, 2]) if wanted == 1000 else None)
+    some = [torch.nn.functional.cosine_similarity(a[[0, 2]], b[[0, 2]]).mean().item() for a, b in zip(*powers, strict=True)]
+    assert maps.similarity(net, other, views) == pytest.approx(sum(some) / 3, abs=1e-5)
 
 
 def test_maps_of_a_record(monkeypatch):
-    config = config_of("smoke", "none -> DARTS")
-    vision = Vision(config, Context())
-    net = vision.network(config["network"])
-    found = fisher_darts._maps(vision, net)
+    trial, images = built("none -> DARTS"), images_of(8).test_images
+    net, views = trial.student, trial.test_views
+    found = maps.shown(net, views, images)
     assert len(found) == 3 and [each["shape"] for each in found[0]["maps"]] == [[8, 8], [4, 4], [2, 2]]
-    assert base64.b64decode(found[1]["image"]) == images_of(8).test_images[1].numpy().tobytes()
+    assert base64.b64decode(found[1]["image"]) == images[1].numpy().tobytes()
     with torch.no_grad():
-        h = net.features(vision.test_views(vision.test_views.plain(torch.arange(3))))[1]["cell1"].square().sum(1)[2]
+        h = net.features(views(views.plain(torch.arange(3))))[1]["cell1"].square().sum(1)[2]
     values = torch.frombuffer(bytearray(base64.b64decode(found[2]["maps"][1]["values"])), dtype=torch.uint8).view(4, 4)
     assert torch.equal(values, (255 * h / h.max()).round().byte())
-    monkeypatch.setattr(fisher_darts, "spread", lambda count, wanted: torch.tensor([2, 0]) if wanted == 3 else None)
-    assert [each["image"] for each in fisher_darts._maps(vision, net)] == [found[2]["image"], found[0]["image"]]
+    monkeypatch.setattr(maps, "spread", lambda count, wanted: torch.tensor([2, 0]) if wanted == 3 else None)
+    assert [each["image"] for each in maps.shown(net, views, images)] == [found[2]["image"], found[0]["image"]]
 
 
 def test_top_wrong_by_hand():
@@ -423,13 +438,13 @@ def test_top_wrong_by_hand():
 
 
 def test_the_search_learns_from_two_halves():
-    _, context = run("first-order search", batch_size=1, epochs=2)
-    seen = [[{view[0] for view in half} for half in index] for index in context.seen[0]]
+    _, spy = run("first-order search", batch_size=1, epochs=2)
+    seen = [[{row[0] for row in half} for half in index] for index in spy.seen[0]]
     halves = [set().union(*(index[side] for index in seen)) for side in (0, 1)]
-    assert len(context.seen[0]) == 4 and halves[0] | halves[1] == {0, 1, 2, 3} and not halves[0] & halves[1]
-    (stage,) = context.stages
-    assert stage.schedule(1)["rate"] == stage.schedule(1)["lr"] == pytest.approx(0.013) == pytest.approx(context.model.rate.item())
-    assert not torch.equal(context.start["net.alphas"], context.model.net.alphas)
+    assert len(spy.seen[0]) == 4 and halves[0] | halves[1] == {0, 1, 2, 3} and not halves[0] & halves[1]
+    (stage,) = spy.stages
+    assert stage.schedule(1)["rate"] == stage.schedule(1)["lr"] == pytest.approx(0.013) == pytest.approx(spy.model.rate.item())
+    assert not torch.equal(spy.start["net.alphas"], spy.model.net.alphas)
 
 
 @pytest.mark.parametrize("arm", ["first-order search", "Fisher teacher"])
@@ -527,20 +542,15 @@ def test_cutout_by_hand():
     assert (cutout(x, 16) == 0).all(), "a square of twice the side hides everything"
 
 
-def test_cutout_is_part_of_training_batches_alone(monkeypatch):
-    seen = []
-    net = create("wrn_10_1")
-    method = methods.plain(net)
-    original = method.phases[0].loss
-    monkeypatch.setattr(method.phases[0], "loss", lambda x, labels, knowledge: (seen.append(x), original(x, labels, knowledge))[1])
+def test_cutout_is_part_of_training_batches_alone():
+    (stage,) = methods.plain(create("wrn_10_1")).stages
     for side in (0, 4):
-        vision = Vision(config_of("smoke", "none -> WRN", cutout=side), Context())
-        index = vision.views.plain(torch.arange(4))
-        vision.stage(method, method.phases[0], lambda epoch: {"lr": 0.1}, epochs=1).loss(index)
-        plain = vision.views(index)
-        assert torch.equal(seen[-1], plain) == (side == 0)
-        changed = (seen[-1] != plain).any(1).sum((1, 2))
-        assert changed.max() <= side * side
+        trial = fisher_darts.Trial(config_of("smoke", "none -> WRN", cutout=side), Context())
+        index = trial.views.plain(torch.arange(4))
+        x, labels = trial.stage(stage, lambda epoch: {"lr": 0.1}, epochs=1).batch(index)
+        plain = trial.views(index)
+        assert torch.equal(labels, trial.train_labels) and torch.equal(x, plain) == (side == 0)
+        assert (x != plain).any(1).sum((1, 2)).max() <= side * side
 
 
 @pytest.mark.usefixtures("float64")
@@ -550,7 +560,7 @@ def test_attention_transfer_between_taps_of_different_names():
     method = methods.attention_transfer(student, teacher, taps=[("group2.sum", "stage2")], beta=10.0)
     logits, own = student.features(x)
     expected = losses.cross_entropy(logits, labels) + 10 * losses.attention_transfer(own["group2.sum"], teacher.features(x)[1]["stage2"])
-    assert method.phases[0].loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert method.stages[0].loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-9)
     with pytest.raises(ValueError, match="taps 'group1.sum' and 'stage2' differ in size: student 16 x 32 x 32, teacher"):
         methods.attention_transfer(student, teacher, taps=[("group1.sum", "stage2")])
     with pytest.raises(ValueError, match="the teacher has no tap 'group1.sum'"):
