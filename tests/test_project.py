@@ -93,7 +93,7 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         ((*SMOKE, "seeds"), GONE, "budgets, smoke: 'seeds' is missing"),
         ((*SMOKE, "time"), GONE, "budgets, smoke: 'time' is missing"),
         ((*SMOKE, "seeds"), 0, "budgets, smoke, seeds 0: it must be greater than or equal to 1"),
-        ((*SMOKE, "seeds"), True, "budgets, smoke, seeds True: it must be a integer"),
+        ((*SMOKE, "seeds"), True, "budgets, smoke, seeds True: it must be a whole number"),
         ((*SMOKE, "onlly"), ["small"], r"budgets, smoke: 'onlly' is no key of it \(did you mean 'only'\?\)"),
         ((*SMOKE, "only"), ["smal"], "'smal' in budget smoke matches no arm"),
         ((*SMOKE, "config", "data"), "digts", "data: unknown data set 'digts'"),
@@ -119,7 +119,9 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         (("tables", 0, "margin"), -1, "margin -1: it must be greater than or equal to 0"),
         (("tables", 1, "id"), "errors", "tables: the id 'errors' is given twice"),
         (("tables", 0, "id"), "../errors", "id '../errors': it must match pattern"),
-        (("arms", "cumbersome", "is_teacher"), GONE, "its teacher 'cumbersome' keeps no weights: give that arm is_teacher: true"),
+        (("arms", "cumbersome", "is_teacher"), False, "its teacher 'cumbersome' keeps no weights: write is_teacher: derived in config"),
+        (("config", "is_teacher"), False, "its teacher 'cumbersome' keeps no weights: write is_teacher: derived in config"),
+        (("config", "is_teacher"), "yes", "config, is_teacher: write derived .or true, or false., not 'yes'"),
         (("arms", "cumbersome", "teacher"), "cumbersome", "its teachers go in a circle"),
         (("arms", "small with KD", "teacher"), "cumbersom", r"its teacher 'cumbersom' is no arm \(did you mean 'cumbersome'\?\)"),
         (("arms", "{width} units, T={temperature}", "sweep"), 3, "sweep must give each variable a list"),
@@ -131,7 +133,7 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         ((*ROW, "metric"), "test_erors", "table errors, .*: trial.py measures no 'test_erors' .did you mean 'test_errors'"),
         ((*CLAIM, "left", "metric"), "accuracy", "claim kd_helps: trial.py measures no 'accuracy'"),
         (("url",), "arxiv", "url 'arxiv': it must match pattern"),
-        (("year",), "2015", "year '2015': it must be a integer"),
+        (("year",), "2015", "year '2015': it must be a whole number"),
     ],
 )
 def test_a_sheet_that_would_fail_late_fails_at_once(path, value, complaint):
@@ -145,11 +147,25 @@ def test_a_sheet_that_would_fail_late_fails_at_once(path, value, complaint):
     assert "\n" not in str(caught.value)
 
 
+def test_what_follows_from_the_arms_is_derived():
+    sheet = copy.deepcopy(papers.get("fsp").sheet)
+    sheet["arms"]["three of FSP 26"]["teacher"] = "student 8"
+    paper = papers.Paper("fsp", sheet)
+    derived = {arm: (paper.config("smoke", arm)["is_teacher"], paper.config("smoke", arm)["teacher_network"]) for arm in paper.arms}
+    assert derived["teacher 26"] == (True, None) and derived["student 8"] == (True, None)
+    assert derived["FSP 8"] == (False, "resnet_14"), "the network that its teacher has at this budget"
+    assert paper.config("paper", "FSP 8")["teacher_network"] == "resnet_26"
+    assert derived["three of FSP 26"] == (False, "resnet_8")
+    assert derived["26, a third of the steps"] == (False, None)
+    assert derived["teacher 32 (CIFAR-100)"] == (True, "resnet_8"), "what a budget writes stays"
+    assert "is_teacher" not in papers.get("model_compression").config("smoke", "adult: ensemble"), "a paper without it has none"
+
+
 def test_a_teacher_is_the_network_that_its_arm_trains():
     sheet = copy.deepcopy(papers.get("fsp").sheet)
-    assert sheet["arms"]["FSP 8"]["teacher_network"] == "resnet_26"
     sheet["arms"]["FSP 8"]["teacher_network"] = "resnet_32"
-    with pytest.raises(papers.BadSheet, match="teacher_network is 'resnet_32', but its teacher 'teacher 26' trains 'resnet_26' there"):
+    complaint = "teacher_network is 'resnet_32', but its teacher 'teacher 26' trains 'resnet_14' there: leave teacher_network out"
+    with pytest.raises(papers.BadSheet, match=complaint):
         papers.Paper("fsp", sheet)
 
 
@@ -166,9 +182,16 @@ def test_a_network_that_cannot_be_built_is_told_before_anything_trains(name, tmp
 
 def test_shared_settings_have_a_shape():
     for key, path, value, complaint in (
-        ("fitnets", ("config", "augmentation", "flipp"), True, "augmentation: sheet: 'flipp' is no key of it"),
-        ("fitnets", ("config", "soft_weight", "spann"), [0, 1], "soft_weight: sheet: 'spann' is no key of it"),
+        ("fitnets", ("config", "augmentation", "flipp"), True, "augmentation: 'flipp' is no key of it .did you mean 'flip'"),
+        ("fitnets", ("config", "soft_weight", "spann"), [0, 1], "soft_weight: 'spann' is no key of it"),
         ("fsp", ("config", "train", "until"), [1, 2], "train: .*as many rates as ends"),
+        (
+            "fsp",
+            ("budgets", "fast", "config", "scale"),
+            1e-5,
+            "at fast: train: the rate 0.1 .*32000, times scale 1e-05: from 0 to 0",
+        ),
+        ("fsp", ("config", "train", "until"), [32000, 32000, 64000], "at laptop: train: the rate 0.01 is never used .*from 2000 to 2000"),
         ("fsp", ("config", "augmentation", "pad"), -4, "pad -4: it must be greater than or equal to 0"),
     ):
         sheet = copy.deepcopy(papers.get(key).sheet)

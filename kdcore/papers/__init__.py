@@ -23,6 +23,7 @@ from kdcore.training import fast_precision
 from kdcore.trials.spec import Cohort, Trial
 
 HERE = Path(__file__).parent
+DERIVED = "derived"  # the value of a parameter that follows from others: is_teacher, teacher_network
 MOST_NODES, MOST_LEVELS = 100_000, 20  # of a sheet; the largest has 4,000 and 6
 
 
@@ -63,6 +64,7 @@ class Paper:
         self.arms = _expanded(self.sheet["arms"])
         self.budgets = self.sheet["budgets"]
         self._configs: dict[tuple[str, str], dict] = {}
+        self._teachers: dict[str, list] = {}
         self._trials: dict[tuple[str, str, int], Trial] = {}
         if rules and (problems := rules.problems(self)):
             raise BadSheet(key, problems)
@@ -146,7 +148,8 @@ class Paper:
         return self._overrides(budget, arm).get("seeds", self.budget(budget)["seeds"])
 
     def config(self, budget: str, arm: str) -> dict:
-        """The resolved configuration: the paper's protocol, then the arm's settings, then the budget's overrides."""
+        """The resolved configuration: the paper's protocol, then the arm's settings, then the budget's overrides; last, where
+        the sheet says ``derived``, what follows from these."""
         return copy.deepcopy(self._config(budget, arm))
 
     def _config(self, budget: str, arm: str) -> dict:
@@ -158,13 +161,23 @@ class Paper:
     def resolved(self, budget: str, arm: str) -> dict:
         """``config``, made anew of the sheet's own lists and dicts: to be read only."""
         validation.one_of(arm, "arm", self.arms, start=f"{self.key} has no {{what}} {{value}}")
-        config = self.sheet["config"] | self.arms[arm]
-        for key, value in self._overrides(budget, arm).items():
-            if key != "seeds":
-                config[key] = value
+        config = self._written(budget, arm)
         if unknown := set(config) - set(self.sheet["config"]):
             raise KdcoreError(f"{self.key}/sheet.yaml sets unknown parameters for '{arm}' at {budget}: {', '.join(sorted(unknown))}")
+        if config.get("is_teacher") == DERIVED:
+            if budget not in self._teachers:
+                self._teachers[budget] = [self._written(budget, each).get("teacher") for each in self.arms]
+            config["is_teacher"] = arm in self._teachers[budget]
+        if config.get("teacher_network") == DERIVED:
+            teacher = config.get("teacher")
+            known = isinstance(teacher, str) and teacher in self.arms
+            config["teacher_network"] = self._written(budget, teacher).get("network") if known else None
         return config
+
+    def _written(self, budget: str, arm: str) -> dict:
+        """The configuration as the sheet has it, with nothing derived."""
+        overrides = {key: value for key, value in self._overrides(budget, arm).items() if key != "seeds"}
+        return self.sheet["config"] | self.arms[arm] | overrides
 
     def _overrides(self, budget: str, arm: str) -> dict:
         """What a budget changes for an arm: ``config`` for all, then each matching entry of ``arms`` in turn."""

@@ -13,7 +13,7 @@ import string
 from typing import Annotated, Any, Literal
 from unittest import mock
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdcore import data, validation
 from kdcore.errors import KdcoreError
@@ -58,8 +58,15 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     data: Text | None
     teacher: Text | None
-    is_teacher: bool = False
+    is_teacher: bool | Literal["derived"] = False
     teacher_network: Text | None = None
+
+    @field_validator("is_teacher", mode="before")
+    @classmethod
+    def _derived(cls, value):
+        if value != "derived" and not isinstance(value, bool):
+            raise ValueError(f"write derived (or true, or false), not {validation.shown(value)}")
+        return value
 
 
 class Augmentation(Model):
@@ -208,8 +215,9 @@ class Sheet(Model):
     deviations: list[Deviation]
 
 
+DERIVABLE = {"is_teacher", "teacher_network"}  # what ``Paper.resolved`` finds out where config says ``derived``
 SHAPES = {"augmentation": Augmentation, "normalisation": Moments}
-KEYS = sorted({name for model in (Sheet, Fact, Deviation, Budget, Table, Row, Claim, Side) for name in model.model_fields})
+KEYS = sorted({field.alias or name for model in Model.__subclasses__() for name, field in model.model_fields.items()})
 
 
 def structure_problems(sheet: dict) -> list[str]:
@@ -327,13 +335,16 @@ def _config_problems(paper, budget: str, config: dict) -> list[str]:
     except ValidationError as error:
         return [_sentence(config, each) for each in error.errors(include_url=False)]
     for key, value in config.items():
-        if problem := _unlike(paper.sheet["config"][key], value):
+        if key not in DERIVABLE and (problem := _unlike(paper.sheet["config"][key], value)):
             found.append(f"{key} must be {problem}, not {validation.shown(value)}")
         if isinstance(value, dict) and (shape := _shape(key, value)):
             try:
                 shape.model_validate(value)
             except ValidationError as error:
                 found += [f"{key}: {_sentence(value, each)}" for each in error.errors(include_url=False)]
+            else:
+                if shape is Rates and budget != "smoke":  # whose few steps need not have them all
+                    found += [f"{key}: {problem}" for problem in _unused_rates(value, config.get("scale", 1))]
     try:
         data.fingerprint(config["data"])
     except KdcoreError as error:
@@ -349,10 +360,13 @@ def _config_problems(paper, budget: str, config: dict) -> list[str]:
     except KdcoreError:  # said of that arm
         return found
     if theirs.get("is_teacher") is False:
-        found.append(f"its teacher '{teacher}' keeps no weights: give that arm is_teacher: true")
+        found.append(f"its teacher '{teacher}' keeps no weights: write is_teacher: derived in config, and no other value for that arm")
     own, named = theirs.get("network"), config.get("teacher_network")
     if "teacher_network" in config and named != own:
-        found.append(f"teacher_network is {validation.shown(named)}, but its teacher '{teacher}' trains {validation.shown(own)} there")
+        found.append(
+            f"teacher_network is {validation.shown(named)}, but its teacher '{teacher}' trains {validation.shown(own)} there: "
+            "leave teacher_network out"
+        )
     return found
 
 
@@ -361,6 +375,18 @@ def _shape(key: str, value: dict) -> type[Model] | None:
     if key in SHAPES:
         return SHAPES[key]
     return Ramp if {"from", "to", "span"} & set(value) else Rates if {"lr", "until"} <= set(value) else None
+
+
+def _unused_rates(rates: dict, scale) -> list[str]:
+    """Rates that are never used, as ``images.piecewise`` rounds their ends; what scale must be otherwise, ``_unlike`` says."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        return []
+    ends = [0, *(round(scale * end) for end in rates["until"])]
+    return [
+        f"the rate {rate:g} is never used (until {until:g}, times scale {scale:g}: from {start} to {end}): raise scale, or drop the rate"
+        for rate, until, start, end in zip(rates["lr"], rates["until"], ends, ends[1:], strict=False)
+        if start == end
+    ]
 
 
 def _unlike(default, value) -> str | None:
@@ -484,6 +510,8 @@ def _near(name: str, choices) -> str:
 WORDS = {
     "Input should be": "it must be",
     "valid string": "text",
+    "a valid integer": "a whole number",
+    "a valid boolean": "true or false",
     "a valid": "a",
     "String should": "it must",
     "have at least 1 item": "not be empty",
@@ -497,7 +525,8 @@ def _sentence(sheet: dict, error: dict) -> str:
         where = _place(sheet, place[:-1])
         return f"{where}: '{place[-1]}' is missing" if where else f"the section '{place[-1]}' is missing"
     if kind == "extra_forbidden":
-        return f"{_place(sheet, place[:-1]) or 'sheet'}: '{place[-1]}' is no key of it{_near(str(place[-1]), KEYS)}"
+        where = _place(sheet, place[:-1])
+        return f"{where}{': ' if where else ''}'{place[-1]}' is no key of it{_near(str(place[-1]), KEYS)}"
     words = error["msg"].removeprefix("Value error, ")
     where = _place(sheet, place)
     if kind == "value_error":
