@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
-from kdcore.papers import sheet as rules
+from kdcore.papers import problems as rules
 from kdcore.report import tables
 from kdcore.trials import engine, plan, store
 from kdcore.trials.store import Store

@@ -2,14 +2,18 @@
 
 import copy
 import dataclasses
+import json
 import re
+import typing
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from kdcore import checks, cli, papers
 from kdcore.errors import KdcoreError
+from kdcore.papers import sheet, sheet_page
 from kdcore.trials import plan
 from kdcore.trials import store as store_module
 from kdcore.trials.store import Store
@@ -50,6 +54,42 @@ def test_top_level_is_what_the_readme_promises():
 def test_sheets_are_valid():
     for key in papers.names():
         assert checks.sheet_problems(key) == []
+
+
+def test_the_page_and_the_schema_of_sheets_are_up_to_date():
+    assert checks.page_problems() == []
+
+
+def test_an_outdated_page_is_told(tmp_path, monkeypatch):
+    command = "python -m kdcore.papers.sheet_page"
+    assert sheet_page.outdated(tmp_path) == [
+        f"docs/sheet.md is missing: run {command}",
+        f"kdcore/papers/sheet.schema.json is missing: run {command}",
+    ]
+    (tmp_path / "kdcore" / "papers").mkdir(parents=True)
+    sheet_page.write(tmp_path)
+    assert sheet_page.outdated(tmp_path) == []
+    (tmp_path / "docs" / "sheet.md").write_text("older")
+    assert sheet_page.outdated(tmp_path) == [f"docs/sheet.md is not up to date: run {command}"]
+    monkeypatch.setattr(sheet_page, "EDITORS", "# other")
+    assert "fsp/sheet.yaml: its first line must be # other" in sheet_page.outdated(tmp_path)
+
+
+def test_every_key_of_a_sheet_is_explained():
+    for model in (sheet.Sheet, sheet.Config, *sheet.Model.__subclasses__()):
+        assert model.__doc__ and all(field.description for field in model.model_fields.values()), model.__name__
+    page = (ROOT / "docs" / "sheet.md").read_text()
+    assert all(f"| `{key}` |" in page for key in sheet.KEYS) and all(f"| `{mark}` | " in page for mark in sheet.MARKS)
+    assert set(sheet.MARKS) == set(typing.get_args(sheet.Mark))
+
+
+def test_the_schema_takes_every_sheet_and_refuses_a_misspelt_key():
+    validator = jsonschema.Draft202012Validator(json.loads((papers.HERE / "sheet.schema.json").read_text()))
+    for key in papers.names():
+        assert [error.message for error in validator.iter_errors(papers.get(key).sheet)] == []
+    wrong = copy.deepcopy(papers.get("fsp").sheet)
+    wrong["budgets"]["smoke"]["onlly"] = []
+    assert any("onlly" in error.message for error in validator.iter_errors(wrong))
 
 
 def test_a_broken_sheet_is_told(monkeypatch):

@@ -82,21 +82,23 @@ class Paper:
     @cached_property
     def tables(self) -> list[dict]:
         """The paper's tables; every row has label, arm (None for a number that the paper quotes from others), metric, unit,
-        margin, paper (the reported number or None), and in a table with a ``reference``, the name of who else reports numbers,
-        reference (that number or None).
+        margin, paper (the reported number or None), its mark, and in a table with a ``reference``, the name of who else reports
+        numbers, reference (that number or None).
 
         A row with a sweep stands for one of each combination; its numbers may be lists, one for each. Raises KdcoreError
         where they are not as many."""
         found = []
         for table in self.sheet["tables"]:
             defaults = {key: table[key] for key in ("metric", "unit", "margin")}
+            mark = {"mark": table["mark"]} if "mark" in table else {}
             rows = []
             for row in table["rows"]:
                 combinations = _combinations(row.get("sweep", {}))
                 numbers = {key: self._numbers(row, key, len(combinations)) for key in ("paper", "reference") if key in row}
-                for i, values in enumerate(combinations):
-                    names = {"label": row["label"].format(**values), "arm": row["arm"] and row["arm"].format(**values)}
-                    rows.append(defaults | row | names | {key: column[i] for key, column in numbers.items()})
+                for i, chosen in enumerate(combinations):
+                    names = {"label": row["label"].format(**chosen), "arm": row["arm"] and row["arm"].format(**chosen)}
+                    values = {key: column[i] for key, column in numbers.items()}
+                    rows.append(defaults | (mark if values.get("paper") is not None else {}) | row | names | values)
             found.append(table | {"rows": rows})
         return found
 
@@ -240,9 +242,9 @@ class Paper:
 
 
 def _rules():
-    """``papers.sheet``, or None on a machine without pydantic."""
+    """``papers.problems``, or None on a machine without pydantic."""
     try:
-        return importlib.import_module("kdcore.papers.sheet")
+        return importlib.import_module("kdcore.papers.problems")
     except ModuleNotFoundError as error:
         if error.name != "pydantic":
             raise
