@@ -506,7 +506,7 @@ def test_chosen_weights_survive_what_follows():
 
 
 def test_figures_from_records():
-    from kdcore.report import figures
+    from kdcore.report import canvas
 
     def record(arm, rows, **measures):
         return {"arm": arm, "history": rows, "metrics": measures}
@@ -537,4 +537,4 @@ def test_figures_from_records():
         line for ax in papers.get("born_again_networks").figures([records[0], seldom])["dark_knowledge"]().axes[:1] for line in ax.lines[1:]
     )
     assert (list(other.get_xdata()), list(other.get_ydata())) == ([2], [0.5]), "the mean of 0.25 and 0.75"
-    assert figures.svg(drawn["importance"]()) == figures.svg(drawn["importance"]())
+    assert canvas.svg(drawn["importance"]()) == canvas.svg(drawn["importance"]())

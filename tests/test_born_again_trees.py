@@ -10,7 +10,7 @@ from kdcore.data import tabular
 from kdcore.errors import Paused
 from kdcore.papers.born_again_trees import trees
 from kdcore.papers.born_again_trees import trial as born_again
-from kdcore.report import figures
+from kdcore.papers.born_again_trees.figures import outlines
 from kdcore.training import Context, Measured
 
 PAPER = papers.get("born_again_trees")
@@ -172,6 +172,6 @@ def test_figures():
 
 
 def test_an_outline_of_one_leaf():
-    figure = figures.outlines({"CART": [{"depth": 0, "condition": "", "cases": 7, "class": "benign"}]})
+    figure = outlines({"CART": [{"depth": 0, "condition": "", "cases": 7, "class": "benign"}]})
     (ax,) = figure.axes
     assert ax.get_title("left") == "CART: 1 leaf" and [text.get_text() for text in ax.texts] == ["all cases → benign (7)"]

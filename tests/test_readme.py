@@ -86,7 +86,7 @@ def inject(line, tmp_path):
     (cell,) = (c for c in nbformat.read(words[2], 4).cells if "injected-parameters" in c.metadata.get("tags", []))
     values = {}
     exec(cell.source, values)
-    page = notebooks.open(
+    page = notebooks.Page(
         "hinton_mnist", budget=values["budget"], seeds=values["seeds"], device="cpu", engine="local", results_dir="results"
     )
     assert (page.budget, page.seeds) == ("fast", [0, 1, 2])
