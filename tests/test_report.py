@@ -150,6 +150,31 @@ def test_no_reported_number_is_no_verdict(paper):
     assert row["verdict"] == "no number" and row["ours"] == 92.5 and math.isnan(row["difference"])
 
 
+@pytest.mark.parametrize("mark", ["M?", "?"])
+def test_a_number_that_nobody_could_verify_is_shown_with_its_mark_and_gets_no_verdict(paper, mark):
+    sheet = select.table_of(paper, "errors")
+    rows = [row | {"mark": mark} if row["arm"] == "small" else row for row in sheet["rows"]]
+    records = of_arm(paper, "fast", "small", [145, 146, 147]) + of_arm(paper, "fast", "small with KD", [73, 74, 75])
+    frame = tables.table(paper, sheet | {"rows": rows}, records, "fast")
+    assert list(frame["verdict"]) == ["not run", "unverified", "reproduced"]
+    assert frame["paper"].tolist() == [67, 146, 74], "it is the same number"
+    text = formats.to_markdown(frame)
+    (line,) = (line for line in text.splitlines() if line.startswith("| small (2x800) "))
+    assert f"| 146 [{mark}] | 146.0 [144, 148] |" in line and "| unverified |" in line
+    assert text.count(f"[{mark}]: {formats.MARKS[mark]}; such a number gets no verdict.") == 1
+    page = formats.to_html(frame)
+    assert f">146 [{mark}]<" in page and "– unverified" in page and f"{formats.MARKS[mark]}; such a number gets no verdict." in page
+    headline = readme.headline(frame).split("\n")
+    assert headline[0] == f"small (2x800): 146.0 [144, 148] (paper 146 [{mark}])"
+    assert words.counts(frame["verdict"], tables.VERDICTS) == "1 reproduced, 1 not run", "no verdict is counted"
+    figure = figures.paper_against_ours(frame)
+    assert f"unverified [{mark}]" in [text.get_text() for text in figure.findobj(Text)]
+    assert len(figure.axes[0].patches) == 1, "a band of the margin for the other row alone"
+    known = tables.table(paper, sheet | {"rows": [row | {"mark": "M"} for row in sheet["rows"]]}, records, "fast")
+    assert list(known["verdict"]) == ["not run", "reproduced", "reproduced"], "from memory is not yet doubtful"
+    assert "[M]" not in formats.to_markdown(known)
+
+
 def test_stale_and_failed_records_stay_out(paper):
     good = of_arm(paper, "fast", "small", [145, 146, 147])
     trial = paper.trial("fast", "small", 3)

@@ -12,8 +12,7 @@ from kdcore.report import canvas, select, tables
 from kdcore.report.catalogue import figures_of
 from kdcore.report.claims import claims
 from kdcore.report.formats import to_html
-from kdcore.trials import engine as engines
-from kdcore.trials import environment, plan
+from kdcore.trials import engine, environment, plan
 from kdcore.trials.progress import Progress
 from kdcore.trials.store import Store
 
@@ -41,7 +40,7 @@ class Page:
         """
         planned = plan.make(self.paper.key, self.budget, None, self.seeds, self.store)
         with Progress(planned, quiet) as progress:
-            outcome = engines.run(planned, self.store, device=self.device, watch=progress)
+            outcome = engine.run(planned, self.store, device=self.device, watch=progress)
         if outcome.problems:
             raise KdcoreError("; ".join(outcome.problems))
         if outcome.paused:
