@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
-from kdcore.notebooks import parameters
+from kdcore.notebooks import batch, parameters
 from kdcore.papers import problems as rules
 from kdcore.report import claims, formats, tables
 from kdcore.trials import engine, plan, store
@@ -142,7 +142,7 @@ def test_command_lines(words, folder):
     with (
         mock.patch.object(validation, "MOST_SEEDS", 5),
         mock.patch.object(engine, "run", lambda planned, *_, **__: engine.Outcome()),
-        mock.patch.object(notebooks, "execute", lambda *_: 0),
+        mock.patch.object(batch, "execute", lambda *_, **__: None),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

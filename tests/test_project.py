@@ -152,7 +152,7 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         ((*ROW, "arm"), GONE, "'arm' is missing"),
         ((*ROW, "paper"), "67", "paper '67': it must be a number"),
         ((*ROW, "paper"), [67, 68], "it stands for 1 rows and has 2 numbers in 'paper'"),
-        ((*ROW, "mark"), GONE, "the reported number has no mark"),
+        ((*ROW[:2], "mark"), GONE, "the reported number has no mark: write mark: V, C, I,"),
         ((*ROW, "label"), "{width}", "the placeholder '{width}' of '{width}' must be nothing, for there is no sweep"),
         ((*ROW, "label"), "{width", "'{width' is no template"),
         (("tables", 0, "margin"), GONE, "tables 'errors': 'margin' is missing"),
@@ -406,6 +406,15 @@ def test_seeds_of_a_budget():
     assert (paper.seeds("fast", "small"), paper.seeds("fast", "30 units, T=4")) == (5, 3)
     assert len(paper.trials("fast")) == 5 * 5 + 3 * 20
     assert [trial.seed for trial in paper.trials("fast")] == sorted(trial.seed for trial in paper.trials("fast"))
+
+
+def test_a_row_has_the_mark_of_its_table_or_its_own():
+    paper = papers.get("fitnets")
+    rows = {row["label"]: row for row in next(table for table in paper.tables if table["id"] == "compression")["rows"]}
+    assert rows["FitNet 1: accuracy"]["mark"] == "V" and rows["FitNet 1: times as fast as the teacher"]["mark"] == "M"
+    assert all(
+        "mark" not in row for paper in map(papers.get, papers.names()) for t in paper.tables for row in t["rows"] if row["paper"] is None
+    )
 
 
 def test_numbers_of_a_swept_row():
