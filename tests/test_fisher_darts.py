@@ -67,7 +67,7 @@ def weights(config):
 
 # ---------------------------------------------------------------- the sheet
 
-# The two tables of deck 003, typed here from the deck and nowhere else: top-1 and top-5 error, each with its deviation.
+# The two tables of the slides, typed here from them and nowhere else: top-1 and top-5 error, each with its deviation.
 MATRIX = {
     "DenseNet -> DenseNet": (6.3000, 0.35, 0.1833, 0.02),
     "DenseNet -> WRN": (6.2467, 0.12, 0.2000, 0.04),
