@@ -1,4 +1,4 @@
-"""Furlanello 2018: what the sheet holds, chains of generations, ensembles, the parts of the gradient, and the defect of Kimura's program."""
+"""Furlanello 2018: what the sheet holds, chains of generations, ensembles, the parts of the gradient, Kimura's defect."""
 
 import json
 from pathlib import Path

@@ -9,6 +9,7 @@ trial.py declares VERSION, METRICS (what its trials measure, in words), ``run(tr
 """
 
 import copy
+import difflib
 import fnmatch
 import importlib
 import math
@@ -165,7 +166,10 @@ class Paper:
         validation.one_of(arm, "arm", self.arms, start=f"{self.key} has no {{what}} {{value}}")
         config = self._written(budget, arm)
         if unknown := set(config) - set(self.sheet["config"]):
-            raise KdcoreError(f"{self.key}/sheet.yaml sets unknown parameters for '{arm}' at {budget}: {', '.join(sorted(unknown))}")
+            near = difflib.get_close_matches(min(unknown), self.sheet["config"], 1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            names = ", ".join(sorted(unknown)) + hint
+            raise KdcoreError(f"{self.key}/sheet.yaml sets unknown parameters for '{arm}' at {budget}: {names}")
         if config.get("is_teacher") == DERIVED:
             if budget not in self._teachers:
                 self._teachers[budget] = [self._written(budget, each).get("teacher") for each in self.arms]

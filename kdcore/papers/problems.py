@@ -3,11 +3,13 @@
 Only ``Paper`` and ``kdcore check`` import it. A problem is one sentence: the place in the sheet, and what to write there.
 """
 
+import ast
 import contextlib
 import fnmatch
 import functools
 import re
 import string
+from pathlib import Path
 from unittest import mock
 
 from pydantic import ValidationError
@@ -93,8 +95,26 @@ def _sweep_problems(where: str, sweep: dict, texts: list[str]) -> list[str]:
 
 def problems(paper) -> list[str]:
     """Everything that is wrong with a paper's sheet: its structure, then what its parts refer to. One sentence each."""
-    found = structure_problems(paper.sheet)
+    found = structure_problems(paper.sheet) or _missing_parameters(paper)
     return found or [*_budget_problems(paper), *_table_problems(paper), *_claim_problems(paper), *_metric_problems(paper)]
+
+
+def _missing_parameters(paper) -> list[str]:
+    """Parameters that the paper's trial.py reads, as ``config["..."]``, and that ``config`` does not have."""
+    try:
+        tree = ast.parse(Path(paper.module.__file__).read_text(encoding="utf-8"))
+    except (SyntaxError, OSError, ImportError) as error:
+        return [f"kdcore/papers/{paper.key}/trial.py cannot be read ({error})"]
+    read = {
+        node.slice.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str)
+        if "config" in (getattr(node.value, "id", None), getattr(node.value, "attr", None))
+    }
+    config = paper.sheet["config"]
+    if "network" in config and any(settings.get("teacher") for settings in paper.arms.values()):
+        read.add("is_teacher")
+    return [f"config: '{name}' is missing, which {paper.key}/trial.py reads" for name in sorted(read - set(config))]
 
 
 def _budget_problems(paper) -> list[str]:
@@ -173,7 +193,9 @@ def _shape(key: str, value: dict) -> type[Model] | None:
     """What a dict in a configuration must hold, where several papers share it; the rest is the paper's own."""
     if key in SHAPES:
         return SHAPES[key]
-    return Ramp if {"from", "to", "span"} & set(value) else Rates if {"lr", "until"} <= set(value) else None
+    if {"from", "to", "span"} & set(value):
+        return Ramp
+    return Rates if "until" in value or isinstance(value.get("lr"), list) else None
 
 
 def _unused_rates(rates: dict, scale) -> list[str]:

@@ -25,11 +25,11 @@ def sentence(sheet: dict, error: dict) -> str:
         return f"{where}: '{place[-1]}' is missing" if where else f"the section '{place[-1]}' is missing"
     if kind == "extra_forbidden":
         where = place_of(sheet, place[:-1])
-        return f"{where}{': ' if where else ''}'{place[-1]}' is no key of it{near(str(place[-1]), KEYS)}"
+        return f"{where}{': ' if where else ''}unknown key '{place[-1]}'{near(str(place[-1]), KEYS)}"
     words = error["msg"].removeprefix("Value error, ")
     where = place_of(sheet, place)
     if kind == "value_error":
-        return f"{where}: {words}"
+        return f"{where}{': ' if where else ''}{words}"
     if place[-1] == "[key]":
         return f"{place_of(sheet, place[:-2])}: '{place[-2]}' is no name there: {words}"
     if kind == "literal_error":
@@ -63,5 +63,5 @@ def _branch(step) -> bool:
 
 
 def near(name: str, choices) -> str:
-    near = difflib.get_close_matches(name, list(choices), 1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    found = difflib.get_close_matches(name, [choice for choice in choices if choice != name], 1)
+    return f" (did you mean '{found[0]}'?)" if found else ""
