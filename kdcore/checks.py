@@ -16,6 +16,7 @@ def all_problems(results: Path) -> list[str]:
         problems += sheet_problems(key)
     if not problems:  # tables of a broken sheet would only repeat its faults
         problems, records = _read_all(results)
+        problems += page_problems()
         try:
             problems += report.stale(results, records)
         except KdcoreError as error:  # no table can be made of what is told above
@@ -24,8 +25,8 @@ def all_problems(results: Path) -> list[str]:
 
 
 def sheet_problems(key: str) -> list[str]:
-    """What is wrong in a paper's yaml (``papers.sheet``), in the networks that it names, its own figures and its notebook."""
-    from kdcore.papers import sheet
+    """What is wrong in a paper's yaml (``papers.problems``), in the networks that it names, its own figures and its notebook."""
+    from kdcore.papers import problems as rules
 
     try:
         paper = papers.get(key)
@@ -33,8 +34,8 @@ def sheet_problems(key: str) -> list[str]:
         return error.problems
     except KdcoreError as error:
         return [str(error)]
-    found = sheet.problems(paper) or [
-        each for name in paper.budgets for each in sheet.network_problems(paper, name, paper.budget_arms(name))
+    found = rules.problems(paper) or [
+        each for name in paper.budgets for each in rules.network_problems(paper, name, paper.budget_arms(name))
     ]
     if not found and hasattr(paper.module, "figures"):
         try:
@@ -47,9 +48,16 @@ def sheet_problems(key: str) -> list[str]:
     return problems
 
 
+def page_problems() -> list[str]:
+    """Whether docs/sheet.md and the schema are what the models of a sheet say."""
+    from kdcore.papers import sheet_page
+
+    return sheet_page.outdated(validation.checkout())
+
+
 def metric_problems(paper, records: list[dict]) -> list[str]:
     """Metrics of rows and claims that no record of their arm has; of an arm without records nothing is known."""
-    from kdcore.papers import sheet
+    from kdcore.papers import problems as rules
 
     known: dict[str, set[str]] = {}
     for record in records:
@@ -57,7 +65,7 @@ def metric_problems(paper, records: list[dict]) -> list[str]:
             numbers = {name for name, value in record["metrics"].items() if isinstance(value, int | float) and not isinstance(value, bool)}
             known.setdefault(record["arm"], set()).update(numbers)
     problems = []
-    for where, arm, metric in sheet.used_metrics(paper):
+    for where, arm, metric in rules.used_metrics(paper):
         there = known.get(arm, set())
         if there and metric not in there:
             near = difflib.get_close_matches(metric, sorted(there), 1)

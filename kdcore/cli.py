@@ -254,7 +254,8 @@ def run(options) -> int:
 
 
 def replicate(options) -> int:
-    from kdcore import notebooks, papers
+    from kdcore import papers
+    from kdcore.notebooks import batch
     from kdcore.trials import environment
 
     keys = options.paper or papers.names()
@@ -262,10 +263,10 @@ def replicate(options) -> int:
         papers.get(key).budget(options.budget)
     validation.engine(options.engine)
     environment.devices(options.device)
-    code, options.results = 0, str(validation.writable(validation.results(options.results)))
+    results = str(validation.writable(validation.results(options.results)))
     for key in keys:
-        code = max(code, notebooks.execute(key, options))
-    return code
+        batch.execute(key, budget=options.budget, seeds=options.seeds, device=options.device, engine=options.engine, results=results)
+    return 0
 
 
 def report(options) -> int:

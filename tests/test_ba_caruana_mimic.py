@@ -443,8 +443,8 @@ def test_figures_from_records():
 
 def test_softmax_hides_what_logits_tell():
     """The deck's numbers: softmax([10, 20, 30]) = softmax([-10, 0, 10]) = [2.06e-9, 4.54e-5, 1]."""
-    from kdcore.report import figures  # slow to import
+    from kdcore.papers.ba_caruana_mimic.figures import logits_and_softmax  # slow to import
 
-    figure = figures.logits_and_softmax(ba.HIDDEN)
+    figure = logits_and_softmax(ba.HIDDEN)
     texts = [[text.get_text() for text in ax.texts] for ax in figure.axes]
     assert texts == [["10", "20", "30"], ["2.06e-09", "4.54e-05", "1"], ["-10", "0", "10"], ["2.06e-09", "4.54e-05", "1"]]

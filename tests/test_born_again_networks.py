@@ -1,4 +1,4 @@
-"""Furlanello 2018: what the sheet holds, chains of generations, ensembles, the parts of the gradient, and deck 004's defect."""
+"""Furlanello 2018: what the sheet holds, chains of generations, ensembles, the parts of the gradient, Kimura's defect."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def random_images(monkeypatch):
 
 
 def config_of(budget, arm, **changes):
-    """Two passes of five steps, or for deck 004's two of each generation, over all cases, with a small net of the same family."""
+    """Two passes of five steps, or for Kimura's experiment two of each generation, over all cases, with a small net of the same family."""
     config = PAPER.config(budget, arm)
     rates = {"lr": config["rates"]["lr"][:1], "until": [2]}
     every = None if config["every"] is None else 3
@@ -91,7 +91,7 @@ def softmax64(logits):
 
 # ---------------------------------------------------------------- the sheet
 
-# Deck 004, typed here and nowhere else: CIFAR-10 (teacher, BAN) and CIFAR-100, in the order of COLUMNS.
+# Kimura's slides, typed here and nowhere else: CIFAR-10 (teacher, BAN) and CIFAR-100, in the order of COLUMNS.
 DECK_10 = {
     "wrn_28_1": [6.69, 6.64], "wrn_28_2": [5.06, 4.86], "wrn_28_5": [4.13, 4.03], "wrn_28_10": [3.77, 3.86],
     "densenet_bc_106_33": [3.84, 3.61], "densenet_bc_88_60": [3.81, 3.5], "densenet_bc_76_80": [3.48, 3.49],
@@ -121,7 +121,7 @@ def test_the_sheet_holds_the_decks_numbers():
             expected[f"{net} on cifar100: {arm}", metric] = value
     del expected["densenet_bc_76_120 on cifar100: BAN-3", "test_error_percent"]
     shown = [row for row in rows("cifar100") if row["paper"] is not None]
-    (workshop,) = [row for row in shown if "deck 000" in row["label"]]
+    (workshop,) = [row for row in shown if "Kersner" in row["label"]]
     assert workshop["arm"] == "densenet_bc_76_80 on cifar100: teacher" and workshop["paper"] == 17.3
     assert {(row["arm"], row["metric"]): row["paper"] for row in shown if row is not workshop} == expected
     assert len(shown) == 4 * 10 - 1 + 1
@@ -412,7 +412,7 @@ def test_importance_weights_by_hand():
     assert found["cwtm_weight"][0] is None and found["true_class_weight"][0] is None
 
 
-# ---------------------------------------------------------------- deck 004
+# ---------------------------------------------------------------- Kimura's experiment
 
 
 def test_as_coded_nothing_is_ever_taught():
@@ -529,7 +529,7 @@ def test_chosen_weights_survive_what_follows():
 
 
 def test_figures_from_records():
-    from kdcore.report import figures
+    from kdcore.report import canvas
 
     def record(arm, rows, **measures):
         return {"arm": arm, "history": rows, "metrics": measures}
@@ -560,4 +560,4 @@ def test_figures_from_records():
         line for ax in papers.get("born_again_networks").figures([records[0], seldom])["dark_knowledge"]().axes[:1] for line in ax.lines[1:]
     )
     assert (list(other.get_xdata()), list(other.get_ydata())) == ([2], [0.5]), "the mean of 0.25 and 0.75"
-    assert figures.svg(drawn["importance"]()) == figures.svg(drawn["importance"]())
+    assert canvas.svg(drawn["importance"]()) == canvas.svg(drawn["importance"]())

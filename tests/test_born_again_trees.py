@@ -11,13 +11,13 @@ from kdcore.data import tabular
 from kdcore.errors import Paused
 from kdcore.papers.born_again_trees import trees
 from kdcore.papers.born_again_trees import trial as born_again
-from kdcore.report import figures
+from kdcore.papers.born_again_trees.figures import outlines
 from kdcore.training import Context, forecast
 
 PAPER = papers.get("born_again_trees")
 SMALL = {"repetitions": 2, "trees": 4, "folds": 3, "smeared": 60}
 
-# Table 2 as deck 000 prints it: BA-CART, CART, % decrease, arced CART.
+# Table 2 as Kersner's slides print it: BA-CART, CART, % decrease, arced CART.
 REPORTED = {
     "breast cancer": (3.9, 5.9, 34, 3.0),
     "ionosphere": (6.1, 11.2, 46, 5.7),
@@ -182,6 +182,6 @@ def test_figures():
 
 
 def test_an_outline_of_one_leaf():
-    figure = figures.outlines({"CART": [{"depth": 0, "condition": "", "cases": 7, "class": "benign"}]})
+    figure = outlines({"CART": [{"depth": 0, "condition": "", "cases": 7, "class": "benign"}]})
     (ax,) = figure.axes
     assert ax.get_title("left") == "CART: 1 leaf" and [text.get_text() for text in ax.texts] == ["all cases → benign (7)"]

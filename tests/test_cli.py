@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcore import cli, notebooks, papers, validation
+from kdcore import cli, papers, validation
 from kdcore.errors import KdcoreError
+from kdcore.notebooks import batch
 from kdcore.trials import engine, plan, process
 from kdcore.trials.spec import Trial
 from kdcore.trials.store import Store
@@ -154,7 +155,7 @@ def test_a_misspelt_paper_gets_a_suggestion(typo, meant, tmp_path, capsys):
 
 
 def test_replicate_refuses_before_it_runs_what_is_right(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(notebooks, "execute", lambda *_: pytest.fail("executed"))
+    monkeypatch.setattr(batch, "execute", lambda *_, **__: pytest.fail("executed"))
     for words, complaint in (
         (["hinton_mnist", "hinton"], "unknown paper 'hinton'"),
         (["hinton_mnist", "born_again_trees", "--budget", "fast"], "born_again_trees has no budget 'fast'"),

@@ -12,7 +12,9 @@ from matplotlib.text import Text
 from test_report import KEY, README, contents, made, of_arm
 
 from kdcore import papers, report
-from kdcore.report import figures, tables
+from kdcore.papers.fisher_darts.figures import scatter
+from kdcore.report import canvas, claims, figures, formats, readme, select, tables, words
+from kdcore.report.evidence import Evidence
 from kdcore.report.site import write_site
 from kdcore.trials.store import Store
 
@@ -62,7 +64,7 @@ def squeezed(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    return squeezed(tables.plain(text))
+    return squeezed(words.plain(text))
 
 
 def rendered(markdown: str) -> str:
@@ -95,12 +97,12 @@ def hostile_records(paper, text: str) -> list[dict]:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_markdown_shows_any_text(text):
-    lone = rendered(f"before **{'x'}** {tables.markdown(text)} after")
+    lone = rendered(f"before **{'x'}** {words.markdown(text)} after")
     assert squeezed(Words(lone).words) == f"before x {shown(text)} after"
     assert set(Words(lone).tags) <= {"p", "strong"}
-    head = rendered(f"# {tables.markdown(text)}")
+    head = rendered(f"# {words.markdown(text)}")
     assert squeezed(Words(head).words) == shown(text) and set(Words(head).tags) == {"h1"}
-    table = rendered(tables.markdown_table([text, "n"], [[text, 1], ["second", text]]))
+    table = rendered(words.markdown_table([text, "n"], [[text, 1], ["second", text]]))
     assert set(Words(table).tags) <= {"table", "thead", "tbody", "tr", "th", "td", "br"}
     cells = [squeezed(Words(cell).words) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", table, flags=re.S)]
     assert cells == [shown(text), "n", shown(text), "1", "second", shown(text)]
@@ -110,9 +112,9 @@ def test_markdown_shows_any_text(text):
 def test_tables_show_any_text(text, monkeypatch):
     paper = hostile_paper(text)
     records = hostile_records(paper, text)
-    frames = [tables.table(paper, "errors", records, "fast"), tables.claims(paper, records, "fast")]
+    frames = [tables.table(paper, "errors", records, "fast"), claims.claims(paper, records, "fast")]
     for frame in frames:
-        page = rendered(tables.to_markdown(frame))
+        page = rendered(formats.to_markdown(frame))
         assert set(Words(page).tags) <= {"h1", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "br"}
         assert squeezed(Words(page).words).count(shown(text)) >= 5
     own = {
@@ -135,24 +137,25 @@ def test_tables_show_any_text(text, monkeypatch):
         "code",
         "p",
     }
-    for frame in [*frames, tables.facts(paper, "protocol"), tables.budget_table(paper, "fast"), tables.scoreboard([(paper, records)])]:
-        page = Words(tables.to_html(frame, details=True))
+    board = readme.scoreboard([Evidence(paper, records)])
+    for frame in [*frames, tables.facts(paper, "protocol"), tables.budget_table(paper, "fast"), board]:
+        page = Words(formats.to_html(frame, details=True))
         assert set(page.tags) <= own
         if frame.attrs.get("kind") != "budget":
             assert shown(text) in squeezed(page.words)
-        assert 'class="kd tex2jax_ignore"' in tables.to_html(frame), "Jupyter would typeset formulas"
+        assert 'class="kd tex2jax_ignore"' in formats.to_html(frame), "Jupyter would typeset formulas"
 
 
 @pytest.mark.parametrize("text", ["<script>--></script>", "$\\frac{1}{2}$ and $", "\x00\x1b[31mred\x07 \u202e", "_hidden & ]]>"])
 def test_plots_show_any_text(text):
     frame = tables.table(hostile_paper(text), "errors", hostile_records(papers.get(KEY), "x"), "fast")
     curve = figures.curve([0, 1], {text: [[1, 2]]}, {text + "!": 1.0}, xlabel=text, ylabel=text, title=text)
-    for figure in (figures.paper_against_ours(frame), curve, figures.scatter({text: [(0, 1)]}), figures.learning_curves(
+    for figure in (figures.paper_against_ours(frame), curve, scatter({text: [(0, 1)]}), figures.learning_curves(
         {text: [{"history": [{"error": 1.0}, {"error": 2.0}]}]}, "error", text
     )):  # fmt: skip
         assert not any(part.get_parse_math() for part in figure.findobj(Text) if part.get_text())
-        ElementTree.fromstring(figures.svg(figure))
-        assert figures.png(figure).startswith(b"\x89PNG")
+        ElementTree.fromstring(canvas.svg(figure))
+        assert canvas.png(figure).startswith(b"\x89PNG")
     assert text in [part.get_text() for part in curve.legends[0].get_texts()]
 
 
@@ -184,16 +187,15 @@ def test_names_of_files_and_links(tmp_path, monkeypatch):
     paper = papers.Paper(KEY)
     paper.sheet["url"] = "javascript:alert(1)"
     monkeypatch.setattr(papers, "get", lambda key: paper)
-    page = write_site(store).read_text()
+    page = write_site(store, report.gather(store)).read_text()
     assert "<script" not in page and "javascript:" not in page
     assert f"executed/{KEY}%22%3E%3Cscript%3E%23%3F.ipynb" in page
 
 
 @pytest.mark.parametrize("arm", ["small", 'a "b"', "$(touch x)", "a`b`", "x\\", "it's", "a!b", "two\nlines", "\N{GREEK SMALL LETTER TAU}"])
 def test_a_command_gives_the_shell_the_arm_as_it_is(arm):
-    assert shlex.split(tables.command(KEY, "fast", arm, 3)) == ["kdcore", "run", KEY, "--budget", "fast", "--arm", arm, "--seed", "3"]
-    words = tables.command(KEY, "fast", arm, 3)
-    assert not re.search(r'"[^"]*[$`\\!][^"]*"', words), "these mean something between double quotes"
+    assert shlex.split(words.command(KEY, "fast", arm, 3)) == ["kdcore", "run", KEY, "--budget", "fast", "--arm", arm, "--seed", "3"]
+    assert not re.search(r'"[^"]*[$`\\!][^"]*"', words.command(KEY, "fast", arm, 3)), "these mean something between double quotes"
 
 
 # -- pairs that mix processors ----------------------------------------------------------------------------------------
@@ -224,17 +226,17 @@ def test_a_pair_that_mixes_processors_is_marked():
     row = frame[frame["arm"] == "small with KD"].iloc[0]
     assert [each["mixed"] for each in row["seeds"]] == ["", "teacher on AMD, student on Intel", "", "teacher on AMD, student on Intel", ""]
     assert (row["cpu_hours"], row["hours"]) == (pytest.approx(1.0), pytest.approx(0.5))
-    lines = tables.to_csv(frame).splitlines()
+    lines = formats.to_csv(frame).splitlines()
     assert lines[0].endswith(",seeds,mixed") and [line.rsplit(",", 1)[1] for line in lines[1:]] == ["", "", "1 3"]
-    assert "Student and teacher ran on different processors: small with KD (T=20) (seeds 1, 3)." in tables.to_markdown(frame)
-    page = tables.to_html(frame, details=True)
+    assert "Student and teacher ran on different processors: small with KD (T=20) (seeds 1, 3)." in formats.to_markdown(frame)
+    page = formats.to_html(frame, details=True)
     assert page.count("teacher on AMD, student on Intel") == 2 and "mixed processors: seeds 1, 3" in page
-    assert "360 s (720 s of CPU time)" in page and "of CPU time) of one process" in tables.to_markdown(frame)
-    assert "mixed processors: seeds 1, 3" in tables.to_html(frame), "a notebook says it too"
-    claims = tables.claims(paper, records + of_arm(paper, "fast", "small", [140, 141, 142, 143, 144]), "fast").set_index("id")
-    assert claims.loc["kd_helps", "mixed"] == [1, 3]
-    plain = tables.to_html(tables.table(paper, "errors", pair(paper, 0, "Intel", "Intel"), "fast"), details=True)
-    assert "mixed" not in plain and "different processors" not in tables.to_markdown(frame[frame["arm"] == "cumbersome"])
+    assert "360 s (720 s of CPU time)" in page and "of CPU time) of one process" in formats.to_markdown(frame)
+    assert "mixed processors: seeds 1, 3" in formats.to_html(frame), "a notebook says it too"
+    tested = claims.claims(paper, records + of_arm(paper, "fast", "small", [140, 141, 142, 143, 144]), "fast").set_index("id")
+    assert tested.loc["kd_helps", "mixed"] == [1, 3]
+    plain = formats.to_html(tables.table(paper, "errors", pair(paper, 0, "Intel", "Intel"), "fast"), details=True)
+    assert "mixed" not in plain and "different processors" not in formats.to_markdown(frame[frame["arm"] == "cumbersome"])
 
 
 def test_on_a_gpu_the_gpu_counts():
@@ -243,9 +245,9 @@ def test_on_a_gpu_the_gpu_counts():
     for record in records:
         record["environment"]["gpu"] = record["cost"]["device"] = "H100"
     by_id = {record["id"]: record for record in records}
-    assert tables.mixed(records[0], by_id) == ""
+    assert select.mixed_processors(records[0], by_id) == ""
     records[1]["cost"]["device"] = "AMD"  # the teacher was trained on the processor of a machine with a GPU
-    assert tables.mixed(records[0], by_id) == "teacher on AMD, student on H100"
+    assert select.mixed_processors(records[0], by_id) == "teacher on AMD, student on H100"
 
 
 def test_committed_pairs_that_mix():
@@ -253,7 +255,7 @@ def test_committed_pairs_that_mix():
     for key in papers.names():
         records = [record for record in store.records(key) if record["budget"] != "smoke"]
         by_id = {record["id"]: record for record in records}
-        found += sum(bool(tables.mixed(record, by_id)) for record in records)
+        found += sum(bool(select.mixed_processors(record, by_id)) for record in records)
     assert found >= 9
 
 
@@ -263,14 +265,14 @@ def test_committed_pairs_that_mix():
 def test_cpu_time_is_shown_where_every_record_has_it():
     paper = papers.get(KEY)
     records = of_arm(paper, "fast", "small", [145, 146])
-    assert "CPU time" not in tables.to_markdown(tables.table(paper, "errors", records, "fast"))
+    assert "CPU time" not in formats.to_markdown(tables.table(paper, "errors", records, "fast"))
     records[0]["cost"]["cpu_seconds"] = 700.0
     frame = tables.table(paper, "errors", records, "fast")
-    assert "CPU time" not in tables.to_markdown(frame), "the sum would be of one of two"
-    assert "360 s (700 s of CPU time)" in tables.to_html(frame, details=True)
-    assert "hours of wall time" in tables.scoreboard_markdown(tables.scoreboard([(paper, records)]))
+    assert "CPU time" not in formats.to_markdown(frame), "the sum would be of one of two"
+    assert "360 s (700 s of CPU time)" in formats.to_html(frame, details=True)
+    assert "hours of wall time" in readme.block([Evidence(paper, records)])
 
 
 def test_html_escape_agrees_with_the_standard_library():
-    page = tables.to_html(tables.scoreboard([(papers.get(KEY), hostile_records(papers.get(KEY), "<i>&\"'"))]))
+    page = formats.to_html(readme.scoreboard([Evidence(papers.get(KEY), hostile_records(papers.get(KEY), "<i>&\"'"))]))
     assert html.escape("<i>&\"'").replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page

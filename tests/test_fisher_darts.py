@@ -16,10 +16,10 @@ from kdcore.errors import Paused
 from kdcore.models import create
 from kdcore.papers.fisher_darts import growing, maps
 from kdcore.papers.fisher_darts import trial as fisher_darts
+from kdcore.papers.fisher_darts.figures import scatter, spread
 from kdcore.papers.fisher_darts.rates import rates
 from kdcore.papers.images import weights_of
-from kdcore.report import figures as draw
-from kdcore.report import tables
+from kdcore.report import claims, formats, tables, words
 from kdcore.training import Context, forecast
 
 PAPER = papers.get("fisher_darts")
@@ -77,7 +77,7 @@ def weights(config):
 
 # ---------------------------------------------------------------- the sheet
 
-# The two tables of deck 003, typed here from the deck and nowhere else: top-1 and top-5 error, each with its deviation.
+# The two tables of the slides, typed here from them and nowhere else: top-1 and top-5 error, each with its deviation.
 MATRIX = {
     "DenseNet -> DenseNet": (6.3000, 0.35, 0.1833, 0.02),
     "DenseNet -> WRN": (6.2467, 0.12, 0.2000, 0.04),
@@ -476,8 +476,8 @@ def test_figures_from_records():
     growth = drawn["growth"]()
     path = records[2]["metrics"]["growth"]["first cell first"]
     assert growth.axes[0].images[0].get_array().shape == (5, len(path)) and len(growth.axes) == 2
-    spread = drawn["spread"]().axes[0]
-    assert any(line.get_xdata()[0] == 8.47 for line in spread.lines) and len(spread.get_yticks()) == 4
+    single_runs = drawn["spread"]().axes[0]
+    assert any(line.get_xdata()[0] == 8.47 for line in single_runs.lines) and len(single_runs.get_yticks()) == 4
     assert len(drawn["maps"]().axes) == 3 * 9 and len(drawn["cells"]().axes) == 4
     texts = [text.get_text() for text in drawn["cells"]().axes[0].texts]
     assert texts.count("sep_conv_3x3") == 5 and texts.count("skip_connect") == 2 and texts.count("dil_conv_3x3") == 1
@@ -488,33 +488,33 @@ def test_figures_from_records():
 
 
 def test_scatter_and_spread_without_results():
-    figure = draw.scatter({"a": [(0.1, 5.0), (0.2, 6.0)], "b": [(0.3, 7.0)]}, xlabel="x")
+    figure = scatter({"a": [(0.1, 5.0), (0.2, 6.0)], "b": [(0.3, 7.0)]}, xlabel="x")
     assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[0.1, 0.2], [0.3]], "no line through two groups"
     assert not figure.axes[0].collections
-    figure = draw.scatter({"a": [(0.0, 1.0), (1.0, 2.0)], "b": [(2.0, 6.0)], "c": [(3.0, 7.0)]}, ylabel="y")
+    figure = scatter({"a": [(0.0, 1.0), (1.0, 2.0)], "b": [(2.0, 6.0)], "c": [(3.0, 7.0)]}, ylabel="y")
     line, band = figure.axes[0].lines[0], figure.axes[0].collections[0]
     slope, intercept = 2.2, 0.7  # sums of squares by hand: 11 / 5, 4 - 2.2 * 1.5
     assert line.get_ydata() == pytest.approx(intercept + slope * line.get_xdata()) and list(line.get_xdata()[[0, -1]]) == [0, 3]
     assert band.get_paths() and figure.axes[0].get_ylabel() == "y"
     assert figure.axes[0].get_ylim() == pytest.approx((1 - 0.9, 7 + 0.9)), "the points set the axis, not the band"
-    figure = draw.spread([{"label": "a", "paper": None, "ours": []}, {"label": "b", "paper": (1.0, 0.5), "ours": [51.0, 53.0]}])
+    figure = spread([{"label": "a", "paper": None, "ours": []}, {"label": "b", "paper": (1.0, 0.5), "ours": [51.0, 53.0]}])
     paper, ours = (ax.get_xlim() for ax in figure.axes)
     assert len(figure.axes[0].get_yticks()) == 2 and paper[1] - paper[0] == pytest.approx(ours[1] - ours[0]), "one scale"
     assert paper[0] < 0.5 < 1.5 < paper[1] and ours[0] < 52 - 2**0.5 < 52 + 2**0.5 < ours[1], "means and standard deviations inside"
     assert sum(ours) / 2 == pytest.approx(52)
-    draw.spread([{"label": "a", "paper": None, "ours": []}])
+    spread([{"label": "a", "paper": None, "ours": []}])
 
 
 def test_standard_deviations_stand_beside_reported_numbers():
-    assert tables.reported(8.47, 1.11) == "8.47 \u00b1 1.11" and tables.reported(8.47) == "8.47" == tables.reported(8.47, math.nan)
+    assert words.reported(8.47, 1.11) == "8.47 \u00b1 1.11" and words.reported(8.47) == "8.47" == words.reported(8.47, math.nan)
     frame = tables.table(PAPER, "teachers", [], "paper")
     assert frame["std"].tolist()[:2] == [1.11, 0.30] and list(frame.columns)[:3] == ["label", "paper", "std"]
-    assert "8.47 \u00b1 1.11" in tables.to_markdown(frame) and "8.47 \u00b1 1.11" in tables.to_html(frame)
+    assert "8.47 \u00b1 1.11" in formats.to_markdown(frame) and "8.47 \u00b1 1.11" in formats.to_html(frame)
     assert "std" not in tables.table(papers.get("fsp"), "cifar10", [], "paper"), "other papers' tables are as before"
 
 
 def test_claims_of_the_paper_in_its_own_numbers():
-    frame = tables.claims(PAPER, [], "paper").set_index("id")
+    frame = claims.claims(PAPER, [], "paper").set_index("id")
     # 6.4033 -+ .08 against 8.47 -+ 1.11, three runs each: t = 2.0667 / .6425 = 3.217 with 2.02 degrees of freedom
     helps = frame.loc["fisher_helps"]
     assert helps["reported"] == pytest.approx(-2.0667) and helps["reported_p"] == pytest.approx(0.083, abs=5e-4)
@@ -522,10 +522,10 @@ def test_claims_of_the_paper_in_its_own_numbers():
     # the mean of 8.46 and 8.5433 is 8.5017
     assert frame.loc["same_family", "reported"] == pytest.approx(7.79 - 8.50165)
     assert math.isnan(frame.loc["fisher_beats_wide", "reported"]), "no number in the paper"
-    text, html = tables.to_markdown(tables.claims(PAPER, [], "paper")), tables.to_html(tables.claims(PAPER, [], "paper"))
+    text, html = formats.to_markdown(claims.claims(PAPER, [], "paper")), formats.to_html(claims.claims(PAPER, [], "paper"))
     assert "own left - right" in text and "0.083" in text and "0.083" in html
-    others = tables.claims(papers.get("fsp"), [], "paper")
-    assert "reported" not in others and "paper's own" not in tables.to_markdown(others) + tables.to_html(others)
+    others = claims.claims(papers.get("fsp"), [], "paper")
+    assert "reported" not in others and "paper's own" not in formats.to_markdown(others) + formats.to_html(others)
 
 
 def test_cutout_by_hand():

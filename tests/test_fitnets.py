@@ -17,7 +17,7 @@ from kdcore.papers import images as on_images
 from kdcore.papers.fitnets import trial as fitnets
 from kdcore.papers.fitnets.trial import ramp
 from kdcore.papers.images import EVALUATED
-from kdcore.report import tables
+from kdcore.report import formats, readme, tables
 from kdcore.training import Context, Stage, fit
 
 PAPER = papers.get("fitnets")
@@ -104,8 +104,8 @@ def test_quoted_rows_are_shown_and_judged_by_nobody():
     frame = tables.table(PAPER, "cifar10", [], "laptop")
     assert frame["verdict"].tolist() == ["not run"] * 2 + ["quoted"] * 7
     assert frame["paper"].tolist()[2:] == QUOTED["cifar10"] and set(frame["arm"][2:]) == {""}
-    assert "quoted" in tables.to_markdown(frame) and "None" not in tables.to_csv(frame)
-    assert "Maxout" not in tables._headline(frame)
+    assert "quoted" in formats.to_markdown(frame) and "None" not in formats.to_csv(frame)
+    assert "Maxout" not in readme.headline(frame)
 
 
 def test_the_papers_protocol():

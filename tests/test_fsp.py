@@ -3,14 +3,16 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from conftest import Spy, distinct_configs, noise_images, pausing
+from conftest import Spy, distinct_configs, noise_images, overlaps, pausing
 
 from kdcore import data, losses, papers
 from kdcore.errors import Paused
 from kdcore.models import create
 from kdcore.papers.fsp import trial as fsp
+from kdcore.papers.fsp.figures import matrices
 from kdcore.papers.images import ImageTrial, piecewise
 from kdcore.training import Context
 
@@ -305,3 +307,20 @@ def test_figures_from_a_record():
     assert list(drawn) == ["fsp_matrices"]
     assert sum(bool(ax.images) for ax in drawn["fsp_matrices"]().axes) == 12
     assert papers.get("fsp").figures([]) == {}
+
+
+def test_matrices_of_a_column_share_their_colours(monkeypatch):
+    rng = np.random.default_rng(0)
+    panels = {label: [rng.random((n, n)) * n for n in (16, 32, 64)] for label in ("teacher", "student at the end")}
+    panels["teacher"][1][3, 4], panels["student at the end"][1][0, 0] = 99.0, -7.0
+    figure = matrices(panels, ("group1", "group2", "group3"), "FSP matrices")
+    maps = [ax.images[0] for ax in figure.axes if ax.images]
+    assert [image.get_array().shape[0] for image in maps] == [16, 32, 64] * 2
+    assert np.allclose(maps[1].get_array(), panels["teacher"][1], rtol=1e-8, atol=0)  # drawn numbers are rounded
+    limits = [image.get_clim() for image in maps]
+    assert limits[:3] == limits[3:] and limits[1] == (-7.0, 99.0)
+    assert limits[0] == pytest.approx((0.0, max(panel[0].max() for panel in panels.values())), rel=1e-8), "colours start at 0"
+    assert len(figure.axes) == 6 + 3, "a colour bar for each column"
+    assert overlaps(figure, monkeypatch) == []
+    with pytest.raises(ValueError, match="'teacher' has 3 matrices for 2 columns"):
+        matrices(panels, ("group1", "group2"))

@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 
 from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
-from kdcore.papers import sheet as rules
-from kdcore.report import tables
+from kdcore.notebooks import batch, parameters
+from kdcore.papers import problems as rules
+from kdcore.report import claims, formats, tables
 from kdcore.trials import engine, plan, store
 from kdcore.trials.store import Store
 
@@ -140,7 +142,7 @@ def test_command_lines(words, folder):
     with (
         mock.patch.object(validation, "MOST_SEEDS", 5),
         mock.patch.object(engine, "run", lambda planned, *_, **__: engine.Outcome()),
-        mock.patch.object(notebooks, "execute", lambda *_: 0),
+        mock.patch.object(batch, "execute", lambda *_, **__: None),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -227,8 +229,8 @@ def test_sheets(changed):
             assert all(len(trial.id) == 12 for trial in trials)
             paper.cohorts(trials)
             for table in paper.tables:
-                tables.to_markdown(tables.table(paper, table, some_records(key), budget))
-            tables.to_markdown(tables.claims(paper, some_records(key), budget))
+                formats.to_markdown(tables.table(paper, table, some_records(key), budget))
+            formats.to_markdown(claims.claims(paper, some_records(key), budget))
             tables.budget_table(paper, budget)
             rules.network_problems(paper, budget, paper.budget_arms(budget)[:2])
         tables.facts(paper, "protocol"), tables.facts(paper, "deviations")
@@ -280,8 +282,8 @@ def test_records(data):
         found = store.loads(content, "the record x")
         paper = papers.get(key)
         for table in paper.tables:
-            tables.to_markdown(tables.table(paper, table, [found], found["budget"]))
-        tables.claims(paper, [found], found["budget"])
+            formats.to_markdown(tables.table(paper, table, [found], found["budget"]))
+        claims.claims(paper, [found], found["budget"])
     except KdcoreError as error:
         sentence(error)
 
@@ -308,7 +310,7 @@ PARAMETERS = {"budget": "smoke", "seeds": 1, "device": "cpu", "engine": "local",
 @given(changes=st.dictionaries(st.sampled_from(sorted(PARAMETERS)), st.one_of(PLAIN, TEXTS), max_size=2))
 def test_notebook_parameters(changes):
     try:
-        page = notebooks.open("hinton_mnist", **PARAMETERS | changes)
+        page = notebooks.Page("hinton_mnist", **PARAMETERS | changes)
         assert page.seeds is None or all(type(seed) is int for seed in page.seeds)
         if page.seeds is None or len(page.seeds) < 20:
             plan.make("hinton_mnist", page.budget, ["small"], page.seeds, page.store)
@@ -321,9 +323,9 @@ def test_notebook_parameters(changes):
 @given(name=st.sampled_from(["budget", "seeds", "lr", "nothing"]), value=PLAIN)
 def test_injected_parameters(name, value):
     cells = ["", "budget: str = 'smoke'\nseeds: int = 0\nlr: float = 0.1", f"# Parameters\n{name} = {json.dumps(value)}\n"]
-    with mock.patch.object(notebooks.sys.modules["__main__"], "In", cells, create=True):
+    with mock.patch.object(sys.modules["__main__"], "In", cells, create=True):
         try:
-            notebooks._refuse_unknown_parameters()
+            parameters.refuse_injected()
             assert name != "nothing"
         except KdcoreError as error:
             sentence(error)

@@ -11,7 +11,7 @@ from kdcore import papers
 from kdcore.data import tabular
 from kdcore.errors import KdcoreError, Paused
 from kdcore.papers.model_compression import trial as compression
-from kdcore.report import figures, tables
+from kdcore.report import canvas, catalogue, select, tables
 from kdcore.training import Context, forecast
 
 PAPER = papers.get("model_compression")
@@ -56,7 +56,7 @@ def mimics(ensemble, *configs):
 
 
 def test_the_sheet_holds_the_papers_numbers():
-    table = tables.find(PAPER, "compression")
+    table = select.table_of(PAPER, "compression")
     reported = {}
     for row in table["rows"]:
         problem = row["label"].partition(":")[0].removesuffix(" (not public)")
@@ -214,7 +214,7 @@ def test_figures_need_no_data(ensemble):
     drawn = papers.get("model_compression").figures(records)
     assert set(drawn) == {"pseudo_data", "cases", "units"}
     for draw in drawn.values():
-        assert figures.png(draw())
+        assert canvas.png(draw())
     assert set(papers.get("model_compression").figures(records[:1])) == {"pseudo_data"}
 
 
@@ -228,7 +228,7 @@ def test_dozens_of_learning_curves_are_not_drawn():
          "history": rows, "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}, "environment": {}, "teacher": t.teacher}
         for t in trials
     ]  # fmt: skip
-    names = sorted(name for name in figures.figures_of(PAPER, records) if name.startswith("learning"))
+    names = sorted(name for name in catalogue.figures_of(PAPER, records) if name.startswith("learning"))
     assert names == ["learning_compression_hill_rmse", "learning_compression_test_rmse"]
 
 

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
-import IPython.display
 import nbformat
 import pytest
 
 from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
+from kdcore.notebooks import batch, parameters
+from kdcore.papers.ba_caruana_mimic.sliders import explore_logits
+from kdcore.report import sliders
 
 ROOT = Path(__file__).parents[1]
 HEADINGS = ["Claim", "Equation", "Setup", "Tables", "Plots", "Verdict", "What was easy, what was hard"]
@@ -65,7 +66,7 @@ def test_replicate_end_to_end(tmp_path, capsys):
     """papermill, worker children, records, tables and figures: on one seed of the embedded data."""
     assert cli.main(["replicate", "hinton_mnist", "--seeds", "1", "--results", str(tmp_path)]) == 0
     executed = tmp_path / "smoke" / "executed" / "hinton_mnist.ipynb"
-    assert notebooks.unfinished(executed) is None
+    assert batch.unfinished(executed) is None
     assert str(ROOT) not in executed.read_text(), "no folder of this machine in the copy"
     html = "".join(str(output) for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", []))
     assert "146" in html and "not comparable" in html, "the paper's number stands beside ours, which is no verdict on it"
@@ -88,7 +89,7 @@ def test_unknown_parameters_are_refused_before_anything_trains(tmp_path):
         KdcoreError,
         match="unknown parameter bugdet: hinton_mnist.ipynb has budget, seeds, device, engine, results_dir .did you mean budget",
     ):
-        notebooks.refuse_unknown(source, {"bugdet": "fast"})
+        parameters.refuse_unknown(source, {"bugdet": "fast"})
     words = ["-p", "bugdet", "fast", "-p", "results_dir", str(tmp_path / "results"), "-k", "python3", "--cwd", str(ROOT)]
     done = subprocess.run(
         [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"), *words], capture_output=True, text=True
@@ -118,11 +119,11 @@ def test_unknown_parameters_are_refused_before_anything_trains(tmp_path):
 def test_bad_parameters(changes, complaint, tmp_path):
     values = {"budget": "smoke", "seeds": 1, "device": "cpu", "engine": "local", "results_dir": str(tmp_path)} | changes
     with pytest.raises(KdcoreError, match=complaint):
-        notebooks.open("hinton_mnist", **values)
+        notebooks.Page("hinton_mnist", **values)
 
 
 def test_a_table_that_no_shown_budget_runs_is_there_with_the_papers_numbers(tmp_path):
-    page = notebooks.open("fsp", budget="laptop", seeds=1, device="cpu", engine="local", results_dir=str(tmp_path))
+    page = notebooks.Page("fsp", budget="laptop", seeds=1, device="cpu", engine="local", results_dir=str(tmp_path))
     shown = []
     page._show = shown.append
     page.table("cifar100")  # laptop has CIFAR-10 alone
@@ -135,23 +136,26 @@ def test_a_table_that_no_shown_budget_runs_is_there_with_the_papers_numbers(tmp_
 
 def test_a_figure_that_no_shown_budget_draws_is_told(tmp_path, capsys):
     values = {"seeds": 1, "device": "cpu", "engine": "local", "results_dir": str(tmp_path)}
-    notebooks.open("fitnets", budget="laptop", **values).figure("paper_cifar100")
+    notebooks.Page("fitnets", budget="laptop", **values).figure("paper_cifar100")
     assert capsys.readouterr().out.split()[:4] == ["No", "figure", "'paper_cifar100':", "budget"]
     with pytest.raises(KdcoreError, match="no figure 'paper_cifar1000'"):
-        notebooks.open("fitnets", budget="smoke", **values).figure("paper_cifar1000")
+        notebooks.Page("fitnets", budget="smoke", **values).figure("paper_cifar1000")
 
 
-def test_a_control_redraws_its_figure(tmp_path, monkeypatch):
+def test_a_control_redraws_its_figure(monkeypatch):
     shown = []
-    monkeypatch.setattr(IPython.display, "display", shown.append)
-    values = {"budget": "smoke", "seeds": 1, "device": "cpu", "engine": "local", "results_dir": str(tmp_path)}
-    notebooks.open("ba_caruana_mimic", **values).explore_logits()
+    monkeypatch.setattr(sliders, "display", shown.append)
+    explore_logits()
     ((slider, image),) = (box.children for box in shown)
     before = image.value
     slider.value = 10.0
     assert before[:4] == image.value[:4] == b"\x89PNG" and before != image.value
-    with pytest.raises(KdcoreError, match="no record keeps a gallery"):
-        notebooks.open("hinton_mnist", **values).explore_temperature()
+
+
+def test_what_no_record_measured_is_told(tmp_path):
+    page = notebooks.Page("hinton_mnist", budget="smoke", seeds=1, device="cpu", engine="local", results_dir=str(tmp_path))
+    with pytest.raises(KdcoreError, match="no record has a 'gallery'"):
+        page.measured("gallery")
 
 
 @pytest.mark.parametrize(
@@ -178,10 +182,10 @@ def test_injected_parameters_have_the_declared_type(line, complaint, monkeypatch
     declared = "seeds: int = 0  # how many\nlr: float = 0.1  # rate\nsteps: int = 5\nfast: bool = True\nname: str = 'a'\nfree = 3"
     monkeypatch.setattr(sys.modules["__main__"], "In", ["", declared, f"# Parameters\n{line}\n", "page = ..."], raising=False)
     if complaint is None:
-        notebooks._refuse_unknown_parameters()
+        parameters.refuse_injected()
     else:
         with pytest.raises(KdcoreError, match=complaint):
-            notebooks._refuse_unknown_parameters()
+            parameters.refuse_injected()
 
 
 def test_a_foreign_kernel_is_refused(monkeypatch):
@@ -193,13 +197,13 @@ def test_a_foreign_kernel_is_refused(monkeypatch):
 
     for own in ("python", "python3", sys.executable):
         found(KernelSpec(argv=[own, "-m", "ipykernel_launcher"]))
-        notebooks._refuse_foreign_kernel()
+        batch.refuse_foreign_kernel()
     found(KernelSpec(argv=["/opt/other/bin/python", "-m", "ipykernel_launcher"]))
     with pytest.raises(KdcoreError, match="the Jupyter kernel python3 is /opt/other/bin/python, another Python than .* --sys-prefix"):
-        notebooks._refuse_foreign_kernel()
+        batch.refuse_foreign_kernel()
     monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: (_ for _ in ()).throw(NoSuchKernel(name)))
     with pytest.raises(KdcoreError, match="Jupyter has no kernel python3"):
-        notebooks._refuse_foreign_kernel()
+        batch.refuse_foreign_kernel()
 
 
 @pytest.fixture
@@ -209,17 +213,15 @@ def checkout(tmp_path, monkeypatch):
     (folder / "notebooks").mkdir(parents=True)
     (folder / "kdcore").mkdir()
     notebook = nbformat.read(ROOT / "notebooks" / "hinton_mnist.ipynb", 4)
-    parameters = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(validation, "checkout", lambda: folder)
     monkeypatch.setattr(notebooks.Page, "run", lambda page, quiet: None)
 
     def execute(source):
-        notebook.cells = [parameters, nbformat.v4.new_code_cell(source), nbformat.v4.new_code_cell("print('reached')")]
+        notebook.cells = [first, nbformat.v4.new_code_cell(source), nbformat.v4.new_code_cell("print('reached')")]
         nbformat.write(notebook, folder / "notebooks" / "hinton_mnist.ipynb")
-        return notebooks.execute(
-            "hinton_mnist", SimpleNamespace(results="results", budget="smoke", device="cpu", engine="local", seeds=[0])
-        )
+        batch.execute("hinton_mnist", results="results", budget="smoke", device="cpu", engine="local", seeds=[0])
 
     return folder, execute
 
@@ -234,7 +236,7 @@ def test_a_killed_kernel_never_yields_a_notebook_that_looks_finished(checkout):
 def test_a_lost_kernel_is_given_a_second_chance(checkout, monkeypatch):
     """A cell that hangs the first time; then one that always does."""
     folder, execute = checkout
-    monkeypatch.setattr(notebooks, "CELL_SECONDS", 5)
+    monkeypatch.setattr(batch, "CELL_SECONDS", 5)
     hang = "import pathlib, time; seen = pathlib.Path('seen'); known = seen.exists(); seen.touch(); time.sleep(0 if known else 600)"
     with pytest.raises(KdcoreError, match="ran, but only 0 of"):  # the second time it ends, and the missing trials are told
         execute(hang)
@@ -253,10 +255,10 @@ def test_unfinished_notebooks_are_told_apart(tmp_path):
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
         return path
 
-    assert notebooks.unfinished(written()) is None
-    assert "not executed" in notebooks.unfinished(written(execution_count=None))
+    assert batch.unfinished(written()) is None
+    assert "not executed" in batch.unfinished(written(execution_count=None))
     error = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
-    assert notebooks.unfinished(written(outputs=[error])) == "ValueError: no"
+    assert batch.unfinished(written(outputs=[error])) == "ValueError: no"
 
 
 def test_workers_need_no_jupyter():
@@ -279,9 +281,9 @@ def test_ctrl_c_while_papermill_runs_is_one_sentence_and_leaves_nothing(checkout
     """A cell runs for ever; what is left afterwards: no file, no kernel."""
     folder, _ = checkout
     notebook = nbformat.read(ROOT / "notebooks" / "hinton_mnist.ipynb", 4)
-    parameters = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     endless = "import os, pathlib, time; pathlib.Path('kernel').write_text(str(os.getpid())); time.sleep(600)"
-    notebook.cells = [parameters, nbformat.v4.new_code_cell(endless)]
+    notebook.cells = [first, nbformat.v4.new_code_cell(endless)]
     nbformat.write(notebook, folder / "notebooks" / "hinton_mnist.ipynb")
     code = (
         "import pathlib, sys; from kdcore import cli, notebooks, validation; notebooks.Page.run = lambda *_, **__: None\n"

@@ -2,14 +2,18 @@
 
 import copy
 import dataclasses
+import json
 import re
+import typing
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from kdcore import checks, cli, papers
 from kdcore.errors import KdcoreError
+from kdcore.papers import sheet, sheet_page
 from kdcore.trials import plan
 from kdcore.trials import store as store_module
 from kdcore.trials.store import Store
@@ -52,6 +56,42 @@ def test_sheets_are_valid():
         assert checks.sheet_problems(key) == []
 
 
+def test_the_page_and_the_schema_of_sheets_are_up_to_date():
+    assert checks.page_problems() == []
+
+
+def test_an_outdated_page_is_told(tmp_path, monkeypatch):
+    command = "python -m kdcore.papers.sheet_page"
+    assert sheet_page.outdated(tmp_path) == [
+        f"docs/sheet.md is missing: run {command}",
+        f"kdcore/papers/sheet.schema.json is missing: run {command}",
+    ]
+    (tmp_path / "kdcore" / "papers").mkdir(parents=True)
+    sheet_page.write(tmp_path)
+    assert sheet_page.outdated(tmp_path) == []
+    (tmp_path / "docs" / "sheet.md").write_text("older")
+    assert sheet_page.outdated(tmp_path) == [f"docs/sheet.md is not up to date: run {command}"]
+    monkeypatch.setattr(sheet_page, "EDITORS", "# other")
+    assert "fsp/sheet.yaml: its first line must be # other" in sheet_page.outdated(tmp_path)
+
+
+def test_every_key_of_a_sheet_is_explained():
+    for model in (sheet.Sheet, sheet.Config, *sheet.Model.__subclasses__()):
+        assert model.__doc__ and all(field.description for field in model.model_fields.values()), model.__name__
+    page = (ROOT / "docs" / "sheet.md").read_text()
+    assert all(f"| `{key}` |" in page for key in sheet.KEYS) and all(f"| `{mark}` | " in page for mark in sheet.MARKS)
+    assert set(sheet.MARKS) == set(typing.get_args(sheet.Mark))
+
+
+def test_the_schema_takes_every_sheet_and_refuses_a_misspelt_key():
+    validator = jsonschema.Draft202012Validator(json.loads((papers.HERE / "sheet.schema.json").read_text()))
+    for key in papers.names():
+        assert [error.message for error in validator.iter_errors(papers.get(key).sheet)] == []
+    wrong = copy.deepcopy(papers.get("fsp").sheet)
+    wrong["budgets"]["smoke"]["onlly"] = []
+    assert any("onlly" in error.message for error in validator.iter_errors(wrong))
+
+
 def test_a_broken_sheet_is_told(monkeypatch):
     paper = papers.get("hinton_mnist")
     monkeypatch.setitem(paper.budgets["smoke"]["arms"], "smal", {"epochs": 1})
@@ -89,12 +129,17 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         (("title",), GONE, "the section 'title' is missing"),
         (("config", "teacher"), GONE, "config: 'teacher' is missing"),
         (("config", "data"), GONE, "config: 'data' is missing"),
+        (("config", "momentum"), GONE, "config: 'momentum' is missing, which hinton_mnist/trial.py reads"),
+        (("config", "is_teacher"), GONE, "config: 'is_teacher' is missing, which hinton_mnist/trial.py reads"),
+        (("titel",), "x", r"unknown key 'titel' \(did you mean 'title'\?\)"),
+        (("protocol", 0, "sorce"), "x", r"protocol 'data': unknown key 'sorce' \(did you mean 'source'\?\)"),
+        ((*ROW, "arms"), "x", r"rows 'cumbersome .*': unknown key 'arms' \(did you mean 'arm'\?\)"),
         ((*SMOKE, "about"), GONE, "budgets, smoke: 'about' is missing"),
         ((*SMOKE, "seeds"), GONE, "budgets, smoke: 'seeds' is missing"),
         ((*SMOKE, "time"), GONE, "budgets, smoke: 'time' is missing"),
         ((*SMOKE, "seeds"), 0, "budgets, smoke, seeds 0: it must be greater than or equal to 1"),
-        ((*SMOKE, "seeds"), True, "budgets, smoke, seeds True: it must be a integer"),
-        ((*SMOKE, "onlly"), ["small"], r"budgets, smoke: 'onlly' is no key of it \(did you mean 'only'\?\)"),
+        ((*SMOKE, "seeds"), True, "budgets, smoke, seeds True: it must be a whole number"),
+        ((*SMOKE, "onlly"), ["small"], r"budgets, smoke: unknown key 'onlly' \(did you mean 'only'\?\)"),
         ((*SMOKE, "only"), ["smal"], "'smal' in budget smoke matches no arm"),
         ((*SMOKE, "config", "data"), "digts", "data: unknown data set 'digts'"),
         ((*SMOKE, "arms", "small*", "seeds"), -1, "seeds must be a number from 1"),
@@ -112,26 +157,28 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         ((*ROW, "arm"), GONE, "'arm' is missing"),
         ((*ROW, "paper"), "67", "paper '67': it must be a number"),
         ((*ROW, "paper"), [67, 68], "it stands for 1 rows and has 2 numbers in 'paper'"),
-        ((*ROW, "mark"), GONE, "the reported number has no mark"),
+        ((*ROW[:2], "mark"), GONE, "the reported number has no mark: write mark: V, C, I,"),
         ((*ROW, "label"), "{width}", "the placeholder '{width}' of '{width}' must be nothing, for there is no sweep"),
         ((*ROW, "label"), "{width", "'{width' is no template"),
         (("tables", 0, "margin"), GONE, "tables 'errors': 'margin' is missing"),
         (("tables", 0, "margin"), -1, "margin -1: it must be greater than or equal to 0"),
         (("tables", 1, "id"), "errors", "tables: the id 'errors' is given twice"),
         (("tables", 0, "id"), "../errors", "id '../errors': it must match pattern"),
-        (("arms", "cumbersome", "is_teacher"), GONE, "its teacher 'cumbersome' keeps no weights: give that arm is_teacher: true"),
+        (("arms", "cumbersome", "is_teacher"), False, "its teacher 'cumbersome' keeps no weights: write is_teacher: derived in config"),
+        (("config", "is_teacher"), False, "its teacher 'cumbersome' keeps no weights: write is_teacher: derived in config"),
+        (("config", "is_teacher"), "yes", "config, is_teacher: write derived .or true, or false., not 'yes'"),
         (("arms", "cumbersome", "teacher"), "cumbersome", "its teachers go in a circle"),
         (("arms", "small with KD", "teacher"), "cumbersom", r"its teacher 'cumbersom' is no arm \(did you mean 'cumbersome'\?\)"),
         (("arms", "{width} units, T={temperature}", "sweep"), 3, "sweep must give each variable a list"),
         (("arms", "{width} units, T={temperature}", "sweep", "width"), [300, 300], "there are two named '300 units, T=1'"),
         (("arms", "{width} units, T={temperature}", "sweep", "width"), list(range(2000)), "18,000 combinations, more than 10,000"),
-        (("arms", "small", "lrr"), 1, "unknown parameters for 'small' at smoke: lrr"),
+        (("arms", "small", "lrr"), 1, "unknown parameters for 'small' at smoke: lrr .did you mean 'lr'"),
         (("arms", "small", "members"), [2], "hinton_mnist/trial.py cannot read its settings"),
         ((*FACT, "mark"), "sure", "protocol 'data', mark 'sure': write one of"),
         ((*ROW, "metric"), "test_erors", "table errors, .*: trial.py measures no 'test_erors' .did you mean 'test_errors'"),
         ((*CLAIM, "left", "metric"), "accuracy", "claim kd_helps: trial.py measures no 'accuracy'"),
         (("url",), "arxiv", "url 'arxiv': it must match pattern"),
-        (("year",), "2015", "year '2015': it must be a integer"),
+        (("year",), "2015", "year '2015': it must be a whole number"),
     ],
 )
 def test_a_sheet_that_would_fail_late_fails_at_once(path, value, complaint):
@@ -145,11 +192,25 @@ def test_a_sheet_that_would_fail_late_fails_at_once(path, value, complaint):
     assert "\n" not in str(caught.value)
 
 
+def test_what_follows_from_the_arms_is_derived():
+    sheet = copy.deepcopy(papers.get("fsp").sheet)
+    sheet["arms"]["three of FSP 26"]["teacher"] = "student 8"
+    paper = papers.Paper("fsp", sheet)
+    derived = {arm: (paper.config("smoke", arm)["is_teacher"], paper.config("smoke", arm)["teacher_network"]) for arm in paper.arms}
+    assert derived["teacher 26"] == (True, None) and derived["student 8"] == (True, None)
+    assert derived["FSP 8"] == (False, "resnet_14"), "the network that its teacher has at this budget"
+    assert paper.config("paper", "FSP 8")["teacher_network"] == "resnet_26"
+    assert derived["three of FSP 26"] == (False, "resnet_8")
+    assert derived["26, a third of the steps"] == (False, None)
+    assert derived["teacher 32 (CIFAR-100)"] == (True, "resnet_8"), "what a budget writes stays"
+    assert "is_teacher" not in papers.get("model_compression").config("smoke", "adult: ensemble"), "a paper without it has none"
+
+
 def test_a_teacher_is_the_network_that_its_arm_trains():
     sheet = copy.deepcopy(papers.get("fsp").sheet)
-    assert sheet["arms"]["FSP 8"]["teacher_network"] == "resnet_26"
     sheet["arms"]["FSP 8"]["teacher_network"] = "resnet_32"
-    with pytest.raises(papers.BadSheet, match="teacher_network is 'resnet_32', but its teacher 'teacher 26' trains 'resnet_26' there"):
+    complaint = "teacher_network is 'resnet_32', but its teacher 'teacher 26' trains 'resnet_14' there: leave teacher_network out"
+    with pytest.raises(papers.BadSheet, match=complaint):
         papers.Paper("fsp", sheet)
 
 
@@ -166,9 +227,16 @@ def test_a_network_that_cannot_be_built_is_told_before_anything_trains(name, tmp
 
 def test_shared_settings_have_a_shape():
     for key, path, value, complaint in (
-        ("fitnets", ("config", "augmentation", "flipp"), True, "augmentation: sheet: 'flipp' is no key of it"),
-        ("fitnets", ("config", "soft_weight", "spann"), [0, 1], "soft_weight: sheet: 'spann' is no key of it"),
+        ("fitnets", ("config", "augmentation", "flipp"), True, "augmentation: unknown key 'flipp' .did you mean 'flip'"),
+        ("fitnets", ("config", "soft_weight", "spann"), [0, 1], "soft_weight: unknown key 'spann'"),
         ("fsp", ("config", "train", "until"), [1, 2], "train: .*as many rates as ends"),
+        (
+            "fsp",
+            ("budgets", "fast", "config", "scale"),
+            1e-5,
+            "at fast: train: the rate 0.1 .*32000, times scale 1e-05: from 0 to 0",
+        ),
+        ("fsp", ("config", "train", "until"), [32000, 32000, 64000], "at laptop: train: the rate 0.01 is never used .*from 2000 to 2000"),
         ("fsp", ("config", "augmentation", "pad"), -4, "pad -4: it must be greater than or equal to 0"),
     ):
         sheet = copy.deepcopy(papers.get(key).sheet)
@@ -343,6 +411,15 @@ def test_seeds_of_a_budget():
     assert (paper.seeds("fast", "small"), paper.seeds("fast", "30 units, T=4")) == (5, 3)
     assert len(paper.trials("fast")) == 5 * 5 + 3 * 20
     assert [trial.seed for trial in paper.trials("fast")] == sorted(trial.seed for trial in paper.trials("fast"))
+
+
+def test_a_row_has_the_mark_of_its_table_or_its_own():
+    paper = papers.get("fitnets")
+    rows = {row["label"]: row for row in next(table for table in paper.tables if table["id"] == "compression")["rows"]}
+    assert rows["FitNet 1: accuracy"]["mark"] == "V" and rows["FitNet 1: times as fast as the teacher"]["mark"] == "M"
+    assert all(
+        "mark" not in row for paper in map(papers.get, papers.names()) for t in paper.tables for row in t["rows"] if row["paper"] is None
+    )
 
 
 def test_numbers_of_a_swept_row():

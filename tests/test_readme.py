@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from kdcore import cli, notebooks, papers
-from kdcore.trials import forecast
+from kdcore.trials import forecast, plan
 from kdcore.trials.environment import device_name
 from kdcore.trials.record import record
 from kdcore.trials.store import Store
@@ -49,7 +49,7 @@ def make(line, wanted):
             cli.parser().parse_args(shlex.split(rest))
 
 
-def plan(line, tmp_path):
+def plans(line, tmp_path):
     assert cli.main([*shlex.split(line)[1:], "--no-forecast", "--results", str(tmp_path)]) == 0
 
 
@@ -86,7 +86,7 @@ def inject(line, tmp_path):
     (cell,) = (c for c in nbformat.read(words[2], 4).cells if "injected-parameters" in c.metadata.get("tags", []))
     values = {}
     exec(cell.source, values)
-    page = notebooks.open(
+    page = notebooks.Page(
         "hinton_mnist", budget=values["budget"], seeds=values["seeds"], device="cpu", engine="local", results_dir="results"
     )
     assert (page.budget, page.seeds) == ("fast", [0, 1, 2])
@@ -116,7 +116,7 @@ RUN = {
     "make report": made("kdcore report"),
     "make gpu": made("gpu"),
     "kdcore": shows_help,
-    "kdcore plan hinton_mnist --budget fast": plan,
+    "kdcore plan hinton_mnist --budget fast": plans,
     "kdcore run hinton_mnist --budget fast --time-limit 600": stopped_run,
     'kdcore run hinton_mnist --arm "small with KD" --seed 3': bare_run,
     "kdcore run hinton_mnist --budget paper --shard 2/8": stopped_run,

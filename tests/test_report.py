@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import html
 import io
-import itertools
 import math
 import os
 import re
@@ -13,13 +12,14 @@ import shlex
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from conftest import overlaps
 from matplotlib.image import imread
 from matplotlib.text import Text
 
 from kdcore import cli, papers, report
 from kdcore.errors import KdcoreError
-from kdcore.report import figures, tables
+from kdcore.report import canvas, catalogue, claims, figures, formats, readme, select, tables, words
+from kdcore.report.evidence import Evidence
 from kdcore.report.site import write_site
 from kdcore.trials.spec import Trial
 from kdcore.trials.store import Store
@@ -127,19 +127,19 @@ def test_table_joins_reported_and_measured_numbers(paper):
 def test_a_second_reference_stands_beside_the_papers_number(paper):
     records = of_arm(paper, "fast", "small", [145, 146, 147])
     plain = tables.table(paper, "errors", records, "fast")
-    assert "reference" not in plain.columns and "someone" not in tables.to_markdown(plain)
-    sheet = tables.find(paper, "errors")
+    assert "reference" not in plain.columns and "someone" not in formats.to_markdown(plain)
+    sheet = select.table_of(paper, "errors")
     rows = [row | {"reference": 151.5} if row["arm"] == "small" else row for row in sheet["rows"]]
     frame = tables.table(paper, sheet | {"reference": "someone", "rows": rows}, records, "fast")
     assert [value for value in frame["reference"] if not math.isnan(value)] == [151.5]
     assert list(frame["verdict"]) == list(plain["verdict"]), "the verdict is on the paper's number"
-    lines = tables.to_markdown(frame).splitlines()
+    lines = formats.to_markdown(frame).splitlines()
     assert any(line.startswith("| row | paper | someone | ours") for line in lines) and any(
         "| 146 | 151.5 | 146.0 [" in line for line in lines
     )
-    markup = tables.to_html(frame)
+    markup = formats.to_html(frame)
     assert markup.count("someone") == 1 and markup.count("151.5") == 1
-    assert tables.to_csv(frame).splitlines()[0].split(",")[:4] == ["budget", "label", "paper", "reference"]
+    assert formats.to_csv(frame).splitlines()[0].split(",")[:4] == ["budget", "label", "paper", "reference"]
     texts = [text.get_text() for text in figures.paper_against_ours(frame).findobj(Text)]
     assert "someone" in texts
 
@@ -150,6 +150,31 @@ def test_no_reported_number_is_no_verdict(paper):
     assert row["verdict"] == "no number" and row["ours"] == 92.5 and math.isnan(row["difference"])
 
 
+@pytest.mark.parametrize("mark", ["M?", "?"])
+def test_a_number_that_nobody_could_verify_is_shown_with_its_mark_and_gets_no_verdict(paper, mark):
+    sheet = select.table_of(paper, "errors")
+    rows = [row | {"mark": mark} if row["arm"] == "small" else row for row in sheet["rows"]]
+    records = of_arm(paper, "fast", "small", [145, 146, 147]) + of_arm(paper, "fast", "small with KD", [73, 74, 75])
+    frame = tables.table(paper, sheet | {"rows": rows}, records, "fast")
+    assert list(frame["verdict"]) == ["not run", "unverified", "reproduced"]
+    assert frame["paper"].tolist() == [67, 146, 74], "it is the same number"
+    text = formats.to_markdown(frame)
+    (line,) = (line for line in text.splitlines() if line.startswith("| small (2x800) "))
+    assert f"| 146 [{mark}] | 146.0 [144, 148] |" in line and "| unverified |" in line
+    assert text.count(f"[{mark}]: {formats.MARKS[mark]}; such a number gets no verdict.") == 1
+    page = formats.to_html(frame)
+    assert f">146 [{mark}]<" in page and "– unverified" in page and f"{formats.MARKS[mark]}; such a number gets no verdict." in page
+    headline = readme.headline(frame).split("\n")
+    assert headline[0] == f"small (2x800): 146.0 [144, 148] (paper 146 [{mark}])"
+    assert words.counts(frame["verdict"], tables.VERDICTS) == "1 reproduced, 1 not run", "no verdict is counted"
+    figure = figures.paper_against_ours(frame)
+    assert f"unverified [{mark}]" in [text.get_text() for text in figure.findobj(Text)]
+    assert len(figure.axes[0].patches) == 1, "a band of the margin for the other row alone"
+    known = tables.table(paper, sheet | {"rows": [row | {"mark": "M"} for row in sheet["rows"]]}, records, "fast")
+    assert list(known["verdict"]) == ["not run", "reproduced", "reproduced"], "from memory is not yet doubtful"
+    assert "[M]" not in formats.to_markdown(known)
+
+
 def test_stale_and_failed_records_stay_out(paper):
     good = of_arm(paper, "fast", "small", [145, 146, 147])
     trial = paper.trial("fast", "small", 3)
@@ -157,7 +182,7 @@ def test_stale_and_failed_records_stay_out(paper):
     changed = made(dataclasses.replace(trial, config=trial.config | {"epochs": 1}), {"test_errors": 900})
     gone = made(dataclasses.replace(trial, arm="an arm that was renamed"), {"test_errors": 900})
     failed = made(paper.trial("fast", "small", 4), {"message": "out of memory"}, status="oom")
-    known, stale = tables.current(paper, [earlier, *good, changed, gone, failed])
+    known, stale = select.current(paper, [earlier, *good, changed, gone, failed])
     assert known == [*good, failed] and stale == [earlier, changed, gone]
     row = tables.table(paper, "errors", [earlier, *good, changed, gone, failed], "fast").iloc[1]
     assert row["n"] == 3 and row["ours"] == 146
@@ -168,16 +193,16 @@ def test_two_budgets_never_mix(paper):
     for budget, n, mean in (("fast", 3, 146), ("laptop", 2, 200.5), ("paper", 0, None)):
         row = tables.table(paper, "errors", records, budget).iloc[1]
         assert row["n"] == n and (mean is None or row["ours"] == mean)
-        assert set(tables.claims(paper, records, budget)["n"]) == {0}
+        assert set(claims.claims(paper, records, budget)["n"]) == {0}
     with pytest.raises(ValueError, match="one budget"):
-        figures.figures_of(paper, records)
+        catalogue.figures_of(paper, records)
 
 
 def test_embedded_data_are_not_compared(paper):
     records = synthetic(paper, "smoke", 2)
     frame = tables.table(paper, "errors", records, "smoke")
     assert set(frame["verdict"]) == {"not comparable"} and frame["difference"].isna().all() and frame["ours"].notna().all()
-    assert set(tables.claims(paper, records, "smoke")["verdict"]) == {"not comparable"}
+    assert set(claims.claims(paper, records, "smoke")["verdict"]) == {"not comparable"}
     assert set(tables.table(paper, "errors", [], "smoke")["verdict"]) == {"not run"}
 
 
@@ -196,7 +221,7 @@ def test_unknown_names_are_said(paper):
 def test_claims_are_paired_and_adjusted(paper):
     records = of_arm(paper, "fast", "small", [146, 147, 145, 300]) + of_arm(paper, "fast", "small with KD", [74, 76, 73])
     records += of_arm(paper, "fast", "cumbersome", [67, 68, 66])
-    frame = tables.claims(paper, records, "fast").set_index("id")
+    frame = claims.claims(paper, records, "fast").set_index("id")
     kd = frame.loc["kd_helps"]
     assert kd["n"] == 3 and kd["left"] == pytest.approx(74 + 1 / 3) and kd["right"] == 146  # seed 3 has no partner
     assert kd["verdict"] == "holds" and kd["p"] == pytest.approx(kd["p_alone"])  # the larger of the two tested
@@ -212,7 +237,7 @@ def test_claim_against_a_constant_and_over_several_arms(paper):
         records += of_arm(paper, "fast", f"30 units, T={t}", values)
     for t in (12, 20, 40):
         records += of_arm(paper, "fast", f"30 units, T={t}", [600, 603])
-    frame = tables.claims(paper, records, "fast").set_index("id")
+    frame = claims.claims(paper, records, "fast").set_index("id")
     assert frame.loc["unseen_3", "right"] == 505 and frame.loc["unseen_3", "verdict"] == "contradicted"
     low = frame.loc["low_t_small_net"]
     assert low["n"] == 2 and (low["left"], low["right"]) == (511, 601.5)  # seed 2 lacks two of its arms
@@ -220,7 +245,7 @@ def test_claim_against_a_constant_and_over_several_arms(paper):
 
 def test_equivalence_claim(paper):
     records = of_arm(paper, "fast", "300 units, T=40", [100, 101, 99, 100]) + of_arm(paper, "fast", "300 units, T=12", [101, 100, 100, 99])
-    row = tables.claims(paper, records, "fast").set_index("id").loc["high_t_alike"]
+    row = claims.claims(paper, records, "fast").set_index("id").loc["high_t_alike"]
     assert row["verdict"] == "holds" and -10 < row["low"] < row["high"] < 10
 
 
@@ -243,8 +268,8 @@ def test_budget_table_says_what_changes(paper):
 
 def test_scoreboard(paper):
     records = of_arm(paper, "fast", "small", [145, 146, 147]) + of_arm(paper, "fast", "small with KD", [74, 75])
-    board = tables.scoreboard([(paper, records + synthetic(paper, "smoke", 2, ["small"]))])
-    (row,) = board.to_dict("records")
+    evidence = Evidence(paper, records + synthetic(paper, "smoke", 2, ["small"]))
+    (row,) = readme.scoreboard([evidence]).to_dict("records")
     assert row["budget"] == "fast" and row["seeds"] == "2 to 3" and row["device"] == "Test CPU"
     lines = row["headline"].split("\n")
     assert lines[0] == "small (2x800): 146.0 [144, 148] (paper 146)"  # the sheet has it second: a row that was run comes first
@@ -252,24 +277,24 @@ def test_scoreboard(paper):
     total = len(paper.sheet["claims"])
     assert row["claims"] == f"holds 1 of {total} ({total - 1} not run)"
     assert row["verdicts"].startswith("2 reproduced, ")
-    assert "<br>" in tables.scoreboard_markdown(board) and "\n\n" not in tables.scoreboard_markdown(board)
+    assert "<br>" in readme.block([evidence]) and "\n\n" not in readme.block([evidence])
 
 
 def test_without_records_everything_works(paper, store):
     for sheet in paper.tables:
         assert set(tables.table(paper, sheet, [], "fast")["verdict"]) == {"not run"}
-    assert set(tables.claims(paper, [], "fast")["verdict"]) == {"not run"}
-    assert figures.figures_of(paper, []) == {}
+    assert set(claims.claims(paper, [], "fast")["verdict"]) == {"not run"}
+    assert catalogue.figures_of(paper, []) == {}
     assert report.stale(store.results) == []
     assert report.write(store.results) == [store.results / "index.html"]
     assert report.write(store.results, budget="smoke") == []
     assert report.stale(store.results) == []
-    assert "No records yet" in report.readme_block(store)
+    assert "No records yet" in readme.block(report.gather(store))
     assert f"kdcore run {KEY}" in (store.results / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "text"),
     [
         (146.234, "146.2"),
         (0.0123456, "0.01235"),
@@ -292,37 +317,37 @@ def test_without_records_everything_works(paper, store):
         (0.1 + 0.2, "0.3"),
     ],
 )
-def test_number(value, words):
-    assert tables.number(value) == words
+def test_number(value, text):
+    assert words.number(value) == text
 
 
 def test_difference_has_the_decimals_of_ours():
-    assert tables.difference(3.536 - 3.5, 3.536) == "+0.036"
-    assert tables.difference(-0.052, 13.95) == "−0.05"
-    assert tables.difference(25.0, 92.0) == "+25"
-    assert tables.difference(-0.001, 146.2) == "0"
-    assert tables.difference(math.nan, 92.0) == ""
-    assert tables.difference(math.inf, 92.0) == "+∞" and tables.difference(1e20, math.inf) == "+1e+20"
-    assert tables.difference(-0.0, 0.0) == "0"
+    assert words.difference(3.536 - 3.5, 3.536) == "+0.036"
+    assert words.difference(-0.052, 13.95) == "−0.05"
+    assert words.difference(25.0, 92.0) == "+25"
+    assert words.difference(-0.001, 146.2) == "0"
+    assert words.difference(math.nan, 92.0) == ""
+    assert words.difference(math.inf, 92.0) == "+∞" and words.difference(1e20, math.inf) == "+1e+20"
+    assert words.difference(-0.0, 0.0) == "0"
 
 
 def test_other_numbers_of_any_size():
-    assert [tables.reported(x) for x in (math.nan, math.inf, -math.inf, -0.0, 1e300, -3.5)] == ["", "∞", "−∞", "0", "1e+300", "−3.5"]
-    assert tables.reported(8.5, 1e-9) == "8.5 ± 1e-09"
-    assert [tables.hours(x) for x in (0, 0.004, 0.01, 3.456, 1e20, math.inf)] == ["0", "< 0.01", "0.01", "3.5", "1e+20", "∞"]
-    assert [tables.p_value(x) for x in (math.nan, 0.0, 1e-300, 0.0123, 0.999, 1.0)] == ["", "< 0.001", "< 0.001", "0.012", "1", "1"]
-    assert [tables._csv_cell(x) for x in (math.nan, -0.0, 1e300, -5e-324, 0.1 + 0.2)] == ["", "0", "1e+300", "-4.94066e-324", "0.3"]
+    assert [words.reported(x) for x in (math.nan, math.inf, -math.inf, -0.0, 1e300, -3.5)] == ["", "∞", "−∞", "0", "1e+300", "−3.5"]
+    assert words.reported(8.5, 1e-9) == "8.5 ± 1e-09"
+    assert [words.hours(x) for x in (0, 0.004, 0.01, 3.456, 1e20, math.inf)] == ["0", "< 0.01", "0.01", "3.5", "1e+20", "∞"]
+    assert [words.p_value(x) for x in (math.nan, 0.0, 1e-300, 0.0123, 0.999, 1.0)] == ["", "< 0.001", "< 0.001", "0.012", "1", "1"]
+    assert [formats._csv_cell(x) for x in (math.nan, -0.0, 1e300, -5e-324, 0.1 + 0.2)] == ["", "0", "1e+300", "-4.94066e-324", "0.3"]
 
 
 @pytest.mark.parametrize("values", [[1e308, 1.5e308], [5e-324, 1e-323], [-0.0, 0.0], [1e16, 1e16 + 4], [1e-200, 1e200]])
 def test_a_table_of_any_numbers_can_be_made(paper, values):
     frame = tables.table(paper, "errors", of_arm(paper, "fast", "small", values), "fast")
-    for text in (tables.to_markdown(frame), tables.to_html(frame, details=True), tables.to_csv(frame)):
+    for text in (formats.to_markdown(frame), formats.to_html(frame, details=True), formats.to_csv(frame)):
         assert "nan" not in re.sub("[a-z]nan", "", text) and "−0 " not in text and len(max(text.split(), key=len)) < 200
 
 
 @pytest.mark.parametrize(
-    ("mean", "low", "high", "words"),
+    ("mean", "low", "high", "text"),
     [
         (146.24, 139.2, 153.3, "146.2 [139, 153]"),
         (91.61, 91.58, 91.64, "91.61 [91.58, 91.64]"),
@@ -337,8 +362,8 @@ def test_a_table_of_any_numbers_can_be_made(paper, values):
         (-0.0, -0.0, 0.0, "0.000 [0.00, 0.00]"),
     ],
 )
-def test_estimate(mean, low, high, words):
-    assert tables.estimate(mean, low, high) == words
+def test_estimate(mean, low, high, text):
+    assert words.estimate(mean, low, high) == text
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -384,7 +409,7 @@ def test_smoke_report_touches_nothing_committed(full):
 
 
 def test_written_tables_can_be_read(paper, full):
-    tables.write_tables(tables.Findings(paper, full.records(KEY)), full, ["laptop"])
+    report.write(full.results)
     folder = full.results / "tables" / KEY
     rows = list(csv.DictReader((folder / "laptop_errors.csv").open()))
     assert [row["label"] for row in rows] == [row["label"] for row in paper.tables[0]["rows"]]
@@ -402,12 +427,12 @@ def test_readme_markers(tmp_path):
     path = tmp_path / "README.md"
     path.write_text(README)
     for _ in range(2):  # a second time changes nothing
-        report.update_readme(path, "| new |")
+        readme.update(path, "| new |")
         assert path.read_text() == "# kdcore\n\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\n\nThe end.\n"
     for broken in ("no marker", "<!-- scoreboard -->", "<!-- /scoreboard --><!-- scoreboard -->", README + README):
         path.write_text(broken)
         with pytest.raises(KdcoreError, match="must hold the lines <!-- scoreboard --> and <!-- /scoreboard -->"):
-            report.update_readme(path, "| new |")
+            readme.update(path, "| new |")
         assert path.read_text() == broken
 
 
@@ -416,10 +441,10 @@ def test_readme_markers(tmp_path):
 
 def test_page_stands_alone_and_its_links_lead_somewhere(paper, full):
     folder = full.results / "figures" / KEY
-    figures.save(figures.curve([0, 1], {"a": [[1, 2]]}), folder, "laptop_shift")
+    canvas.save(figures.curve([0, 1], {"a": [[1, 2]]}), folder, "laptop_shift")
     (full.results / "executed").mkdir()
     (full.results / "executed" / f"{KEY}.ipynb").write_text("{}")
-    page = write_site(full).read_text()
+    page = write_site(full, report.gather(full)).read_text()
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', page))
     assert "<script" not in page and "<link" not in page and "url(" not in page and "@import" not in page
     links = re.findall(r'href="([^"]*)"', page)
@@ -442,41 +467,24 @@ def test_page_stands_alone_and_its_links_lead_somewhere(paper, full):
 
 def test_html_for_notebooks_says_the_verdict_in_words(paper):
     records = of_arm(paper, "fast", "small", [145, 146, 147])
-    html = tables.to_html(tables.table(paper, "errors", records, "fast"))
+    html = formats.to_html(tables.table(paper, "errors", records, "fast"))
     assert "✓ reproduced" in html and "– not run" in html and "146.0 [144, 148]" in html and "Budget <b>fast</b>" in html
     assert "<details>" not in html and html.count("<style>") == 1
-    html = tables.to_html(tables.claims(paper, records, "fast"))
+    html = formats.to_html(claims.claims(paper, records, "fast"))
     assert "test_errors of small with KD &lt; test_errors of small" in html
-    assert "What this budget changes: nothing" in tables.to_html(tables.budget_table(paper, "paper"))
-    plain = (tables.budget_table(paper, "laptop"), tables.facts(paper, "protocol"), tables.scoreboard([(paper, records)]))
+    assert "What this budget changes: nothing" in formats.to_html(tables.budget_table(paper, "paper"))
+    plain = (tables.budget_table(paper, "laptop"), tables.facts(paper, "protocol"), readme.scoreboard([Evidence(paper, records)]))
     for frame in plain:
-        html = tables.to_html(frame, style=False)
+        html = formats.to_html(frame, style=False)
         assert "<style>" not in html and html.count("<tr>") == len(frame) + 1
-    assert "we use" in tables.to_html(plain[1]) and paper.sheet["protocol"][0]["ours"] in tables.to_html(plain[1])
+    assert "we use" in formats.to_html(plain[1]) and paper.sheet["protocol"][0]["ours"] in formats.to_html(plain[1])
 
 
 # -- figures --------------------------------------------------------------------------------------------------------
 
 
-def overlaps(figure, monkeypatch) -> list[tuple[str, str]]:
-    """Pairs of texts of a figure that overlap once it is drawn, or that leave its canvas."""
-    canvas, texts = FigureCanvasAgg(figure), {}
-    draw = Text.draw
-    with figures.style(), monkeypatch.context() as patched:
-        patched.setattr(Text, "draw", lambda text, renderer: texts.setdefault(id(text), text) and draw(text, renderer))
-        canvas.draw()
-    texts = [text for text in texts.values() if text.get_visible() and text.get_text().strip()]
-    # the text alone, without the line that an annotation may have to its place
-    boxes = [(text.get_text(), Text.get_window_extent(text, canvas.get_renderer())) for text in texts]
-    found = [(text, "the edge") for text, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1]
-    for (a, one), (b, two) in itertools.combinations(boxes, 2):
-        if min(one.x1, two.x1) - max(one.x0, two.x0) > 1 and min(one.y1, two.y1) - max(one.y0, two.y0) > 1:
-            found.append((a, b))
-    return found
-
-
 def test_figures_are_legible(paper, monkeypatch):
-    found = {name: draw() for name, draw in figures.figures_of(paper, synthetic(paper, "fast", 2)).items()}
+    found = {name: draw() for name, draw in catalogue.figures_of(paper, synthetic(paper, "fast", 2)).items()}
     assert list(found)[0] == "paper_errors" and {"learning_errors", "learning_temperature"} <= set(found)
     assert all("(budget fast)" in figure.get_suptitle() for figure in found.values())
     found["sparse"] = figures.error_against(
@@ -491,30 +499,13 @@ def test_figures_are_legible(paper, monkeypatch):
         assert overlaps(figure, monkeypatch) == [], name
 
 
-def test_matrices_of_a_column_share_their_colours(monkeypatch):
-    rng = np.random.default_rng(0)
-    panels = {label: [rng.random((n, n)) * n for n in (16, 32, 64)] for label in ("teacher", "student at the end")}
-    panels["teacher"][1][3, 4], panels["student at the end"][1][0, 0] = 99.0, -7.0
-    figure = figures.matrices(panels, ("group1", "group2", "group3"), "FSP matrices")
-    maps = [ax.images[0] for ax in figure.axes if ax.images]
-    assert [image.get_array().shape[0] for image in maps] == [16, 32, 64] * 2
-    assert np.allclose(maps[1].get_array(), panels["teacher"][1], rtol=1e-8, atol=0)  # drawn numbers are rounded
-    limits = [image.get_clim() for image in maps]
-    assert limits[:3] == limits[3:] and limits[1] == (-7.0, 99.0)
-    assert limits[0] == pytest.approx((0.0, max(panel[0].max() for panel in panels.values())), rel=1e-8), "colours start at 0"
-    assert len(figure.axes) == 6 + 3, "a colour bar for each column"
-    assert overlaps(figure, monkeypatch) == []
-    with pytest.raises(ValueError, match="'teacher' has 3 matrices for 2 columns"):
-        figures.matrices(panels, ("group1", "group2"))
-
-
 def test_saved_figures_have_the_same_bytes(tmp_path):
     def draw():
         return figures.error_against([1, 2, 4], {"a": [[1, 2], [3, 4], [5, 6]]})
 
     one, two = tmp_path / "one", tmp_path / "two"
-    assert [path.name for path in figures.save(draw(), one, "t")] == ["t.svg", "t.png"]
-    figures.save(draw(), two, "t")
+    assert [path.name for path in canvas.save(draw(), one, "t")] == ["t.svg", "t.png"]
+    canvas.save(draw(), two, "t")
     assert contents(one) == contents(two) and b"<dc:date>" not in (one / "t.svg").read_bytes()
 
 
@@ -526,7 +517,7 @@ def test_no_label_reaches_the_edge_of_a_saved_figure(paper):
         "iiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiii",
         "MWMWMWMWMWMWMWMWMWMWMWMWMWMWMWMWMWMW",
     ][: len(frame)]
-    pixels = imread(io.BytesIO(figures.png(figures.paper_against_ours(frame))))[..., :3].min(-1) < 0.5
+    pixels = imread(io.BytesIO(canvas.png(figures.paper_against_ours(frame))))[..., :3].min(-1) < 0.5
     rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     assert rows[0] >= 4 and columns[0] >= 4 and rows[-1] < len(pixels) - 4 and columns[-1] < pixels.shape[1] - 4
 
@@ -537,7 +528,7 @@ def test_figures_of_asks_the_papers_module(paper, monkeypatch):
     seen = []
     own = figures.curve([0, 1], {"a": [[1, 2]]}, title="Own")
     monkeypatch.setattr(paper, "figures", lambda found: seen.extend(found) or {"own": lambda: own})
-    found = figures.figures_of(paper, [*records, failed])
+    found = catalogue.figures_of(paper, [*records, failed])
     assert list(found) == ["paper_errors", "own"]
     assert found["own"]().get_suptitle() == "Own\n(budget fast)"
     assert seen == records
@@ -557,9 +548,9 @@ def test_learning_curves_of_seeds_that_were_measured_at_other_epochs():
     often = [{"error": float(epoch)} for epoch in range(1, 7)]
     seldom = [{}, {}, {"error": 13.0}, {}, {}, {"error": 16.0}]
     records = [{"history": often}, {"history": seldom}, {"history": [{}]}]
-    epochs, values = figures._histories(records, "error")
+    epochs, values = figures.histories(records, "error")
     assert (epochs.tolist(), values.tolist()) == ([3, 6], [[3.0, 6.0], [13.0, 16.0]])
-    assert figures._histories(records[2:], "error") is None
+    assert figures.histories(records[2:], "error") is None
 
 
 def test_generated_files_that_are_no_text_are_out_of_date(tmp_path):
@@ -567,5 +558,5 @@ def test_generated_files_that_are_no_text_are_out_of_date(tmp_path):
         make(tmp_path / name)
         assert report._read(tmp_path / name) == ""
         with pytest.raises(KdcoreError, match=f"{tmp_path / name} cannot be read as UTF-8 text"):
-            report.update_readme(tmp_path / name, "block")
+            readme.update(tmp_path / name, "block")
     assert report._read(tmp_path / "missing") is None

@@ -7,7 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from kdcore.report import figures, statistics
+from kdcore.papers.activation_boundaries.figures import boundaries
+from kdcore.papers.fsp.figures import matrices
+from kdcore.papers.model_compression.figures import clouds
+from kdcore.report import canvas, drawing, figures, statistics
 
 # What numpy, OpenBLAS, torch and the C library choose on a processor with AVX2 alone, and on one with neither that nor FMA.
 PROCESSORS = {
@@ -31,7 +34,10 @@ import hashlib
 import numpy as np
 from kdcore.papers.activation_boundaries import figures as activation_boundaries
 from kdcore.papers.model_compression import figures as model_compression
-from kdcore.report import figures, statistics, tables
+from kdcore.papers.ba_caruana_mimic.figures import logits_and_softmax
+from kdcore.papers.fisher_darts.figures import scatter
+from kdcore.papers.hinton_mnist.figures import confusion
+from kdcore.report import canvas, figures, statistics, words
 rng = np.random.default_rng(0)
 net = lambda: [[rng.normal(size=(b, a)).round(4).tolist(), rng.normal(size=b).round(4).tolist()] for a, b in ((2, 24), (24, 24), (24, 4))]
 metrics = {"toy": {name: net() for name in activation_boundaries.PICTURES}, "mse_other_side_percent": 1, "boundary_other_side_percent": 2}
@@ -41,19 +47,19 @@ intervals = [statistics.mean_interval(column) for column in values.T]
 history = [{"history": [{"stage": "s", "error": float(x)} for x in row]} for row in values]
 drawn = {
     "toy": activation_boundaries._draw_toy({"config": {"data": "digits"}, "metrics": metrics}),
-    "pseudo": figures.clouds(model_compression._two_dimensions()),
-    "similarity": figures.scatter(groups),
+    "pseudo": model_compression.clouds(model_compression._two_dimensions()),
+    "similarity": scatter(groups),
     "log": figures.curve(range(40), {"a": values}, {"mark": values[:, 0].tolist()}, log=True),
     "curves": figures.learning_curves({"arm": history}, "error", "Title"),
-    "softmax": figures.logits_and_softmax({"a": values[0, :4].tolist()}),
-    "confusion": figures.confusion(rng.integers(0, 90, (6, 6)), range(6)),
+    "softmax": logits_and_softmax({"a": values[0, :4].tolist()}),
+    "confusion": confusion(rng.integers(0, 90, (6, 6)), range(6)),
 }
 for name, figure in drawn.items():
-    for kind, data in (("svg", figures.svg(figure)), ("png", figures.png(figure))):
+    for kind, data in (("svg", canvas.svg(figure)), ("png", canvas.png(figure))):
         print(name, kind, hashlib.sha256(data).hexdigest())
 for left, right in zip(values[:, :20].T, values[:, 20:].T):
     test = statistics.claim_test(left, right, "<")
-    print(test, statistics.reported_test([(left[0], 1.5)], [(right[0], 2.5)], 5, "same", 1), tables.estimate(*intervals[0]))
+    print(test, statistics.reported_test([(left[0], 1.5)], [(right[0], 2.5)], 5, "same", 1), words.estimate(*intervals[0]))
 """
 
 
@@ -78,11 +84,11 @@ def test_last_digits_are_not_drawn():
     for draw in (
         lambda v: figures.curve(range(30), {"a": v}, {"m": v[:, 0]}, log=True),
         lambda v: figures.error_against([1, 2.5, 40], {"a": v.T[:3].tolist()}),
-        lambda v: figures.matrices({"a": [v, v]}, ("one", "two")),
-        lambda v: figures.clouds({"a": v.reshape(-1, 2)}),
+        lambda v: matrices({"a": [v, v]}, ("one", "two")),
+        lambda v: clouds({"a": v.reshape(-1, 2)}),
     ):
         one, two = draw(values), draw(noisy(values))
-        assert figures.svg(one) == figures.svg(two) and figures.png(one) == figures.png(two)
+        assert canvas.svg(one) == canvas.svg(two) and canvas.png(one) == canvas.png(two)
 
 
 def test_last_digits_of_matrices_and_logarithms_are_not_drawn(monkeypatch):
@@ -107,18 +113,18 @@ def test_last_digits_of_matrices_and_logarithms_are_not_drawn(monkeypatch):
         lambda: figures.curve(x, {"a": [3 - 2 * x, 7 * x + 1]}, {"mark": 0.3}, log=True),
         lambda: figures.curve(x, {"a": [4 - 3 * x]}),
         lambda: figures.learning_curves({"a": [{"history": [{"error": 9.0 / (k + 1)} for k in range(9)]}] * 2}, "error"),
-        lambda: figures.boundaries(
+        lambda: boundaries(
             {"a": (np.ones((9, 9), int), [np.add.outer(x[::12] - 0.3, 2 * x[::12])])}, x[::12], x[::12], np.eye(2), np.arange(2)
         ),
     ):
         plain = draw()
-        plain = figures.svg(plain), figures.png(plain)
+        plain = canvas.svg(plain), canvas.png(plain)
         with monkeypatch.context() as patched:
             patched.setattr(transforms, "np", Shaken())
             patched.setattr(scale, "np", Shaken())
             other = draw()
-            assert figures.svg(other) == plain[0]
-            assert figures.png(other) == plain[1]
+            assert canvas.svg(other) == plain[0]
+            assert canvas.png(other) == plain[1]
 
 
 def test_what_stays_of_an_svg():
@@ -126,7 +132,7 @@ def test_what_stays_of_an_svg():
 transform="translate(9.87654 -0) scale(0.08125 -0.08125)"/>
 <image id="image0123456789" xlink:href="data:image/png;base64,AAAA1.23456789+/="/>
 <use clip-path="url(#p0123456789)" xlink:href="#DejaVuSans-4a"/>"""
-    settled = figures._settled(text)
+    settled = canvas.settled(text)
     assert "<!-- 1.23456789 -->" in settled and "base64,AAAA1.23456789+/=" in settled and "scale(0.08125 -0.08125)" in settled
     assert 'd="M 1.235 0 L 2.5 3"' in settled and "translate(9.877 0)" in settled
     assert 'id="p0"' in settled and "url(#p0)" in settled and 'id="image1"' in settled and "#DejaVuSans-4a" in settled
@@ -136,5 +142,5 @@ def test_rounding():
     assert statistics.rounded(0.1 + 0.2) == 0.3 and statistics.rounded(-1 / 3, 3) == -0.333 and np.isnan(statistics.rounded(np.nan))
     assert statistics.rounded(np.inf) == np.inf and statistics.rounded(1.5e300) == 1.5e300
     assert [statistics.exponent(x) for x in (1000, 999.9, 0.02, -5e-324, 1e308, 0.1 + 0.2)] == [3, 2, -2, -324, 308, -1]
-    nested = figures.rounded({"a": [(0.1 + 0.2, "x", 3)], "b": np.array([[1 / 3]]), "c": np.float32(0.5)})
+    nested = drawing.rounded({"a": [(0.1 + 0.2, "x", 3)], "b": np.array([[1 / 3]]), "c": np.float32(0.5)})
     assert nested == {"a": [(0.3, "x", 3)], "b": np.array([[0.333333333]]), "c": 0.5}

@@ -140,15 +140,15 @@ def test_output_makes_logits_of_what_a_network_returns(kind):
     (logits, taps), (expected, maps) = wrapped.features(X), same.features(X)
     assert torch.equal(logits, expected) and torch.equal(taps["late"], maps["late"])
     assert wrapped.features(X, until=["late"])[0] is None
-    guide = freeze(Tapped(Answer(kind, seed=1), {"late": "net.3"}, X[:1], output=OUTPUTS[kind]))
+    large = freeze(Tapped(Answer(kind, seed=1), {"late": "net.3"}, X[:1], output=OUTPUTS[kind]))
     for build in (
         methods.kd,
         methods.jacobian,
         lambda s, t: methods.attention_transfer(s, t, taps=["late"]),
         lambda s, t: methods.fitnets(s, t, guided="late", hint="late"),
     ):
-        bare = freeze(Tapped(guide.net.net, {"late": "3"}, X[:1]))
-        found, plainly = (build(s, t).stages[-1].loss(X, LABELS).item() for s, t in ((wrapped, guide), (same, bare)))
+        bare = freeze(Tapped(large.net.net, {"late": "3"}, X[:1]))
+        found, plainly = (build(s, t).stages[-1].loss(X, LABELS).item() for s, t in ((wrapped, large), (same, bare)))
         assert found == pytest.approx(plainly, rel=1e-6)
     refused(f"returns a {kind}.*output=", Tapped, net, {}, X[:1])
     refused("output= returns a", Tapped, net, {}, X[:1], output=lambda out: {"logits": out})
@@ -198,9 +198,9 @@ class VGG(nn.Module):
 
 
 def test_a_network_whose_features_are_a_module():
-    net, guide = VGG(), freeze(VGG(1))
-    expected = 0.1 * losses.cross_entropy(net(X), LABELS) + 0.9 * losses.kd(net(X), guide(X), 4.0)
-    assert methods.kd(net, guide).stages[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+    net, large = VGG(), freeze(VGG(1))
+    expected = 0.1 * losses.cross_entropy(net(X), LABELS) + 0.9 * losses.kd(net(X), large(X), 4.0)
+    assert methods.kd(net, large).stages[0].loss(X, LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
     assert Tapped(net, {"late": "features.3"}, X[:1]).taps["late"].shape == (4, 4, 4)
 
 
@@ -245,9 +245,9 @@ def test_a_module_that_stops_running_is_noticed():
 
 def test_compiled_networks():
     compiled = torch.compile(plain(), backend="eager")
-    guide = freeze(torch.compile(plain(6, seed=1), backend="eager"))
+    large = freeze(torch.compile(plain(6, seed=1), backend="eager"))
     for student in (compiled, Tapped(compiled, {}, X[:1])):
-        method = methods.kd(student, guide)
+        method = methods.kd(student, large)
         expected = methods.kd(plain(), freeze(plain(6, seed=1))).stages[0].loss(X, LABELS)
         method.zero_grad()
         found = method.stages[0].loss(X, LABELS)
@@ -258,7 +258,7 @@ def test_compiled_networks():
     for net, name in ((compiled, "_orig_mod.3"), (in_place, "3"), (nn.Sequential(compiled), "0._orig_mod.3")):
         refused("before torch.compile", Tapped, net, {"late": name}, X[:1])
     refused("before torch.compile", methods.jacobian, compiled, freeze(plain()))
-    refused("before torch.compile", methods.jacobian, plain(), guide)
+    refused("before torch.compile", methods.jacobian, plain(), large)
     # taps first, then compiled: its features are those of the network itself
     outside = torch.compile(Tapped(plain(), TAPS, X[:1]), backend="eager")
     method = methods.fitnets(outside, teacher(), guided="late", hint="late")
@@ -373,12 +373,12 @@ def test_suggested_layers_can_be_tapped():
 
 def test_attention_is_that_of_the_layers_suggested():
     """From the table to a loss, by hand."""
-    student, guide = plain(), plain(6, seed=1)
-    row = next(row for row in Tapped.suggest(student, guide, X[:1]) if row.student == "3")
-    own, known = Tapped(student, {"late": row.student}, X[:1]), freeze(Tapped(guide, {"late": row.teacher}, X[:1]))
-    q, p = (F.normalize(net.features(X)[1]["late"].square().sum(1).flatten(1)) for net in (own, known))
+    student, large = plain(), plain(6, seed=1)
+    row = next(row for row in Tapped.suggest(student, large, X[:1]) if row.student == "3")
+    own, large = Tapped(student, {"late": row.student}, X[:1]), freeze(Tapped(large, {"late": row.teacher}, X[:1]))
+    q, p = (F.normalize(net.features(X)[1]["late"].square().sum(1).flatten(1)) for net in (own, large))
     expected = losses.cross_entropy(own(X), LABELS) + 1000 * (q - p).square().mean()
-    assert methods.attention_transfer(own, known, taps=["late"]).stages[0].loss(X, LABELS).item() == pytest.approx(
+    assert methods.attention_transfer(own, large, taps=["late"]).stages[0].loss(X, LABELS).item() == pytest.approx(
         expected.item(), rel=1e-4
     )
 

@@ -9,6 +9,7 @@ trials train side by side, ``cohort(config)``; figures.py ``figures(records)``.
 """
 
 import copy
+import difflib
 import fnmatch
 import importlib
 import math
@@ -23,6 +24,7 @@ from kdcore.training import Run, fast_precision
 from kdcore.trials.spec import Cohort, Trial
 
 HERE = Path(__file__).parent
+DERIVED = "derived"  # the value of a parameter that follows from others: is_teacher, teacher_network
 MOST_NODES, MOST_LEVELS = 100_000, 20  # of a sheet; the largest has 4,000 and 6
 
 
@@ -63,6 +65,7 @@ class Paper:
         self.arms = _expanded(self.sheet["arms"])
         self.budgets = self.sheet["budgets"]
         self._configs: dict[tuple[str, str], dict] = {}
+        self._teachers: dict[str, list] = {}
         self._trials: dict[tuple[str, str, int], Trial] = {}
         if rules and (problems := rules.problems(self)):
             raise BadSheet(key, problems)
@@ -80,21 +83,23 @@ class Paper:
     @cached_property
     def tables(self) -> list[dict]:
         """The paper's tables; every row has label, arm (None for a number that the paper quotes from others), metric, unit,
-        margin, paper (the reported number or None), and in a table with a ``reference``, the name of who else reports numbers,
-        reference (that number or None).
+        margin, paper (the reported number or None), its mark, and in a table with a ``reference``, the name of who else reports
+        numbers, reference (that number or None).
 
         A row with a sweep stands for one of each combination; its numbers may be lists, one for each. Raises KdcoreError
         where they are not as many."""
         found = []
         for table in self.sheet["tables"]:
             defaults = {key: table[key] for key in ("metric", "unit", "margin")}
+            mark = {"mark": table["mark"]} if "mark" in table else {}
             rows = []
             for row in table["rows"]:
                 combinations = _combinations(row.get("sweep", {}))
                 numbers = {key: self._numbers(row, key, len(combinations)) for key in ("paper", "reference") if key in row}
-                for i, values in enumerate(combinations):
-                    names = {"label": row["label"].format(**values), "arm": row["arm"] and row["arm"].format(**values)}
-                    rows.append(defaults | row | names | {key: column[i] for key, column in numbers.items()})
+                for i, chosen in enumerate(combinations):
+                    names = {"label": row["label"].format(**chosen), "arm": row["arm"] and row["arm"].format(**chosen)}
+                    values = {key: column[i] for key, column in numbers.items()}
+                    rows.append(defaults | (mark if values.get("paper") is not None else {}) | row | names | values)
             found.append(table | {"rows": rows})
         return found
 
@@ -156,7 +161,8 @@ class Paper:
         return self._overrides(budget, arm).get("seeds", self.budget(budget)["seeds"])
 
     def config(self, budget: str, arm: str) -> dict:
-        """The resolved configuration: the paper's protocol, then the arm's settings, then the budget's overrides."""
+        """The resolved configuration: the paper's protocol, then the arm's settings, then the budget's overrides; last, where
+        the sheet says ``derived``, what follows from these."""
         return copy.deepcopy(self._config(budget, arm))
 
     def _config(self, budget: str, arm: str) -> dict:
@@ -168,13 +174,26 @@ class Paper:
     def resolved(self, budget: str, arm: str) -> dict:
         """``config``, made anew of the sheet's own lists and dicts: to be read only."""
         validation.one_of(arm, "arm", self.arms, start=f"{self.key} has no {{what}} {{value}}")
-        config = self.sheet["config"] | self.arms[arm]
-        for key, value in self._overrides(budget, arm).items():
-            if key != "seeds":
-                config[key] = value
+        config = self._written(budget, arm)
         if unknown := set(config) - set(self.sheet["config"]):
-            raise KdcoreError(f"{self.key}/sheet.yaml sets unknown parameters for '{arm}' at {budget}: {', '.join(sorted(unknown))}")
+            near = difflib.get_close_matches(min(unknown), self.sheet["config"], 1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            names = ", ".join(sorted(unknown)) + hint
+            raise KdcoreError(f"{self.key}/sheet.yaml sets unknown parameters for '{arm}' at {budget}: {names}")
+        if config.get("is_teacher") == DERIVED:
+            if budget not in self._teachers:
+                self._teachers[budget] = [self._written(budget, each).get("teacher") for each in self.arms]
+            config["is_teacher"] = arm in self._teachers[budget]
+        if config.get("teacher_network") == DERIVED:
+            teacher = config.get("teacher")
+            known = isinstance(teacher, str) and teacher in self.arms
+            config["teacher_network"] = self._written(budget, teacher).get("network") if known else None
         return config
+
+    def _written(self, budget: str, arm: str) -> dict:
+        """The configuration as the sheet has it, with nothing derived."""
+        overrides = {key: value for key, value in self._overrides(budget, arm).items() if key != "seeds"}
+        return self.sheet["config"] | self.arms[arm] | overrides
 
     def _overrides(self, budget: str, arm: str) -> dict:
         """What a budget changes for an arm: ``config`` for all, then each matching entry of ``arms`` in turn."""
@@ -237,9 +256,9 @@ class Paper:
 
 
 def _rules():
-    """``papers.sheet``, or None on a machine without pydantic."""
+    """``papers.problems``, or None on a machine without pydantic."""
     try:
-        return importlib.import_module("kdcore.papers.sheet")
+        return importlib.import_module("kdcore.papers.problems")
     except ModuleNotFoundError as error:
         if error.name != "pydantic":
             raise

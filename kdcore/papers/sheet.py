@@ -1,25 +1,15 @@
-"""What a paper's sheet holds, as pydantic models, and what its parts must have to do with each other.
+"""What a paper's sheet holds, as pydantic models. The docstring under a key is what ``docs/sheet.md`` and the JSON schema say of it:
+``python -m kdcore.papers.sheet_page`` writes both anew.
 
-Only ``Paper`` imports it, and does without where there is no pydantic: a machine that trains needs none. The sheet that the code
-uses stays the plain dict; here it is only read. A problem is one sentence: the place in the sheet, and what to write there.
+Only ``papers.problems`` and ``papers.sheet_page`` import it, and ``Paper`` does without where there is no pydantic: a machine that
+trains needs none. The sheet that the code uses stays the plain dict.
 """
 
-import contextlib
-import difflib
-import fnmatch
-import functools
-import re
-import string
 from typing import Annotated, Any, Literal
-from unittest import mock
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from kdcore import data, validation
-from kdcore.errors import KdcoreError
-
-MOST_COMBINATIONS = 10_000  # rows or arms that one sweep may stand for
-MOST_LAYERS = 10_000  # any number in the name of a network
+from kdcore import validation
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]  # of a file
@@ -27,68 +17,114 @@ Metric = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mark = Literal["V", "C", "I", "M", "M?", "?"]
+MARKS = {
+    "V": "verified: read in the named source",
+    "C": "computed: follows from what the source says, such as a count of parameters that comes out exactly",
+    "I": "inferred: not said, but hardly anything else is meant",
+    "M": "from memory, not looked up",
+    "M?": "from memory, and not sure",
+    "?": "stated nowhere: what we do is our choice",
+}
 Sweep = Annotated[dict[Text, Annotated[list[str | float], Field(min_length=1)]], Field(min_length=1)]
 Seeds = Annotated[int, Field(ge=1, le=validation.MOST_SEEDS)]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class Fact(Model):
-    """One line of the protocol: what the paper says, what we do, and how sure that is (the marks stand on top of each sheet)."""
+    """What the paper says of one point of its protocol, what we do, and how sure that is."""
 
     what: Text
+    """The point: data, batch size, loss, ..."""
     paper: Text
+    """What the paper says of it; "not stated" where it says nothing."""
     ours: Text
+    """What we do; "the same" where that is all."""
     mark: Mark
+    """How sure ``paper`` is."""
     source: Text
+    """Section, table, equation or file and line where it is said; none where it is said nowhere."""
 
 
 class Deviation(Model):
+    """Where we do otherwise than the paper, or come to another result, and why."""
+
     what: Text
+    """The point, and in brackets the budget, if it is about one."""
     paper: Text | Number
+    """What the paper does or finds."""
     ours: Text | Number
+    """What we do or find."""
     why: Text
+    """The reason."""
 
 
 class Config(BaseModel):
-    """Every parameter of an arm with its value at budget paper; what else there is, is the paper's own. teacher: an arm."""
+    """Every parameter of an arm, with its value at budget ``paper``. Which there are is up to the paper's ``trial.py``, but for these;
+    lengths are multiplied by ``scale`` where a paper has it. Only what stands here can be set in an arm or a budget."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
     data: Text | None
+    """Name of a data set (``kdcore.data``); null where each arm names its own."""
     teacher: Text | None
-    is_teacher: bool = False
+    """The arm that teaches, trained first with the same budget and seed; null for none."""
+    is_teacher: bool | Literal["derived"] = False
+    """``derived``: true for an arm that another one names as its teacher. Such an arm keeps its weights."""
     teacher_network: Text | None = None
+    """``derived``: the teacher's ``network`` at the same budget, null without a teacher."""
+    network: Text | None = None
+    """What ``kdcore.models.create`` builds, such as ``resnet_26``."""
+
+    @field_validator("is_teacher", mode="before")
+    @classmethod
+    def _derived(cls, value):
+        if value != "derived" and not isinstance(value, bool):
+            raise ValueError(f"write derived (or true, or false), not {validation.shown(value)}")
+        return value
 
 
 class Augmentation(Model):
+    """How training images are shifted and mirrored (``kdcore.data.augment.Views``)."""
+
     pad: Annotated[int, Field(ge=0)] = 0
+    """Pixels of padding on each side, of which a random crop is taken."""
     border: Literal["zero", "reflect"] | None = None
+    """What the padding holds: black, or the mirrored image."""
     flip: bool = False
+    """Mirrored left to right, one time in two."""
 
 
 class Moments(Model):
-    """Of the channels, in units of 0..1."""
+    """Normalisation by given values of the channels, in units of 0..1."""
 
     mean: Annotated[list[Number], Field(min_length=1)]
+    """Of each channel."""
     std: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
+    """Of each channel."""
 
 
 class Ramp(Model):
-    """From one value to another while the share of a stage that is over goes through the span."""
+    """A value that changes while a stage goes on."""
 
     start: Annotated[Number, Field(alias="from")]
+    """The value before the span."""
     to: Number
+    """The value after it."""
     span: Annotated[list[Number], Field(min_length=2, max_length=2)]
+    """Shares of the stage between which the value changes."""
     geometric: bool = False
+    """By equal factors; otherwise by equal steps."""
 
 
 class Rates(Model):
-    """lr[i] until step until[i]."""
+    """A learning rate that falls in steps: ``lr[i]`` until step ``until[i]``, times ``scale``; the last of them is the length."""
 
     lr: Annotated[list[Amount], Field(min_length=1)]
+    """The rates."""
     until: Annotated[list[Amount], Field(min_length=1)]
+    """Where each of them ends, in rising order."""
 
     @model_validator(mode="after")
     def _as_many(self):
@@ -98,51 +134,85 @@ class Rates(Model):
 
 
 class Budget(Model):
-    """about, time: shown to readers. only: patterns of the arms that it runs, all by default. arms: overrides by pattern."""
+    """One size of the replication: what it runs, for how long, with how many seeds. What matches later in ``arms`` wins."""
 
     about: Text
+    """What it shows, in a line: data, lengths, and which arms where these are not all."""
     comparable: bool = True
+    """Whether its numbers may be compared with the paper's; false for ``smoke``."""
     time: Text
+    """How long it takes, and on what."""
     seeds: Seeds
+    """How many seeds of each arm."""
     only: Annotated[list[Text], Field(min_length=1)] = ["*"]
+    """Patterns of the arms that it runs; all by default."""
     config: dict[Text, Any] = {}
+    """Parameters that it changes for every arm, over the arm's own settings."""
     arms: dict[Text, dict[Text, Any]] = {}
+    """By pattern of arms: parameters, and ``seeds``, that it changes for these."""
 
 
 class Row(Model):
-    """paper: the reported number, null where there is none, a list for a sweep. arm: null for a number that is quoted from others."""
+    """One number of a table. ``metric``, ``unit``, ``margin`` and ``mark`` are the table's unless the row has its own."""
 
     label: Text
+    """What the reader sees."""
     arm: Text | None
+    """Whose mean over seeds stands there; null for a number that the paper quotes from others."""
     sweep: Sweep | None = None
+    """As of an arm: the row stands for one of each combination."""
     paper: Number | None | list[Number | None]
+    """The number that the paper reports, null where it has none; for a sweep also a list, one for each combination."""
     reference: Number | None | list[Number | None] = None
+    """The same from whom the table's ``reference`` names."""
     std: Amount | None = None
+    """The standard deviation that the paper gives with its number."""
     mark: Mark | None = None
+    """How sure the reported number is."""
     metric: Metric | None = None
+    """What of a trial is shown: a name in METRICS of the paper's ``trial.py``."""
     margin: Amount | None = None
+    """How far ours may lie from the paper's number and still be the same result, in the metric's unit."""
     unit: Text | None = None
+    """Of the metric."""
 
 
 class Table(Model):
+    """A table of the paper, or one of ours. Its ``metric``, ``unit``, ``margin`` and ``mark`` hold for the rows without their own."""
+
     id: Name
+    """Short, for file names and commands."""
     title: Text
+    """What the reader sees."""
     number: int | Text | None = None
+    """Its number in the paper, if it has one."""
     source: Text
+    """Where the numbers stand."""
     reference: Text | None = None
+    """Who else reports numbers, in the rows' ``reference``."""
     unit: Text
+    """Of the metric."""
     metric: Metric
+    """What of a trial is shown: a name in METRICS of the paper's ``trial.py``."""
     margin: Amount
+    """How far ours may lie from the paper's number and still be the same result, in the metric's unit."""
+    mark: Mark | None = None
+    """How sure the reported numbers are."""
     curves: bool = True
+    """Whether the errors of its arms over the epochs are drawn."""
     rows: Annotated[list[Row], Field(min_length=1)]
+    """In the order in which the reader sees them."""
 
 
 class Side(Model):
-    """Of a claim: the mean of a metric over arms, or a constant value."""
+    """Of a claim: the mean of a metric over arms, seed by seed, or a constant."""
 
     arms: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Their names."""
     metric: Metric | None = None
+    """A name in METRICS of the paper's ``trial.py``."""
     value: Number | None = None
+    """The constant, in place of both."""
 
     @model_validator(mode="after")
     def _one_of_two(self):
@@ -154,15 +224,22 @@ class Side(Model):
 
 
 class Claim(Model):
-    """relation "<": left is smaller; "same": they differ by less than margin."""
+    """A sentence of the paper that our numbers can bear out or contradict."""
 
     id: Name
+    """Short, for files."""
     text: Text
+    """The sentence, in our words."""
     source: Text
+    """Where the paper says so."""
     left: Side
+    """What is compared."""
     relation: Literal["<", "same"]
+    """``<``: left is smaller. ``same``: they differ by less than ``margin``."""
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """For ``same`` alone, in the metric's unit."""
     right: Side
+    """With what it is compared."""
 
     @model_validator(mode="after")
     def _margin(self):
@@ -177,358 +254,61 @@ class Size(Model):
     """A network of the first table: its size as the paper prints it, and as it is."""
 
     row: Text
+    """Its label."""
     layers: Text
+    """In the paper's notation."""
     parameters_printed: Annotated[Text, Field(alias="parameters printed")]
+    """As the paper prints them."""
     parameters: Amount
+    """As they are."""
     hidden_units_printed: Annotated[Text, Field(alias="hidden units printed")]
+    """As the paper prints them."""
     hidden_units: Annotated[Amount, Field(alias="hidden units")]
+    """As they are."""
     note: Text
+    """What the difference comes from."""
 
 
 class Sheet(Model):
-    """sizes: one for each row of the first table, for the paper's own figure. runs: how many runs the paper's means and standard
-    deviations are of."""
+    """Everything that is said of a paper, in this order."""
 
     title: Text
+    """Of the paper."""
     authors: Text
+    """First names first."""
     year: Annotated[int, Field(ge=1900, le=2100)]
+    """Of publication."""
     citation: Text
+    """Where it was published, and which sections are replicated."""
     url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    """Where it can be read."""
     short: Text
+    """Its name in tables: "Hinton 2015, MNIST"."""
     question: Text
+    """What the paper asks, in a sentence."""
     protocol: Annotated[list[Fact], Field(min_length=1)]
+    """The paper's protocol and ours, point by point."""
     sizes: list[Size] | None = None
+    """One for each row of the first table, for a paper with a figure of sizes of its own."""
     bfloat16: bool
+    """Whether training may multiply in bfloat16 where that is fast: only after ``python -m benchmarks.precision`` found equal errors."""
     config: Config
+    """Every parameter of an arm."""
     arms: Annotated[dict[Text, dict[Text, Any]], Field(min_length=1)]
+    """By name, what each way to train a model sets otherwise than ``config``. An arm with a ``sweep`` stands for one of each combination:
+    ``{variable}`` in its name and settings is filled in."""
     budgets: Annotated[dict[Literal["smoke", "laptop", "fast", "paper"], Budget], Field(min_length=1)]
+    """Sizes of the replication, from seconds to the full protocol."""
     runs: Annotated[int, Field(ge=2)] | None = None
+    """How many runs the paper's means and standard deviations are of."""
     tables: Annotated[list[Table], Field(min_length=1)]
+    """Reported numbers and where they stand; the first is the paper's headline."""
     claims: list[Claim]
+    """What the paper says of its numbers."""
     deviations: list[Deviation]
+    """Where we depart from the paper."""
 
 
+DERIVABLE = {"is_teacher", "teacher_network"}  # what ``Paper.resolved`` finds out where config says ``derived``
 SHAPES = {"augmentation": Augmentation, "normalisation": Moments}
-KEYS = sorted({name for model in (Sheet, Fact, Deviation, Budget, Table, Row, Claim, Side) for name in model.model_fields})
-
-
-def structure_problems(sheet: dict) -> list[str]:
-    """Keys that are missing or unknown, and values of a wrong type or range; then templates that cannot be filled in."""
-    try:
-        Sheet.model_validate(sheet)
-    except ValidationError as error:
-        found: dict[str, str] = {}
-        # an unknown key first, for a missing one beside it is its correction; where one of several types fits, the first says enough
-        for each in sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden"):
-            found.setdefault(_place(sheet, each["loc"]) if each["type"] != "missing" else str(each["loc"]), _sentence(sheet, each))
-        return list(found.values())
-    problems = [problem for name, settings in sheet["arms"].items() for problem in _arm_problems(name, settings)]
-    for table in sheet["tables"]:
-        for row in table["rows"]:
-            where, sweep = f"{_place(sheet, ('tables',))} '{table['id']}', row '{row['label']}'", row.get("sweep") or {}
-            problems += _sweep_problems(where, sweep, [row["label"], row["arm"] or ""])
-            for key in ("paper", "reference"):
-                if isinstance(row.get(key), list) and not problems and len(row[key]) != _product(sweep):
-                    problems.append(f"{where}: it stands for {_product(sweep)} rows and has {len(row[key])} numbers in '{key}'")
-    if "sizes" in sheet and len(sheet["sizes"]) != (rows := sum(_product(row.get("sweep") or {}) for row in sheet["tables"][0]["rows"])):
-        problems.append(f"sizes: there are {len(sheet['sizes'])} for the {rows} rows of the first table")
-    for part in ("tables", "claims"):
-        names = [entry["id"] for entry in sheet[part]]
-        problems += [f"{part}: the id '{name}' is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-    return problems
-
-
-def _arm_problems(name: str, settings: dict) -> list[str]:
-    if name != name.strip() or not name.isprintable():
-        return [f"arms: the name {name!r} must be one line without spaces at its ends"]
-    sweep = settings.get("sweep", {})
-    if not isinstance(sweep, dict) or not all(
-        isinstance(values, list) and values and all(isinstance(value, str | int | float) for value in values) for values in sweep.values()
-    ):
-        return [f"arms, '{name}': sweep must give each variable a list of values, such as {{width: [300, 30]}}"]
-    return _sweep_problems(f"arms, '{name}'", sweep, _texts({"name": name} | settings | {"sweep": None}))
-
-
-def _texts(settings: dict) -> list[str]:
-    """The strings that a sweep fills in: as ``papers._filled`` walks them."""
-    found: list[str] = []
-    waiting = list(settings.values())
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, list):
-            waiting += value
-        elif isinstance(value, str):
-            found.append(value)
-    return found
-
-
-def _product(sweep: dict) -> int:
-    return functools.reduce(lambda count, values: count * len(values), sweep.values(), 1)
-
-
-def _sweep_problems(where: str, sweep: dict, texts: list[str]) -> list[str]:
-    """Placeholders that no variable fills, and sweeps without end."""
-    if _product(sweep) > MOST_COMBINATIONS:
-        return [f"{where}: its sweep stands for {_product(sweep):,} combinations, more than {MOST_COMBINATIONS:,}"]
-    for text in texts:
-        try:
-            fields = list(string.Formatter().parse(text))
-        except ValueError as error:
-            return [f"{where}: '{text}' is no template ({error}): write a brace twice to mean itself"]
-        for _, field, layout, conversion in fields:
-            if field is not None and (field not in sweep or layout or conversion):
-                known = f"one of {', '.join(sweep)}" if sweep else "nothing, for there is no sweep"
-                return [f"{where}: the placeholder '{{{field}}}' of '{text}' must be {known}"]
-    return []
-
-
-def problems(paper) -> list[str]:
-    """Everything that is wrong with a paper's sheet: its structure, then what its parts refer to. One sentence each."""
-    found = structure_problems(paper.sheet)
-    return found or [*_budget_problems(paper), *_table_problems(paper), *_claim_problems(paper), *_metric_problems(paper)]
-
-
-def _budget_problems(paper) -> list[str]:
-    """Patterns that match nothing, and arms that a budget runs and that could not train."""
-    found = _naming_problems(paper)
-    for name, budget in paper.budgets.items():
-        for pattern in (*budget.get("arms", {}), *budget.get("only", [])):
-            if not any(fnmatch.fnmatchcase(arm, pattern) for arm in paper.arms):
-                found.append(f"'{pattern}' in budget {name} matches no arm")
-        run = set(paper.budget_arms(name))
-        for arm in paper.arms:
-            try:
-                seeds = paper.seeds(name, arm)
-                config = paper.resolved(name, arm)
-            except KdcoreError as error:
-                found.append(str(error).removeprefix(f"{paper.key}/sheet.yaml "))
-                continue
-            where = f"arm '{arm}' at {name}"
-            if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= validation.MOST_SEEDS:
-                found.append(f"{where}: seeds must be a number from 1 to {validation.MOST_SEEDS:,}, not {validation.shown(seeds)}")
-            if arm in run:
-                found += [f"{where}: {problem}" for problem in _config_problems(paper, name, config)]
-    return list(dict.fromkeys(found)) or _chain_problems(paper)
-
-
-def _naming_problems(paper) -> list[str]:
-    """Templates of arms that give the same name."""
-    from kdcore.papers import _combinations
-
-    names = [name.format(**values) for name, own in paper.sheet["arms"].items() for values in _combinations(own.get("sweep") or {})]
-    return [f"arms: there are two named '{name}'" for name in dict.fromkeys(names) if names.count(name) > 1]
-
-
-def _config_problems(paper, budget: str, config: dict) -> list[str]:
-    """What a resolved configuration has that no trial could be made of, whatever the paper."""
-    found = []
-    try:
-        Config.model_validate(config)
-    except ValidationError as error:
-        return [_sentence(config, each) for each in error.errors(include_url=False)]
-    for key, value in config.items():
-        if problem := _unlike(paper.sheet["config"][key], value):
-            found.append(f"{key} must be {problem}, not {validation.shown(value)}")
-        if isinstance(value, dict) and (shape := _shape(key, value)):
-            try:
-                shape.model_validate(value)
-            except ValidationError as error:
-                found += [f"{key}: {_sentence(value, each)}" for each in error.errors(include_url=False)]
-    try:
-        data.fingerprint(config["data"])
-    except KdcoreError as error:
-        found.append(f"data: {error}")
-    if not isinstance(config.get("network"), str | None):
-        found.append(f"network must be a text, not {validation.shown(config['network'])}")
-    if (teacher := config["teacher"]) is None:
-        return found
-    if teacher not in paper.arms:
-        return [*found, f"its teacher '{teacher}' is no arm{_near(teacher, paper.arms)}"]
-    try:
-        theirs = paper.resolved(budget, teacher)
-    except KdcoreError:  # said of that arm
-        return found
-    if theirs.get("is_teacher") is False:
-        found.append(f"its teacher '{teacher}' keeps no weights: give that arm is_teacher: true")
-    own, named = theirs.get("network"), config.get("teacher_network")
-    if "teacher_network" in config and named != own:
-        found.append(f"teacher_network is {validation.shown(named)}, but its teacher '{teacher}' trains {validation.shown(own)} there")
-    return found
-
-
-def _shape(key: str, value: dict) -> type[Model] | None:
-    """What a dict in a configuration must hold, where several papers share it; the rest is the paper's own."""
-    if key in SHAPES:
-        return SHAPES[key]
-    return Ramp if {"from", "to", "span"} & set(value) else Rates if {"lr", "until"} <= set(value) else None
-
-
-def _unlike(default, value) -> str | None:
-    """What a value should be to be of its default's kind; None where it is. null, lists and dicts stand for more than one kind."""
-    if isinstance(default, bool):
-        return None if value is None or isinstance(value, bool | str) else "true or false"
-    if isinstance(default, int | float) and (isinstance(value, bool | str) or isinstance(value, int | float) and value < 0 <= default):
-        return "a number that is not negative" if default >= 0 else "a number"
-    return "a text" if isinstance(default, str) and isinstance(value, bool) else None
-
-
-def network_problems(paper, budget: str, arms) -> list[str]:
-    """Networks of a budget's arms that cannot be built. Apart from the rest, because it takes a second for the large ones."""
-    found = {}
-    for arm in arms:
-        config = paper.resolved(budget, arm)
-        for key in ("network", "teacher_network"):
-            if (name := config.get(key)) is not None and name not in found:
-                found[name] = (problem := _unbuildable(name)) and f"arm '{arm}' at {budget}: {key}: {problem}"
-    return [problem for problem in found.values() if problem]
-
-
-@functools.cache
-def _unbuildable(name: str) -> str | None:
-    """Why there is no network of a name; it is built without memory and without weights."""
-    import torch
-
-    from kdcore import models
-
-    if any(len(digits) > 9 or int(digits) > MOST_LAYERS for digits in re.findall("[0-9]+", name)):
-        return f"'{name}' has a number above {MOST_LAYERS:,}"
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.device("meta"))
-        for family in {models.Network, *models.FAMILIES.values()}:
-            stack.enter_context(mock.patch.object(family, "reset", lambda net, seed: net))
-        try:
-            models.create(name)
-        except KdcoreError as error:
-            return str(error)
-        except Exception as error:  # a size that torch cannot count, say
-            return f"cannot build network '{name}' ({error})"
-    return None
-
-
-def _chain_problems(paper) -> list[str]:
-    """Teachers in a circle; and configurations that the paper's module cannot read, by the function that groups its trials."""
-    for budget in paper.budgets:
-        configs = {arm: paper.resolved(budget, arm) for arm in paper.arms}
-        for arm in paper.budget_arms(budget):
-            chain = [arm]
-            while (teacher := configs[chain[-1]]["teacher"]) is not None:
-                if teacher in chain:
-                    return [f"arm '{arm}' at {budget}: its teachers go in a circle ({' <- '.join([*chain, teacher])})"]
-                chain.append(teacher)
-            try:
-                paper.cohort(configs[arm])
-            except Exception as error:  # whatever a paper's own code makes of it
-                why = f"{type(error).__name__}: {error}"
-                return [f"arm '{arm}' at {budget}: kdcore/papers/{paper.key}/trial.py cannot read its settings ({why})"]
-    return []
-
-
-def _table_problems(paper) -> list[str]:
-    found = []
-    for table in paper.tables:
-        for row in table["rows"]:
-            where = f"table {table['id']}, row '{row['label']}'"
-            if row["arm"] is not None and row["arm"] not in paper.arms:
-                found.append(f"{where} names the arm '{row['arm']}', which is not there{_near(row['arm'], paper.arms)}")
-            if row["paper"] is not None and row.get("mark") is None:
-                found.append(f"{where}: the reported number has no mark")
-            if "reference" in row and "reference" not in table:
-                found.append(f"table {table['id']} does not say whose number the reference of '{row['label']}' is")
-            if row.get("std") is not None and row["paper"] is None:
-                found.append(f"{where}: a standard deviation without a number")
-    return found
-
-
-def _claim_problems(paper) -> list[str]:
-    return [
-        f"claim {claim['id']} names the arm '{arm}', which is not there{_near(arm, paper.arms)}"
-        for claim in paper.sheet["claims"]
-        for side in ("left", "right")
-        for arm in claim[side].get("arms") or []
-        if arm not in paper.arms
-    ]
-
-
-def _metric_problems(paper) -> list[str]:
-    """Metrics of rows and claims that no trial of the paper measures."""
-    measured = getattr(paper.module, "METRICS", None)
-    if not isinstance(measured, dict):
-        return [f"kdcore/papers/{paper.key}/trial.py has no METRICS: write METRICS = {{name: what it is and its unit}}"]
-    found = [
-        f"{where}: trial.py measures no '{metric}'{_near(metric, measured)}; its METRICS lists what it does"
-        for where, _, metric in used_metrics(paper)
-        if metric not in measured
-    ]
-    return list(dict.fromkeys(found))
-
-
-def used_metrics(paper) -> list[tuple[str, str | None, str]]:
-    """(place in the sheet, arm, metric) of every row and of every side of a claim."""
-    rows = [(f"table {table['id']}, row '{row['label']}'", row["arm"], row["metric"]) for table in paper.tables for row in table["rows"]]
-    return rows + [
-        (f"claim {claim['id']}", arm, claim[side]["metric"])
-        for claim in paper.sheet["claims"]
-        for side in ("left", "right")
-        for arm in claim[side].get("arms") or []
-    ]
-
-
-def _near(name: str, choices) -> str:
-    near = difflib.get_close_matches(name, list(choices), 1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
-
-
-# -- sentences ------------------------------------------------------------------------------------------------------
-
-
-WORDS = {
-    "Input should be": "it must be",
-    "valid string": "text",
-    "a valid": "a",
-    "String should": "it must",
-    "have at least 1 item": "not be empty",
-}
-
-
-def _sentence(sheet: dict, error: dict) -> str:
-    """A pydantic error as a sentence: the place, in the sheet's own names, and what to write."""
-    place, kind, given = error["loc"], error["type"], error["input"]
-    if kind == "missing":
-        where = _place(sheet, place[:-1])
-        return f"{where}: '{place[-1]}' is missing" if where else f"the section '{place[-1]}' is missing"
-    if kind == "extra_forbidden":
-        return f"{_place(sheet, place[:-1]) or 'sheet'}: '{place[-1]}' is no key of it{_near(str(place[-1]), KEYS)}"
-    words = error["msg"].removeprefix("Value error, ")
-    where = _place(sheet, place)
-    if kind == "value_error":
-        return f"{where}: {words}"
-    if place[-1] == "[key]":
-        return f"{_place(sheet, place[:-2])}: '{place[-2]}' is no name there: {words}"
-    if kind == "literal_error":
-        words = f"write one of {error['ctx']['expected']}"
-    else:
-        for theirs, ours in WORDS.items():
-            words = words.replace(theirs, ours)
-        words = re.sub(r"dictionary( or instance of \w+)?", "mapping", words)
-    return f"{where} {validation.shown(given)}: {words}"
-
-
-def _place(sheet: dict, place: tuple) -> str:
-    """("tables", 0, "rows", 2, "margin") -> "tables 'errors', rows 'small', margin"."""
-    words, here = [], sheet
-    for step in place:
-        here = here[step] if _holds(here, step) else None
-        if isinstance(step, int):
-            name = next((here[key] for key in ("id", "label", "what") if isinstance(here, dict) and isinstance(here.get(key), str)), None)
-            words[-1:] = [f"{words[-1]} {validation.shown(name) if name else f'[{step}]'}" if words else f"[{step}]"]
-        elif here is not None or not _branch(step):  # a branch of a union is pydantic's, not the sheet's
-            words.append(str(step))
-    return ", ".join(words)
-
-
-def _holds(here, step) -> bool:
-    return (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int) and step < len(here))
-
-
-def _branch(step) -> bool:
-    return step in ("int", "float", "str", "constrained-str", "[key]") or "[" in str(step) or "(" in str(step)
+KEYS = sorted({field.alias or name for model in Model.__subclasses__() for name, field in model.model_fields.items()})

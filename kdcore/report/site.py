@@ -4,57 +4,57 @@ import base64
 import re
 from pathlib import Path
 
-from kdcore import papers, paths
-from kdcore.report import tables
+from kdcore import paths
+from kdcore.report import readme, select, tables
+from kdcore.report.evidence import Evidence
+from kdcore.report.formats import environment, to_html
 from kdcore.trials.store import Store
 
 
-def write_site(store: Store, found: list[tables.Findings] | None = None) -> Path:
-    """Write ``index.html`` into the results folder: scoreboard, and for each paper its claims, tables, figures, protocol
-    and deviations. Figures are those that lie in ``figures/KEY``. found: of all papers, read here by default. Returns the path."""
-    found = found or [tables.Findings(papers.get(key), store.records(key)) for key in papers.names()]
-    template = tables.environment().get_template("site.html.j2")
-    board = tables.to_html(tables.scoreboard(found), details=True, style=False)
-    page = template.render(papers=[_paper(each, store) for each in found], scoreboard=board)
+def write_site(store: Store, everything: list[Evidence]) -> Path:
+    """Write ``index.html`` into the results folder: the scoreboard, and for each paper its claims, tables, figures, protocol
+    and deviations. Figures are those that lie in ``figures/KEY``. everything: the evidence of all papers. Returns the path."""
+    template = environment().get_template("site.html.j2")
+    board = to_html(readme.scoreboard(everything), details=True, style=False)
+    page = template.render(papers=[_paper(each, store) for each in everything], scoreboard=board)
     path = store.results / "index.html"
     paths.write_text(path, re.sub(r"\n\s*\n+", "\n", page))
     return path
 
 
-def _paper(findings: tables.Findings, store: Store) -> dict:
-    paper = findings.paper
-    known, stale = tables.current(paper, [record for record in findings.records if record["budget"] != "smoke"])
+def _paper(evidence: Evidence, store: Store) -> dict:
+    paper = evidence.paper
+    known, stale = select.current(paper, [record for record in evidence.records if record["budget"] != "smoke"])
     executed = [path for path in sorted((store.results / "executed").glob(f"{paper.key}*")) if path.suffix in (".ipynb", ".html")]
     return {
         "paper": paper,
         "sheet": paper.sheet,
-        "protocol": tables.to_html(tables.facts(paper, "protocol"), style=False),
-        "deviations": tables.to_html(tables.facts(paper, "deviations"), style=False),
+        "protocol": to_html(tables.facts(paper, "protocol"), style=False),
+        "deviations": to_html(tables.facts(paper, "deviations"), style=False),
         "stale": len(stale),
         "failed": [record for record in known if record["status"] != "done"],
         "notebooks": [path.relative_to(store.results).as_posix() for path in executed],
-        "budgets": [_budget(findings, store, budget) for budget in findings.budgets if budget != "smoke"],
+        "budgets": [_budget(evidence, store, budget) for budget in evidence.budgets if budget != "smoke"],
     }
 
 
-def _budget(findings: tables.Findings, store: Store, budget: str) -> dict:
-    paper = findings.paper
-    drawn = {path.stem.removeprefix(f"{budget}_"): path for path in sorted((store.results / "figures" / paper.key).glob(f"{budget}_*.svg"))}
+def _budget(evidence: Evidence, store: Store, budget: str) -> dict:
+    paper = evidence.paper
+    files = {path.stem.removeprefix(f"{budget}_"): path for path in sorted((store.results / "figures" / paper.key).glob(f"{budget}_*.svg"))}
     figures = {
-        name: {"words": name.replace("_", " "), "data": base64.b64encode(path.read_bytes()).decode()} for name, path in drawn.items()
+        name: {"words": name.replace("_", " "), "data": base64.b64encode(path.read_bytes()).decode()} for name, path in files.items()
     }
-    *frames, claims = findings.shown(budget)
+    *frames, claims = evidence.shown(budget)
     shown = [
-        {"html": tables.to_html(frame, details=True, style=False), "figure": figures.pop(f"paper_{frame.attrs['id']}", None)}
-        for frame in frames
+        {"html": to_html(frame, details=True, style=False), "figure": figures.pop(f"paper_{frame.attrs['id']}", None)} for frame in frames
     ]
     learning = [figures.pop(name) for name in list(figures) if name.startswith("learning_")]
     return {
         "name": budget,
         **paper.budget(budget),
-        "claims": tables.to_html(claims, style=False),
+        "claims": to_html(claims, style=False),
         "tables": shown,
         "figures": list(figures.values()),
         "learning": learning,
-        "changes": tables.to_html(tables.budget_table(paper, budget), style=False),
+        "changes": to_html(tables.budget_table(paper, budget), style=False),
     }

@@ -3,21 +3,24 @@
 from collections.abc import Callable
 from functools import partial
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from kdcore import papers
 from kdcore.models import MLP
 from kdcore.papers.activation_boundaries import toy
-from kdcore.report import figures as draw
+from kdcore.report.drawing import PALETTE, WIDTH, heading, plot
+from kdcore.report.figures import learning_curves, lines_against
 
 METHODS = ("none", "KD", "FITNET + KD", "FSP + KD", "AT + KD", "Jacobian + KD", "AB + KD")
 PICTURES = {"teacher": "teacher", "mse": "mean squared error", "boundary": "boundaries"}
 
 
 def figures(records: list[dict]) -> dict:
-    """Errors against epochs and against data, paper and ours; the sides of the boundaries while training; the toy's plane."""
-
+    """Errors against epochs and against data, paper and ours; the sides of the boundaries while training; the plane of the toy."""
     tables = {table["id"]: table["rows"] for table in papers.get("activation_boundaries").tables}
     swept = {
         "fast_training": (
@@ -31,44 +34,43 @@ def figures(records: list[dict]) -> dict:
             {"xlabel": "% of the training set", "title": "Little data, paper and ours"},
         ),
     }
-    drawn = {}
+    plots = {}
     for name, (table, place, words) in swept.items():
         panels = _panels(tables[table], records, place)
         if panels["ours"][0]:
-            drawn[name] = partial(draw.lines_against, panels, ylabel="% test error", **words)
+            plots[name] = partial(lines_against, panels, ylabel="% test error", **words)
     arms = {row["arm"] for table in ("fast", "little_data") for row in tables[table] if row["arm"].startswith("AB + KD")}
     watched = [record for record in records if record["arm"] in arms and "layer1_same_side_end" in record["metrics"]]
     if watched:
-        # of the tables' cells the longest training, and there the most data
+        # the longest training among the tables' cells, and of those the one with the most data
         best = max(watched, key=lambda record: (len(record["history"]), record["config"]["percent"]))
         mine = [record for record in watched if record["arm"] == best["arm"]]
         title = f"Neurons on the teacher's side of their boundary\n{best['arm']}: {best['config']['epochs']} epochs"
         by_layer = {f"layer {layer}": [_of_layer(record, layer) for record in mine] for layer in (1, 2, 3)}
-        drawn["boundary_sides"] = partial(draw.learning_curves, by_layer, "% on the teacher's side", title)
+        plots["boundary_sides"] = partial(learning_curves, by_layer, "% on the teacher's side", title)
     for record in records:
         if "toy" in record["metrics"]:
-            drawn["toy"] = partial(_draw_toy, record)
+            plots["toy"] = partial(_draw_toy, record)
             break
-    return drawn
+    return plots
 
 
 def _panels(rows: list[dict], records: list[dict], place: Callable[[dict], float]) -> dict:
-    """{paper, ours: (lines {method: {x: values}}, no levels)} of a table's rows; x is where ``place`` puts the arm of budget paper."""
-
+    """{paper, ours: (lines {method: {x: values}}, no levels)} of a table's rows; ``place`` gives x for an arm's config at budget paper."""
     paper = papers.get("activation_boundaries")
     panels: dict = {"paper": ({}, {}), "ours": ({}, {})}
     for row in rows:
         label = row["arm"].split(", ")[0]
         values = [record["metrics"][row["metric"]] for record in records if record["arm"] == row["arm"]]
-        for panel, found in (("paper", [row["paper"]]), ("ours", values)):
-            if found:
-                panels[panel][0].setdefault(label, {})[place(paper.config("paper", row["arm"]))] = found
+        for panel, cell in (("paper", [row["paper"]]), ("ours", values)):
+            if cell:
+                panels[panel][0].setdefault(label, {})[place(paper.config("paper", row["arm"]))] = cell
     return panels
 
 
 def _of_layer(record: dict, layer: int) -> dict:
-    found = [row.get("same_side_percent") for row in record["history"]]
-    return {"history": [{} if sides is None else {"% on the teacher's side": sides[layer - 1]} for sides in found]}
+    by_epoch = [row.get("same_side_percent") for row in record["history"]]
+    return {"history": [{} if sides is None else {"% on the teacher's side": sides[layer - 1]} for sides in by_epoch]}
 
 
 def _draw_toy(record: dict):
@@ -90,4 +92,31 @@ def _draw_toy(record: dict):
         classes, neurons = logits.round(decimals=6).numpy().argmax(1), taps[toy.TAP].round(decimals=6).numpy().T
         panels[shown] = (classes.reshape(toy.GRID, toy.GRID), neurons.reshape(-1, toy.GRID, toy.GRID))
     title = "What a student makes of its teacher's boundaries: four digits on a plane"
-    return draw.boundaries(panels, across, up, points, labels, title)
+    return boundaries(panels, across, up, points, labels, title)
+
+
+@plot
+def boundaries(panels: dict[str, tuple], across, up, points, labels, title: str = "") -> Figure:
+    """What nets with two inputs make of a plane, side by side: the class that each decides for in pale colours, the boundary of
+    each neuron as a thin line, and the points that they learned from.
+
+    panels: {name: (classes [n, m], pre-activations [neurons, n, m])}; across [m], up [n]: the ticks of the grid; points [N, 2],
+    labels [N]: from 0.
+    """
+    count = int(max(labels)) + 1
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(WIDTH, WIDTH / len(panels) + 1.1), squeeze=False, sharey=True, layout="constrained"
+    )
+    pale = mpl.colors.ListedColormap([[1 - 0.3 * (1 - part) for part in mpl.colors.to_rgb(colour)] for colour in PALETTE[:count]])
+    for ax, (name, (classes, neurons)) in zip(axes[0], panels.items(), strict=True):
+        ax.pcolormesh(across, up, classes, cmap=pale, vmin=0, vmax=count - 1, shading="nearest", rasterized=True)
+        for neuron in neurons:
+            if neuron.min() < 0 < neuron.max():  # the others have no boundary here
+                ax.contour(across, up, neuron, levels=[0.0], colors="#333333", linewidths=0.6)
+        for number, marker in zip(range(count), "os^Dv<>" * count, strict=False):
+            chosen = points[labels == number]
+            ax.plot(chosen[:, 0], chosen[:, 1], marker, ms=2, color=PALETTE[number], mew=0, alpha=0.7, rasterized=True)
+        ax.set_title(name, fontsize=10, fontweight="normal")
+        ax.grid(False)
+    heading(figure, title)
+    return figure

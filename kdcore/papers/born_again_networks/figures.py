@@ -2,28 +2,33 @@
 
 from functools import partial
 
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
 from kdcore.papers.born_again_networks.importance import BINS
-from kdcore.report import figures as draw
+from kdcore.report import select
+from kdcore.report.drawing import PALETTE, WIDTH, heading, plot
+from kdcore.report.figures import curve
 
 
 def figures(records: list[dict]) -> dict:
-    """Dark knowledge under the light, the weights of CWTM, and what becomes of generations that are one object."""
-    by_arm: dict[str, list[dict]] = {}
-    for record in records:
-        by_arm.setdefault(record["arm"], []).append(record)
-    drawn = {}
+    """The parts of BAN's gradient, the weights of CWTM, and what becomes of generations that are all one object."""
+    by_arm = select.by_arm(records)
+    plots = {}
     if arm := next((arm for arm in by_arm if arm.endswith(": BAN")), None):
-        drawn["dark_knowledge"] = partial(draw.stretches, _light([record["history"] for record in by_arm[arm]]), xlabel="epoch", title=arm)
+        plots["dark_knowledge"] = partial(
+            stretches, _gradient_parts([record["history"] for record in by_arm[arm]]), xlabel="epoch", title=arm
+        )
     if arm := next((arm for arm in by_arm if arm.endswith(": CWTM")), None):
-        found = [record["metrics"]["importance"] for record in by_arm[arm]]
+        seeds = [record["metrics"]["importance"] for record in by_arm[arm]]
         middles = [(place + 0.5) / BINS for place in range(BINS)]
         lines = {
-            "weight that CWTM gives": [_numbers(each["cwtm_weight"]) for each in found],
-            "weight of the true class in BAN's first gradient": [_numbers(each["true_class_weight"]) for each in found],
-            "share of the training cases": [[count / sum(each["cases"]) for count in each["cases"]] for each in found],
+            "weight that CWTM gives": [_numbers(each["cwtm_weight"]) for each in seeds],
+            "weight of the true class in BAN's first gradient": [_numbers(each["true_class_weight"]) for each in seeds],
+            "share of the training cases": [[count / sum(each["cases"]) for count in each["cases"]] for each in seeds],
         }
-        drawn["importance"] = partial(
-            draw.curve, middles, lines, xlabel="the teacher's confidence", ylabel="weight, share", title=f"Importance weights, {arm}"
+        plots["importance"] = partial(
+            curve, middles, lines, xlabel="the teacher's confidence", ylabel="weight, share", title=f"Importance weights, {arm}"
         )
     coded = [record["history"] for record in by_arm.get("ResNet, as coded", [])]
     intended = [by_arm.get(f"ResNet, as intended: generation {number}", []) for number in (1, 2, 3)]
@@ -33,14 +38,14 @@ def figures(records: list[dict]) -> dict:
         for label, key in (("test error, %", "test_error_percent"), ("KL from the teacher", "divergence_from_teacher")):
             panels[label] = {name: _by_generation(rows[0], key) for name, rows in (("as coded", coded), ("as intended", together))}
         title = "Three generations of which two never begin"
-        drawn["generations"] = partial(draw.stretches, panels, (1, 2), xlabel="generations", title=title)
-    return drawn
+        plots["generations"] = partial(stretches, panels, (1, 2), xlabel="generations", title=title)
+    return plots
 
 
-def _light(histories: list[list[dict]]) -> dict:
-    """The parts of BAN's gradient against the epoch, means over seeds, and how much of the first two is the true class's."""
+def _gradient_parts(histories: list[list[dict]]) -> dict:
+    """The parts of BAN's gradient against the epoch, means over seeds, and the true class's share of the first two."""
     keys = ("gradient_true_class", "gradient_other_classes", "gradient_labels")
-    # epochs that were measured in every seed
+    # the epochs at which every seed was measured
     measured = [(epoch, rows) for epoch, rows in enumerate(zip(*histories, strict=True), 1) if all(keys[0] in row for row in rows)]
     true, others, labels = ([sum(row[key] for row in rows) / len(rows) for _, rows in measured] for key in keys)
     epochs, share = [epoch for epoch, _ in measured], [one / (one + other) for one, other in zip(true, others, strict=True)]
@@ -53,6 +58,29 @@ def _numbers(values: list) -> list[float]:
 
 
 def _by_generation(history: list[dict], key: str) -> tuple[list[float], list[float]]:
-    """A measure against the generations that are over, three in all, where it was measured."""
+    """A measure against how many of the three generations are over, wherever it was measured."""
     places = [3 * (number + 1) / len(history) for number in range(len(history))]
     return [x for x, row in zip(places, history, strict=True) if key in row], [row[key] for row in history if key in row]
+
+
+@plot
+def stretches(panels: dict[str, dict[str, tuple]], breaks=(), *, xlabel: str = "", title: str = "") -> Figure:
+    """Lines whose points each have their own x, a panel for each measure over one x axis.
+
+    panels: {measure: {label: (x [n], y [n])}}; a label looks the same in all panels. breaks: x of vertical lines.
+    """
+    figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.6 * len(panels) + 0.6), squeeze=False, sharex=True, layout="constrained")
+    labels = dict.fromkeys(label for lines in panels.values() for label in lines)
+    looks, shown = dict(zip(labels, zip(PALETTE, ("-", "--", ":", "-.") * 2, strict=False), strict=False)), {}
+    for ax, (measure, lines) in zip(axes[:, 0], panels.items(), strict=True):
+        for label, (x, y) in lines.items():
+            colour, dashes = looks[label]
+            (shown[label],) = ax.plot(x, y, dashes, color=colour, lw=1.6)
+        for place in breaks:
+            ax.axvline(place, color="#555555", lw=0.9, zorder=1)
+        ax.set_ylabel(measure)
+        ax.margins(x=0.01)
+    axes[-1, 0].set_xlabel(xlabel)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(3, len(shown)))
+    heading(figure, title)
+    return figure

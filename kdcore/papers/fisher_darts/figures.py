@@ -1,19 +1,37 @@
 """Whettam 2019/2020: figures of this paper alone."""
 
+import math
 from functools import partial
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kdcore import papers
 from kdcore.models.darts import GENOTYPES
-from kdcore.report import figures as draw
+from kdcore.report import select
+from kdcore.report.drawing import (
+    BLUE,
+    PALETTE,
+    STRAIGHT,
+    VERMILLION,
+    WIDTH,
+    darker,
+    heading,
+    pixels,
+    plot,
+    rounded,
+    wrapped,
+)
 
 
 def figures(records: list[dict]) -> dict:
-    """The baseline's spread, the paths of growth, where students look, error against similarity, the cells that were found."""
-
-    by_arm: dict[str, list[dict]] = {}
-    for record in records:
-        by_arm.setdefault(record["arm"], []).append(record)
-    drawn = {}
+    """The spread of single runs, the paths of growth, where students look, error against similarity, the cells of the searches."""
+    by_arm = select.by_arm(records)
+    plots = {}
     sheet = next(table for table in papers.get("fisher_darts").tables if table["id"] == "teachers")
     rows = [
         {
@@ -26,14 +44,14 @@ def figures(records: list[dict]) -> dict:
     ]
     if any(row["ours"] for row in rows):
         title = "The DARTS student under four teachers: how much single runs differ"
-        drawn["spread"] = partial(draw.spread, rows, xlabel="% top-1 error", title=title)
+        plots["spread"] = partial(spread, rows, xlabel="% top-1 error", title=title)
     paths = {}
     for name, arm in (("Fisher information", "Fisher teacher"), ("random", "random-order teacher"), ("uniform", "uniform teacher")):
         if arm in by_arm:
-            growth = by_arm[arm][0]["metrics"]["growth"]
-            paths |= {f"{name}, {way}" if len(growth) > 1 else name: path for way, path in growth.items()}
+            ways = by_arm[arm][0]["metrics"]["growth"]
+            paths |= {f"{name}, {way}" if len(ways) > 1 else name: path for way, path in ways.items()}
     if paths:
-        drawn["growth"] = partial(draw.growth, paths, "Growing the student: groups of each cell's convolutions, step by step")
+        plots["growth"] = partial(growth, paths, "Growing the student: groups of each cell's convolutions, step by step")
     seen = {
         f"{student} student, {'no' if teacher == 'none' else teacher} teacher": by_arm[arm][0]["metrics"]["maps"]
         for student in ("DenseNet", "DARTS")
@@ -41,22 +59,192 @@ def figures(records: list[dict]) -> dict:
         if (arm := f"{teacher} -> {student}") in by_arm
     }
     if seen:
-        drawn["maps"] = partial(draw.attention, seen, "Where students look, by their teacher")
+        plots["maps"] = partial(attention, seen, "Where students look, by their teacher")
     points: dict[str, list] = {}
-    for arm, found in by_arm.items():
-        for record in found:
+    for arm, mine in by_arm.items():
+        for record in mine:
             if "map_similarity" in record["metrics"]:
                 points.setdefault(arm, []).append((record["metrics"]["map_similarity"], record["metrics"]["test_error_percent"]))
     if points:
         axes = {"xlabel": "mean cosine of the attention maps of teacher and student", "ylabel": "% top-1 error of the student"}
-        drawn["similarity"] = partial(draw.scatter, points, **axes, title="Do students that look like their teachers make fewer errors?")
+        plots["similarity"] = partial(scatter, points, **axes, title="Do students that look like their teachers make fewer errors?")
     kinds = {}
-    for arm, found in by_arm.items():
-        name = found[0]["config"]["network"] or ""
+    for arm, mine in by_arm.items():
+        name = mine[0]["config"]["network"] or ""
         if arm == "none -> DARTS":
             kinds |= {f"the student's {kind}": edges for kind, edges in GENOTYPES[name.split("_")[1]]._asdict().items()}
-        elif "genotype" in found[0]["metrics"]:
-            kinds |= {f"{arm}: {kind}": edges for kind, edges in found[0]["metrics"]["genotype"].items()}
+        elif "genotype" in mine[0]["metrics"]:
+            kinds |= {f"{arm}: {kind}": edges for kind, edges in mine[0]["metrics"]["genotype"].items()}
     if kinds:
-        drawn["cells"] = partial(draw.cells, kinds, "The student's cells, and those that our searches found")
-    return drawn
+        plots["cells"] = partial(cells, kinds, "The student's cells, and those that our searches found")
+    return plots
+
+
+@plot
+def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
+    """One measure against another: a point for each pair (x, y), a colour and a marker for each group. From three groups on, the
+    least-squares line through all points in its 95 % band; the bootstrap resamples groups, whose points are not independent.
+    The points set the axes: over few groups the band is wide, and may leave the figure."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
+    table = pd.DataFrame([(label, *point) for label, points in groups.items() for point in points], columns=["group", "x", "y"])
+    shown = {}
+    if len(groups) > 2 and table["x"].nunique() > 1:
+        import seaborn  # slow to import
+
+        look = {"scatter": False, "color": "#777777", "line_kws": {"lw": 1.2}}
+        seaborn.regplot(table, x="x", y="y", units="group", seed=0, truncate=True, ax=ax, **look)
+        (line,), (band,) = ax.lines, ax.collections  # a thousand fits, each with its processor's last digits
+        shown["line through all, 95 % band"] = line
+        line.set_data(rounded(line.get_xdata()), rounded(line.get_ydata()))
+        band.set_verts([rounded(path.vertices) for path in band.get_paths()])
+    for (label, points), colour, marker in zip(groups.items(), PALETTE * 4, "os^Dv<>ph" * 4, strict=False):
+        (shown[label],) = ax.plot(*zip(*points, strict=True), marker, color=colour, ms=7, alpha=0.8, mew=0)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.margins(x=0.08)
+    if len(table):
+        room = 0.15 * ((table["y"].max() - table["y"].min()) or 1.0)
+        ax.set_ylim(table["y"].min() - room, table["y"].max() + room)
+    heading(figure, title)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(3, max(1, len(shown))))
+    return figure
+
+
+@plot
+def spread(rows: list[dict], *, xlabel: str = "", title: str = "") -> Figure:
+    """How much single runs differ: the paper's mean -+ one standard deviation, and beside it ours with a dot for every seed. The
+    two panels have the same scale but their own origins, so that spreads compare wherever the errors lie.
+
+    rows: [{label, paper (mean, standard deviation) or None, ours [a value for each seed]}].
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.5 * len(rows) + 1.5), sharey=True, layout="constrained")
+    reach: tuple[list, list] = ([], [])
+    for y, row in enumerate(rows):
+        if row["paper"] is not None:
+            mean, std = row["paper"]
+            axes[0].errorbar(mean, y, xerr=std, fmt="D", ms=6, color=VERMILLION, capsize=3)
+            reach[0].extend((mean - std, mean + std))
+        if ours := row["ours"]:
+            std = np.std(ours, ddof=1) if len(ours) > 1 else None
+            axes[1].errorbar(np.mean(ours), y - 0.1, xerr=std, fmt="o", ms=7, color=BLUE, capsize=3)
+            axes[1].plot(ours, [y + 0.2] * len(ours), "o", ms=4, color=BLUE, alpha=0.55, mew=0)
+            reach[1].extend((*ours, np.mean(ours) - (std or 0), np.mean(ours) + (std or 0)))
+    width = 1.15 * max([1.0, *(max(values) - min(values) for values in reach if values)])
+    for ax, values in zip(axes, reach, strict=True):
+        middle = (max(values) + min(values)) / 2 if values else width / 2
+        ax.set_xlim(middle - width / 2, middle + width / 2)
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel(xlabel)
+    axes[0].set_yticks(range(len(rows)), [wrapped(row["label"], 36) for row in rows])
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    marks = [
+        mpl.lines.Line2D([], [], marker="D", ms=6, color=VERMILLION, label="paper: mean, standard deviation"),
+        mpl.lines.Line2D([], [], marker="o", ms=7, color=BLUE, label="ours: the same"),
+        mpl.lines.Line2D([], [], marker="o", ls="", ms=4, color=BLUE, alpha=0.55, mew=0, label="one seed"),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3)
+    heading(figure, title)
+    return figure
+
+
+@plot
+def growth(paths: dict[str, list[dict]], title: str = "") -> Figure:
+    """How networks were grown, a panel for each path: the groups of every module (a row) after each step (a column).
+
+    paths: {name: [{module, size, groups {module: number}}, ...]}. A dot marks the module whose groups the step halved; a grey row
+    has nothing to halve.
+    """
+    height = 0.8 + 0.27 * max(len(path[0]["groups"]) for path in paths.values())
+    figure, axes = plt.subplots(len(paths), 1, figsize=(WIDTH, height * len(paths) + 0.4), squeeze=False, layout="constrained")
+    top = max(2, *(groups for path in paths.values() for groups in path[0]["groups"].values()))
+    for ax, (name, path) in zip(axes[:, 0], paths.items(), strict=True):
+        modules = list(path[0]["groups"])
+        values = np.array([[step["groups"][module] for step in path] for module in modules], float)
+        grown = [step["module"] for step in path]
+        fixed = np.array([module not in grown and row.max() == 1 for module, row in zip(modules, values, strict=True)])
+        colours = mpl.colormaps["cividis_r"].with_extremes(bad="#efefef")
+        extent = (0.5, len(path) + 0.5, len(modules) - 0.5, -0.5)
+        shown = np.ma.masked_array(rounded(np.log(values) / math.log(top)), np.broadcast_to(fixed[:, None], values.shape))
+        ax.imshow(shown, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
+        for (y, x), value in np.ndenumerate(values):
+            if grown[x] == modules[y]:
+                ax.plot(x + 1, y, "o", ms=5, mfc="white", mec="black", mew=0.8)
+            elif not fixed[y] and values.size <= 400:
+                colour = "white" if value > math.sqrt(top) else "#222222"
+                ax.text(x + 1, y, f"{value:g}", ha="center", va="center", fontsize=7, color=colour)
+        ax.set_yticks(range(len(modules)), modules)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        ax.grid(False)
+        ax.set_title(f"{name}: {len(path)} steps, to a size of {path[-1]['size']:,}", fontweight="normal")
+    axes[-1, 0].set_xlabel("step (dot: the cell that grows; numbers: groups of its convolutions, 1 for full ones; grey: none to grow)")
+    heading(figure, title)
+    return figure
+
+
+@plot
+def attention(entries: dict[str, list[dict]], title: str = "") -> Figure:
+    """Where nets look: a row for each picture and layer, a column for each net.
+
+    entries: {net: [{image (base64 of uint8), shape [3, H, W], maps [{values (base64 of uint8), shape [h, w]}]}]}, the same
+    pictures for all nets.
+    """
+    first = next(iter(entries.values()))
+    rows = [(picture, layer) for picture, entry in enumerate(first) for layer in range(len(entry["maps"]))]
+    columns = len(entries) + 1
+    side = min(1.0, WIDTH / columns)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(max(4.0, side * columns), side * len(rows) + 0.9), squeeze=False, layout="constrained"
+    )
+    for row, (picture, layer) in zip(axes, rows, strict=True):
+        row[0].imshow(np.moveaxis(pixels(first[picture]["image"], first[picture]["shape"]), 0, -1))
+        for ax, pictures in zip(row[1:], entries.values(), strict=True):
+            attended = pictures[picture]["maps"][layer]
+            ax.imshow(pixels(attended["values"], attended["shape"]), cmap="inferno", vmin=0, vmax=255)
+        row[0].set_ylabel("{} x {}".format(*first[picture]["maps"][layer]["shape"]), fontsize=9)
+        for ax in row:
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.grid(False)
+    for ax, head in zip(axes[0], ["picture", *entries], strict=True):
+        ax.set_title(wrapped(head, 10), fontsize=9, fontweight="normal", loc="center")
+    heading(figure, title)
+    return figure
+
+
+@plot
+def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
+    """Cells of an architecture search, a panel for each kind. Each column is a feature map, of the two inputs and the four nodes.
+    An arrow is an operation, from its input to the node it adds to; a node is the sum of two. The nodes together are the output.
+
+    kinds: {kind: [(operation, index of its input), ...]}, 8 each, as a genotype has them.
+    """
+    figure, axes = plt.subplots(len(kinds), 1, figsize=(WIDTH, 3.1 * len(kinds) + 0.4), squeeze=False, layout="constrained")
+    look = {"fc": "#eef3f8", "ec": "#555555", "zorder": 3}
+    word = {"fontsize": 9.5, "ha": "center", "va": "center", "zorder": 4}
+    for ax, (kind, edges) in zip(axes[:, 0], kinds.items(), strict=True):
+        bottom = len(edges) + 0.2
+        for column, name in enumerate(("c(k-2)", "c(k-1)", "0", "1", "2", "3")):
+            if column < 2:
+                top, last = -1.0, max((row for row, (_, source) in enumerate(edges) if source == column), default=-1.0)
+                ax.text(column, top, name, **word, bbox={"boxstyle": "round,pad=0.35"} | look)
+            else:
+                top, last = 2 * column - 3.5, bottom  # between its two operations
+                ax.add_patch(mpl.patches.Rectangle((column - 0.07, top - 0.8), 0.14, 1.6, **look))
+                ax.text(column, top, name, **word)
+            ax.plot([column, column], [top, last], color="#bbbbbb", lw=1.2, zorder=1)
+        for row, (name, source) in enumerate(edges):
+            node, colour = 2 + row // 2, PALETTE[row % 2]
+            arrow = STRAIGHT | {"arrowstyle": "-|>", "color": colour, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
+            ax.annotate("", (node - 0.07, row), (source, row), arrowprops=arrow, zorder=2)
+            ax.plot(source, row, "o", ms=4, color=colour, zorder=2)
+            ax.text(
+                node - 0.52, row, name, color=darker(colour), **word | {"fontsize": 7.5}, bbox={"fc": "white", "ec": "none", "pad": 0.6}
+            )
+        ax.plot([2, 5], [bottom, bottom], color="#bbbbbb", lw=1.2, zorder=1)
+        ax.text(3.5, bottom, "c(k): the four nodes side by side", **word, bbox={"boxstyle": "round,pad=0.35"} | look)
+        ax.set_xlim(-0.5, 5.5)
+        ax.set_ylim(bottom + 0.6, -1.6)
+        ax.set_axis_off()
+        ax.set_title(f"{kind} cells", fontweight="normal")
+    heading(figure, title)
+    return figure

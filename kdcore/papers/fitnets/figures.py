@@ -4,7 +4,7 @@ from functools import partial
 
 from kdcore import papers
 from kdcore.papers.fitnets.trial import ramp
-from kdcore.report import figures as draw
+from kdcore.report.figures import curve
 
 
 def figures(records: list[dict]) -> dict:
@@ -16,4 +16,4 @@ def figures(records: list[dict]) -> dict:
         weight = paper.config(records[0]["budget"], arm)["soft_weight"]
         lines[name] = [ramp(weight, part / parts) for part in range(parts + 1)]
     title = "Weight of the soft targets while FitNet 4 trains"
-    return {"soft_weight": partial(draw.curve, range(parts + 1), lines, xlabel="% of stage 2", ylabel="lambda", title=title)}
+    return {"soft_weight": partial(curve, range(parts + 1), lines, xlabel="% of stage 2", ylabel="lambda", title=title)}

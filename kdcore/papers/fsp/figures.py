@@ -2,17 +2,55 @@
 
 from functools import partial
 
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from kdcore.papers.fsp.trial import MATRICES, SECTIONS
-from kdcore.report import figures as draw
+from kdcore.report.drawing import WIDTH, heading, plot, wrapped
 
 
 def figures(records: list[dict]) -> dict:
-    """The FSP matrices of teacher and student, before and after the first stage and at the end."""
-    drawn = {}
+    """The FSP matrices of the teacher, and of the student before and after the first stage and at the end."""
+    plots = {}
     for record in records:
         if "fsp_matrices" in record["metrics"]:
-            found = record["metrics"]["fsp_matrices"]
+            matrices_of = record["metrics"]["fsp_matrices"]
             title = f"FSP matrices, {record['arm']} (mean over test images)"
-            drawn["fsp_matrices"] = partial(draw.matrices, {name: found[name] for name in MATRICES}, SECTIONS, title)
+            plots["fsp_matrices"] = partial(matrices, {name: matrices_of[name] for name in MATRICES}, SECTIONS, title)
             break
-    return drawn
+    return plots
+
+
+@plot
+def matrices(panels: dict[str, list], columns, title: str = "") -> Figure:
+    """Matrices as heat maps: a row for each panel, a column for each section, one colour scale for all rows of a column.
+
+    panels: {label: [matrix of columns[0], of columns[1], ...]}, each [rows][columns] of numbers. The colours of a column run
+    from the least (or 0, if that is less) to the largest value in it.
+    Raises ValueError where a panel has not one matrix for each column.
+    """
+    if wrong := [label for label, row in panels.items() if len(row) != len(columns)]:
+        raise ValueError(f"'{wrong[0]}' has {len(panels[wrong[0]])} matrices for {len(columns)} columns")
+    side = (WIDTH - 0.6) / len(columns)
+    size = (WIDTH, side * len(panels) + 1.4)
+    figure, axes = plt.subplots(len(panels), len(columns), figsize=size, squeeze=False, layout="constrained")
+    for c, (column, name) in enumerate(zip(axes.T, columns, strict=True)):
+        shown = [np.asarray(row[c], float) for row in panels.values()]
+        low, high = min(0.0, *(matrix.min() for matrix in shown)), max(matrix.max() for matrix in shown)
+        for ax, matrix in zip(column, shown, strict=True):
+            image = ax.imshow(matrix, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.grid(False)
+            ax.spines[:].set_visible(False)
+        height, width = shown[0].shape
+        column[0].set_title(f"{name} ({height} x {width})", fontsize=10, fontweight="normal", loc="center")
+        bar = figure.colorbar(image, ax=column, location="bottom", fraction=0.03, pad=0.01, aspect=16)
+        bar.ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
+        bar.outline.set_visible(False)
+    for ax, label in zip(axes[:, 0], panels, strict=True):
+        ax.set_ylabel(wrapped(label, 22))
+    heading(figure, title)
+    return figure

@@ -2,14 +2,19 @@
 
 from functools import partial
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from kdcore.papers.model_compression import munge
-from kdcore.report import figures as draw
+from kdcore.report.drawing import BLUE, WIDTH, heading, plot
+from kdcore.report.figures import lines_against
+
+METHODS = {"munge": "MUNGE", "nbe": "NBE", "random": "RANDOM"}
 
 
 def figures(records: list[dict]) -> dict:
-    """What draws the paper's own figures from the records of one budget, by name; what has no record is left out."""
+    """Pseudo data in two dimensions; the mimic net's error against the number of cases and against its hidden units."""
     sizes: dict[tuple, tuple[dict, dict]] = {}
     widths: dict[tuple, tuple[dict, dict]] = {}
     for record in records:
@@ -21,21 +26,18 @@ def figures(records: list[dict]) -> dict:
         _add(sizes, (problem, f"{config['units']} units"), method, config["cases"], metrics["rmse"], levels)
         _add(widths, (problem, f"{config['cases']:,} cases"), method, config["units"], metrics["rmse"], levels)
     title = "Pseudo data in two dimensions: 2,000 cases made of 500 (p = 0.5, s = 5)"
-    drawn = {"pseudo_data": lambda title=title: draw.clouds(_two_dimensions(), title)}
+    plots = {"pseudo_data": lambda title=title: clouds(_two_dimensions(), title)}
     for name, panels, swept, title in (
         ("cases", sizes, "cases", "The mimic net's error against the number of cases"),
         ("units", widths, "hidden units", "The mimic net's error against its hidden units"),
     ):
-        # a sweep has three points at least; the others are single cells of another one
+        # a sweep has at least three points; anything less is single cells of another sweep
         shown = {", ".join(key): panel for key, panel in panels.items() if max(map(len, panel[0].values())) > 2}
         if name == "units":
             shown = {key: ({"MUNGE": lines["MUNGE"]}, levels) for key, (lines, levels) in shown.items()}
         if shown:
-            drawn[name] = partial(draw.lines_against, shown, xlabel=swept, ylabel="test RMSE", title=title)
-    return drawn
-
-
-METHODS = {"munge": "MUNGE", "nbe": "NBE", "random": "RANDOM"}
+            plots[name] = partial(lines_against, shown, xlabel=swept, ylabel="test RMSE", title=title)
+    return plots
 
 
 def _add(panels: dict, key: tuple, line: str, x: int, value: float, levels: dict) -> None:
@@ -60,3 +62,19 @@ def _two_dimensions() -> dict[str, np.ndarray]:
         "NBE": munge.NaiveBayesMixture(points, numbers, rng).sample(2000, rng),
         "MUNGE": munge.munge(points, numbers, 2000, rng, 0.5, 5.0),
     }
+
+
+@plot
+def clouds(panels: dict[str, np.ndarray], title: str = "") -> Figure:
+    """Points [n, 2] on the same axes, a panel for each name."""
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (WIDTH, WIDTH / columns * rows + 0.7)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
+    for ax, (name, points) in zip(axes.flat, panels.items(), strict=False):
+        ax.plot(points[:, 0], points[:, 1], ".", ms=2.5, color=BLUE, alpha=0.5, mew=0, rasterized=True)  # else megabytes of SVG
+        ax.set_title(name, fontweight="normal")
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_visible(False)
+    heading(figure, title)
+    return figure

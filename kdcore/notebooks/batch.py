@@ -1,0 +1,131 @@
+"""Notebooks executed by papermill."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import psutil  # a dependency of Jupyter
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+from kdcore import papers, paths, validation
+from kdcore.errors import KdcoreError
+from kdcore.notebooks import parameters
+from kdcore.notebooks.page import Page
+from kdcore.trials import plan
+from kdcore.trials.store import Store
+
+CELL_SECONDS = 600.0  # the longest that a cell may take: trials have been recorded before, and drawing takes seconds
+
+
+def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engine: str, results: str) -> None:
+    """Run what is missing, then a paper's notebook with papermill.
+
+    Its copy with outputs appears only when every cell ran and every trial of the budget has a record: for smoke in
+    ``smoke/executed`` of the results folder, else in ``executed``. Trials run before the notebook opens, so a cell that does not end means
+    that its kernel was lost: such a notebook is executed once more.
+    """
+    root = validation.checkout()
+    source = root / "notebooks" / f"{key}.ipynb"
+    folder = (Path.cwd() / results).resolve()
+    papers.get(key)
+    if not source.exists():
+        raise KdcoreError(f"{source} is missing: restore it from git")
+    store = Store(folder)
+    target = store.root(budget) / "executed" / f"{key}.ipynb"
+    inside = folder.relative_to(root) if folder.is_relative_to(root) else folder  # no path of this machine in the copy
+    values = {"budget": budget, "device": device, "engine": engine, "results_dir": str(inside)}
+    if seeds is not None:
+        values["seeds"] = seeds
+    parameters.refuse_unknown(source, values)
+    refuse_foreign_kernel()
+    page = Page(key, budget=budget, seeds=seeds, device=device, engine=engine, results_dir=str(folder))
+    print(f"{key}: executing at budget {budget} ...", flush=True)
+    page.run(quiet=False)
+    outcome: dict = {}
+
+    def run_to(temporary: str) -> None:
+        _run(source, temporary, values)
+        if problem := unfinished(Path(temporary)):
+            raise KdcoreError(f"{source.name} did not finish ({problem}): run the same command again")
+        _forget_paths(Path(temporary), f"notebooks/{source.name}", target.name)
+        planned = plan.make(key, budget, None, seeds, store)
+        outcome["trials"], outcome["done"] = len(planned.trials), len(planned.done)
+        if outcome["done"] < outcome["trials"]:
+            raise KdcoreError(
+                f"{source.name} ran, but only {outcome['done']} of {outcome['trials']} trials have a record: run the same command again"
+            )
+
+    try:
+        paths.write_atomically(target, run_to)
+    except papermill.exceptions.PapermillExecutionError as error:
+        raise KdcoreError(f"{source.name} stopped in cell {error.exec_count}: {error.evalue}") from error
+    except KeyboardInterrupt:
+        _end_children()
+        raise
+    except RuntimeError as error:  # nbclient's DeadKernelError
+        raise KdcoreError(f"the kernel of {source.name} died ({error}): run the same command again") from error
+    print(f"{key}: {outcome['trials']} trials at budget {budget}; {os.path.relpath(target)}")
+
+
+def _run(source: Path, target: str, values: dict) -> None:
+    """Execute a notebook, a second time where a cell hangs."""
+    for last in (False, True):
+        try:
+            papermill.execute_notebook(
+                str(source),
+                target,
+                parameters=values,
+                progress_bar=False,
+                cwd=str(validation.checkout()),
+                kernel_name="python3",
+                execution_timeout=CELL_SECONDS,
+                extra_arguments=["--IPKernelApp.log_level=50"],  # its notices about local TCP and its end are not for readers
+            )
+            return
+        except TimeoutError as error:  # jupyter can lose a kernel's answer, and would wait for it forever
+            if last:
+                words = f"{source.name} hung twice ({str(error).splitlines()[0]}): execute it in JupyterLab to see why"
+                raise KdcoreError(words) from error
+
+
+def refuse_foreign_kernel() -> None:
+    """Raise KdcoreError unless the kernel that papermill starts is this Python, whose kdcore made the records."""
+    cure = f"`{sys.executable} -m ipykernel install --sys-prefix` makes it this Python's"
+    try:
+        program = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except (NoSuchKernel, OSError, ValueError, IndexError) as error:
+        raise KdcoreError(f"Jupyter has no kernel python3 that it could start ({error}): {cure}") from error
+    major, minor = sys.version_info[:2]
+    own = {"python", f"python{major}", f"python{major}.{minor}"}  # Jupyter takes these to mean the Python that runs it
+    if program not in own and os.path.realpath(os.path.dirname(program)) != os.path.realpath(os.path.dirname(sys.executable)):
+        raise KdcoreError(f"the Jupyter kernel python3 is {program}, another Python than {sys.executable}, which runs kdcore: {cure}")
+
+
+def unfinished(path: Path) -> str | None:
+    """Why an executed notebook is not finished (a cell without an execution count, an error), or None."""
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type != "code":
+            continue
+        if cell.source.strip() and cell.execution_count is None:
+            return "a cell was not executed"
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"{output.ename}: {output.evalue}"
+    return None
+
+
+def _end_children() -> None:
+    """Whatever was interrupted, no kernel outlives this process."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _forget_paths(path: Path, source: str, target: str) -> None:
+    """papermill notes where it read and wrote; a committed copy should not tell one machine's folders."""
+    notebook = nbformat.read(path, 4)
+    notebook.metadata.papermill |= {"input_path": source, "output_path": target}
+    nbformat.write(notebook, path)

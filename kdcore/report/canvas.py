@@ -1,0 +1,124 @@
+"""Figures as SVG and PNG: the same bytes on every machine, as there is no date and no random id in them and every coordinate is
+rounded."""
+
+import functools
+import io
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from kdcore import paths
+from kdcore.report.drawing import rounded, style
+
+DPI = 150  # of a PNG
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG: coordinates to a thousandth of a point, ids numbered in order of appearance."""
+    data = io.BytesIO()
+    with style():
+        _lay_out(figure)
+        FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None})
+    return settled(data.getvalue().decode()).encode()
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, ``DPI`` dots an inch."""
+    data, dpi = io.BytesIO(), figure.dpi
+    with style():
+        _lay_out(figure)
+        figure.dpi = DPI
+        _GridCanvas(figure).print_png(data)
+        figure.dpi = dpi
+    return data.getvalue()
+
+
+def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
+    """Write ``name.svg`` and ``name.png`` into ``folder``, each atomically; the paths."""
+    written = []
+    for kind, draw in (("svg", svg), ("png", png)):
+        written.append(Path(folder) / f"{name}.{kind}")
+        paths.write_bytes(written[-1], draw(figure))
+    return written
+
+
+def settled(text: str) -> str:
+    """An SVG with its coordinates rounded to 3 decimals, and its ids, which are hashes of unrounded ones, numbered instead."""
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)  # XML allows them nowhere, not even in a comment
+    names: dict[str, str] = {}
+
+    def settle(match: re.Match) -> str:
+        if match["number"]:
+            return f"{round(float(match['number']), 3) + 0.0:.3f}".rstrip("0").rstrip(".")
+        if match["id"]:
+            return names.setdefault(match["id"], f"{match['kind']}{len(names)}")
+        return match[0]
+
+    # base64 and comments stay as they are, and so do factors of scale and rotation
+    kept = r"<!--.*?-->|base64,[^\"]*|(?:scale|rotate|matrix)\([^)]*\)"
+    return re.sub(
+        rf"{kept}|(?P<number>-?\d+\.\d{{4,}}|(?<![\w.])-0(?![\w.]))|(?<=[\"#])(?P<id>(?P<kind>[A-Za-z_]+[0-9_]*_|[a-z]+?)[0-9a-f]{{10}})(?=[\")])",
+        settle,
+        text,
+        flags=re.S,
+    )
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place a figure's axes once, for the SVG and the PNG, at rounded places: they come from products of matrices.
+
+    At the PNG's resolution: at a coarser one letters are narrower, and a label would reach the figure's edge."""
+    if (engine := figure.get_layout_engine()) is None:
+        return
+    for ax in figure.axes:
+        ax.set_xlim(rounded(ax.get_xlim()))
+        ax.set_ylim(rounded(ax.get_ylim()))
+    dpi, figure.dpi = figure.dpi, DPI
+    engine.execute(figure)
+    figure.dpi = dpi
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        ax.set_position(np.round(ax.get_position(original=True).bounds, 6), which="original")
+
+
+class _GridCanvas(FigureCanvasAgg):
+    def get_renderer(self):
+        self.renderer = _GridRenderer(*self.figure.bbox.size, self.figure.dpi)
+        return self.renderer
+
+
+class _GridRenderer(RendererAgg):
+    """Agg, given points on a grid of 1/128 of a pixel. When it strokes a straight line of many points, the sign of a rounding error
+    decides on which side of each the next one lies, and a pixel's grey shows it."""
+
+    def __init__(self, width, height, dpi):
+        super().__init__(width, height, dpi)
+        agg = self._renderer  # whose methods the base class makes this object's own
+        self.draw_path_collection = functools.partial(RendererBase.draw_path_collection, self)
+        self.draw_image = lambda gc, x, y, image: agg.draw_image(gc, _on_grid(x), _on_grid(y), image)
+        self.draw_markers = lambda gc, marker, place, path, transform, face=None: agg.draw_markers(
+            gc, marker, place, _path_on_grid(path, transform), mpl.transforms.IdentityTransform(), face
+        )
+
+    def draw_path(self, gc, path, transform, rgbFace=None):
+        super().draw_path(gc, _path_on_grid(path, transform), mpl.transforms.IdentityTransform(), rgbFace)
+
+    def draw_text(self, gc, x, y, *args, **kwargs):
+        super().draw_text(gc, float(_on_grid(x)), float(_on_grid(y)), *args, **kwargs)
+
+
+def _on_grid(pixels):
+    # halves and other round places, which are common, must not lie between two points of the grid: hence the odd number
+    return np.floor(np.asarray(pixels, float) * 128 + 0.6234567) / 128
+
+
+def _path_on_grid(path, transform):
+    moved = path.transformed(transform)
+    moved.vertices = _on_grid(moved.vertices)
+    return moved

@@ -1,0 +1,38 @@
+"""What one paper's records give, each table made once for all that show it: files, figures, the page and the scoreboard."""
+
+from functools import cached_property
+
+import pandas as pd
+
+from kdcore.report import select
+from kdcore.report.claims import claims
+from kdcore.report.tables import table
+
+
+class Evidence:
+    """The records of one paper, any of them, and the tables that they give."""
+
+    def __init__(self, paper, records: list[dict]):
+        self.paper, self.records = paper, records
+        self._frames: dict[str, list[pd.DataFrame]] = {}
+
+    @cached_property
+    def budgets(self) -> list[str]:
+        """The budgets that have results, in the order of the sheet."""
+        return select.budgets(self.paper, self.records)
+
+    def of_budget(self, budget: str) -> list[dict]:
+        """The records of one budget, stale and failed ones included."""
+        return [record for record in self.records if record["budget"] == budget]
+
+    def frames(self, budget: str) -> list[pd.DataFrame]:
+        """Every table of the sheet at a budget, and last the claims."""
+        if budget not in self._frames:
+            made = [table(self.paper, each, self.records, budget) for each in self.paper.tables]
+            self._frames[budget] = [*made, claims(self.paper, self.records, budget)]
+        return self._frames[budget]
+
+    def shown(self, budget: str) -> list[pd.DataFrame]:
+        """Those with a row that the budget runs, and the claims."""
+        ids = {each["id"] for each in select.tables_of(self.paper, budget)} | {"claims"}
+        return [frame for frame in self.frames(budget) if frame.attrs["id"] in ids]

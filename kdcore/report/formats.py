@@ -1,0 +1,130 @@
+"""A table or the claims as CSV, Markdown and HTML."""
+
+import csv
+import functools
+import io
+import math
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from kdcore.report import select, words
+
+MARKS = {"M?": "from memory, with low confidence", "?": "no source states it"}  # of reported numbers that give no verdict
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """A table for machines: six significant digits, empty where there is no number, seeds as "0:146 1:139", and last, mixed: the
+    seeds whose student and teacher ran on different processors."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    claims = frame.attrs["kind"] == "claims"  # which have that column already
+    writer.writerow(["budget", *frame.columns, *(() if claims else ("mixed",))])
+    for row in frame.to_dict("records"):
+        mixed = () if claims else (_csv_cell(select.mixed_seeds(row)),)
+        writer.writerow([frame.attrs["budget"], *map(_csv_cell, row.values()), *mixed])
+    return out.getvalue()
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A table for readers on GitHub: title, budget, numbers, device and hours, and which of them mix processors."""
+    about = frame.attrs
+    title, source, budget, what = (
+        words.markdown(text) for text in (f"{about['short']}: {about['title']}", words.source(about), about["budget"], about["about"])
+    )
+    lines = [f"# {title}", "", f"{source}{' ' if source else ''}Budget **{budget}**: {what}.", ""]
+    lines += [_claims_table(frame) if about["kind"] == "claims" else _numbers_table(frame), "", words.markdown(words.cost(about)), ""]
+    if note := marks_note(frame.to_dict("records")):
+        lines += [words.markdown(note), ""]
+    name = "text" if about["kind"] == "claims" else "label"
+    pairs = [
+        f"{row[name].rstrip('.')} (seed{'s' * (len(seeds) > 1)} {words.listed(seeds)})"
+        for row in frame.to_dict("records")
+        if (seeds := select.mixed_seeds(row))
+    ]
+    lines += [words.markdown(f"Student and teacher ran on different processors: {'; '.join(pairs)}."), ""] if pairs else []
+    return "\n".join(lines)
+
+
+def to_html(frame: pd.DataFrame, details: bool = False, style: bool = True) -> str:
+    """Any frame of the report as HTML for a notebook or the page, its verdicts as badges with words.
+
+    details: each number opens to its seeds, their records and commands. style: bring the style sheet along (the page
+    has it once).
+    """
+    kind = frame.attrs.get("kind", "scoreboard")
+    template = environment().get_template("tables.html.j2")
+    return template.render(rows=frame.to_dict("records"), about=frame.attrs, kind=kind, details=details, style=style)
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """The templates of this folder, with the functions that turn numbers into words. Everything is escaped."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: words.plain(value) if type(value) is str else value,
+    )
+    templates.globals |= {"words": words, "mixed_seeds": select.mixed_seeds, "marks_note": marks_note, "doubt": select.doubt}
+    return templates
+
+
+def marks_note(rows: list[dict]) -> str:
+    """A sentence on the doubtful marks that a table's numbers have; "" where there are none."""
+    marks = dict.fromkeys(select.doubt(row) for row in rows if "mark" in row and not math.isnan(row["paper"]))
+    known = [f"[{mark}]: {MARKS[mark]}" for mark in marks if mark]
+    return f"{'; '.join(known)}; such a number gets no verdict." if known else ""
+
+
+def _numbers_table(frame: pd.DataFrame) -> str:
+    others = [frame.attrs["reference"]] if frame.attrs["reference"] else []
+    header = ["row", "paper", *others, "ours [95 % interval]", "n", "difference", "margin", "verdict", "unit"]
+    rows = [
+        [
+            row["label"],
+            words.reported(row["paper"], row.get("std"), select.doubt(row)),
+            *(words.reported(row["reference"]) for _ in others),
+            words.estimate(row["ours"], row["low"], row["high"]),
+            row["n"],
+            words.difference(row["difference"], row["ours"]),
+            words.reported(row["margin"]),
+            row["verdict"],
+            row["unit"],
+        ]
+        for row in frame.to_dict("records")
+    ]
+    return words.markdown_table(header, rows)
+
+
+def _claims_table(frame: pd.DataFrame) -> str:
+    own = "reported" in frame
+    header = ["claim", "left", "right", "left - right", "n", "p (Holm)", "verdict", *(["the paper's own left - right", "p"] if own else [])]
+    rows = [
+        [
+            row["text"],
+            words.number(row["left"]),
+            words.number(row["right"]),
+            words.estimate(row["difference"], row["low"], row["high"], signed=True),
+            row["n"],
+            words.p_value(row["p"]),
+            row["verdict"],
+        ]
+        for row in frame.to_dict("records")
+    ]
+    if own:
+        for cells, row in zip(rows, frame.to_dict("records"), strict=True):
+            interval = words.estimate(row["reported"], row["reported_low"], row["reported_high"], signed=True)
+            cells += [interval, words.p_value(row["reported_p"])]
+    return words.markdown_table(header, rows)
+
+
+def _csv_cell(value) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{each['seed']}:{_csv_cell(each['value'])}" if isinstance(each, dict) else str(each) for each in value)
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value + 0.0:.6g}"  # no sign on a zero
+    return words.plain(value)

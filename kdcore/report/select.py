@@ -1,0 +1,95 @@
+"""Which records, tables and numbers of a paper count."""
+
+from kdcore.errors import KdcoreError
+
+DOUBTFUL = ("M?", "?")  # marks of reported numbers that nobody could verify: they are shown, and give no verdict
+
+
+def current(paper, records: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Records split into (current, stale): stale is what the paper's sheet or code no longer asks for in this form."""
+
+    def asked_for(record: dict) -> bool:
+        try:
+            return paper.trial(record["budget"], record["arm"], record["seed"]).id == record["id"]
+        except KdcoreError:  # an arm or budget that is gone
+            return False
+
+    kept: tuple[list[dict], list[dict]] = ([], [])
+    for record in records:
+        kept[0 if asked_for(record) else 1].append(record)
+    return kept
+
+
+def results(paper, records: list[dict], budget: str) -> list[dict]:
+    """The records that may stand in a table of ``budget``: current and done, in the order of the sheet's arms and of seeds."""
+    paper.budget(budget)  # says which budgets there are
+    order = {arm: number for number, arm in enumerate(paper.arms)}
+    known, _ = current(paper, [record for record in records if record["budget"] == budget])
+    return sorted((r for r in known if r["status"] == "done"), key=lambda record: (order[record["arm"]], record["seed"]))
+
+
+def budgets(paper, records: list[dict]) -> list[str]:
+    """The budgets that have results, in the order of the sheet."""
+    return [budget for budget in paper.budgets if results(paper, records, budget)]
+
+
+def by_arm(records: list[dict]) -> dict[str, list[dict]]:
+    """{arm: its records}, in the order in which they come."""
+    groups: dict[str, list[dict]] = {}
+    for record in records:
+        groups.setdefault(record["arm"], []).append(record)
+    return groups
+
+
+def table_of(paper, table: dict | str) -> dict:
+    """A table of the paper's sheet by its id; a table itself is returned as it is. Raises KdcoreError for an unknown id."""
+    if isinstance(table, dict):
+        return table
+    for each in paper.tables:
+        if each["id"] == table:
+            return each
+    raise KdcoreError(f"{paper.key} has no table '{table}': choose one of {', '.join(t['id'] for t in paper.tables)}")
+
+
+def tables_of(paper, budget: str) -> list[dict]:
+    """The paper's tables that have a row which ``budget`` runs."""
+    arms = set(paper.budget_arms(budget))
+    return [table for table in paper.tables if any(row["arm"] in arms for row in table["rows"])]
+
+
+def measured(record: dict, metric: str) -> float:
+    """A record's metric. Raises KdcoreError where the record has no such number."""
+    value = record["metrics"].get(metric)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise KdcoreError(
+            f"the records of {record['paper']} / {record['arm']} have no number '{metric}': correct it in {record['paper']}/sheet.yaml"
+        )
+    return value
+
+
+def doubt(row: dict) -> str:
+    """The mark of a row's reported number where it is one of ``DOUBTFUL``, else ""."""
+    return row["mark"] if row.get("mark") in DOUBTFUL else ""
+
+
+def ran_on(record: dict) -> str:
+    """The name of the processor, or GPU, that a trial ran on."""
+    device, where = record["cost"]["device"], record["environment"]
+    return device if device == where.get("gpu") else where.get("processor") or device
+
+
+def mixed_processors(record: dict, records: dict[str, dict]) -> str:
+    """ "teacher on A, student on B" where teacher and student of a record ran on different processors; else "".
+
+    records: those of the paper by their id. Arms are comparable seed by seed on one processor only: another one rounds differently,
+    and a chain of training steps makes as much of that as of another seed.
+    """
+    teacher = record["environment"].get("teacher_processor")
+    if teacher is None and record["teacher"] in records:
+        teacher = ran_on(records[record["teacher"]])
+    return "" if teacher in (None, ran_on(record)) else f"teacher on {teacher}, student on {ran_on(record)}"
+
+
+def mixed_seeds(row: dict) -> list[int]:
+    """The seeds of a row of a table, or of the claims, whose student and teacher ran on different processors."""
+    return row["mixed"] if "mixed" in row else [each["seed"] for each in row["seeds"] if each["mixed"]]

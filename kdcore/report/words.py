@@ -1,0 +1,135 @@
+"""Numbers, intervals and commands as text, and any text as Markdown."""
+
+import math
+import re
+import shlex
+
+import pandas as pd
+
+from kdcore.report import statistics
+
+
+def number(value: float, significant: int = 4, signed: bool = False) -> str:
+    """``value`` with about ``significant`` digits, whole digits never rounded off, trailing zeros left out.
+
+    146.234 -> "146.2", 0.012345 -> "0.01235", 67.0 -> "67"; "" for nan.
+    """
+    return _short(fixed(value, _decimals(value, significant), signed))
+
+
+def fixed(value: float, decimals: int, signed: bool = False) -> str:
+    """``value`` with so many ``decimals``, a real minus sign, commas from 10,000 on, and a plus where ``signed``; "" for nan. What would
+    need more than 12 decimals, or has more than 15 whole digits, is written as 1.234e+20."""
+    if math.isnan(value):
+        return ""
+    sign = "+" if signed else ""
+    if math.isinf(value):
+        text = f"{value:{sign}}".replace("inf", "\N{INFINITY}")
+    elif abs(value) >= 1e15 or (value and decimals > 12):
+        text = f"{value:{sign}.4g}"
+    else:
+        text = f"{value:{sign}{',' if abs(round(value, decimals)) >= 10_000 else ''}.{decimals if decimals <= 12 else 0}f}"
+        text = text if text.strip("+-0.") else text.strip("+-")  # no sign on a zero
+    return _minus(text)
+
+
+def difference(value: float, ours: float) -> str:
+    """Ours minus the paper's, with a sign, and no more decimals than ours is given with."""
+    return _short(fixed(value, _decimals(ours, 4), signed=True))
+
+
+def estimate(mean: float, low: float, high: float, signed: bool = False) -> str:
+    """A mean with its interval: "146.2 [139, 153]"; the mean alone where there is no interval, "" where there is no mean."""
+    if math.isnan(low) or math.isnan(high):
+        return number(mean, signed=signed)
+    # both ends have the same number of decimals, enough to show the width
+    width = max(0, -statistics.exponent(high - low)) if 0 < high - low < math.inf else 0
+    ends = max(width, min(_decimals(low, 3), _decimals(high, 3)))
+    return f"{fixed(mean, max(ends, _decimals(mean, 4)), signed)} [{fixed(low, ends)}, {fixed(high, ends)}]"
+
+
+def reported(value: float, std: float | None = None, mark: str = "") -> str:
+    """A number as the paper prints it: "146", "47.3", "8.47 ± 1.11" with its standard deviation, "67 [M?]" with the mark of a
+    number that could not be verified; "" for nan."""
+    if not math.isfinite(value):
+        return fixed(value, 0)
+    text = _minus(f"{value + 0.0:.12g}")  # no sign on a zero
+    text += "" if std is None or math.isnan(std) else f" \N{PLUS-MINUS SIGN} {std:g}"
+    return f"{text} [{mark}]" if mark else text
+
+
+def p_value(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.995 else "1"
+
+
+def hours(value: float) -> str:
+    return number(value, 2) if not value < 0.01 else "< 0.01" if value else "0"
+
+
+def cost(about: dict) -> str:
+    """What a table's numbers cost, and on what device."""
+    if not about["device"]:
+        return "Not run yet."
+    cpu = f" ({hours(about['cpu_hours'])} of CPU time)" if not math.isnan(about["cpu_hours"]) else ""
+    return f"{hours(about['hours'])} hours of wall time{cpu} of one process on {about['device']}."
+
+
+def source(about: dict) -> str:
+    """Where the paper's numbers stand: "Table 1 (section 3). "."""
+    if not about["source"]:
+        return ""
+    return f"Table {about['number']} ({about['source']}). " if about["number"] is not None else f"Source: {about['source']}. "
+
+
+def command(key: str, budget: str, arm: str, seed: int) -> str:
+    """The command line that runs one trial, quoted for a shell."""
+    quoted = f'"{arm}"' if not re.search(r"""["$`\\!]|[^ -~]""", arm) else shlex.quote(arm)
+    return f"kdcore run {key} --budget {budget} --arm {quoted} --seed {seed}"
+
+
+def listed(values) -> str:
+    return ", ".join(map(str, values))
+
+
+def counts(values: pd.Series, among: tuple) -> str:
+    """How often each of ``among`` occurs in ``values``: "3 reproduced, 1 above"."""
+    return ", ".join(f"{count} {each}" for each in among if (count := int((values == each).sum())))
+
+
+def plain(text) -> str:
+    """``text`` with one kind of line break, and a replacement character for whatever controls a terminal or the direction of writing."""
+    text = re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", str(text))
+    return re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def markdown(text, line_break: str = " ") -> str:
+    """Any text as one line of Markdown that shows it as it is: no markup, table, formula or comment begins in it.
+
+    Characters that mean nothing where they stand are left alone, so that the source stays legible.
+    """
+    text = re.sub(r"([\\`*|~$#])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\])[(\[]|^\s*\[(?=.*\]:)", r"\\\g<0>", plain(text))
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+    return re.sub(r"\s*\n\s*", line_break, text.strip())
+
+
+def markdown_table(header: list[str], rows: list[list]) -> str:
+    """A Markdown table of plain texts, all escaped; line breaks in a cell stay line breaks."""
+    lines = [[markdown(cell, "<br>") for cell in line] for line in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _short(text: str) -> str:
+    """A number in words without trailing zeros."""
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
+def _minus(text: str) -> str:
+    """A number in words whose hyphen is a minus sign, except in an exponent."""
+    return re.sub(r"^-", "\N{MINUS SIGN}", text)
+
+
+def _decimals(value: float, significant: int) -> int:
+    """How many decimals give ``value`` so many significant digits; whole digits are never rounded off."""
+    return max(0, significant - 1 - (statistics.exponent(value) if value and math.isfinite(value) else 0))
