@@ -14,8 +14,8 @@ import pytest
 from kdcore import cli, papers, validation
 from kdcore.errors import KdcoreError
 from kdcore.notebooks import batch
+from kdcore.papers.spec import Trial
 from kdcore.trials import engine, plan, process
-from kdcore.trials.spec import Trial
 from kdcore.trials.store import Store
 
 ROOT = Path(__file__).parents[1]

@@ -244,7 +244,7 @@ def test_the_first_loss_of_an_epoch_is_not_overwritten_by_the_last(monkeypatch):
 
 def test_the_record_says_that_there_was_no_graph(tmp_path, monkeypatch):
     from kdcore import papers
-    from kdcore.trials.spec import Cohort
+    from kdcore.papers.spec import Cohort
     from kdcore.trials.store import Store
 
     def prepare(trials, context, teacher_weights):

@@ -3,8 +3,8 @@
 import pytest
 
 from kdcore import cli, papers
+from kdcore.papers.spec import Cohort, Trial
 from kdcore.trials import order, plan
-from kdcore.trials.spec import Cohort, Trial
 from kdcore.trials.store import Store
 
 

@@ -18,10 +18,10 @@ from matplotlib.text import Text
 
 from kdcore import cli, papers, report
 from kdcore.errors import KdcoreError
+from kdcore.papers.spec import Trial
 from kdcore.report import canvas, catalogue, claims, figures, formats, readme, select, tables, words
 from kdcore.report.evidence import Evidence
 from kdcore.report.site import write_site
-from kdcore.trials.spec import Trial
 from kdcore.trials.store import Store
 
 KEY = "hinton_mnist"

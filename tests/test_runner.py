@@ -16,10 +16,10 @@ import pytest
 
 from kdcore import papers, paths, training
 from kdcore.errors import KdcoreError
+from kdcore.papers.spec import Cohort
 from kdcore.trials import child, engine, environment, forecast, plan, process
 from kdcore.trials.child import checkpoint_folder
 from kdcore.trials.progress import Progress
-from kdcore.trials.spec import Cohort
 from kdcore.trials.store import Store, lease, read
 from kdcore.trials.weights import weights_path
 
@@ -543,7 +543,7 @@ def test_a_diverging_trial_is_a_record_of_failure(tmp_path):
     import dataclasses
     import math
 
-    from kdcore.trials.spec import Cohort
+    from kdcore.papers.spec import Cohort
 
     trial = papers.get(PAPER).trial("smoke", "small", 0)
     trial = dataclasses.replace(trial, config=trial.config | {"lr": 1e30})

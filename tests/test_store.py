@@ -15,10 +15,10 @@ import torch
 from kdcore import papers, paths, training
 from kdcore.data import images, tabular
 from kdcore.errors import KdcoreError
+from kdcore.papers.spec import Cohort, Trial
 from kdcore.trials import child, weights
 from kdcore.trials import store as stores
 from kdcore.trials.record import record
-from kdcore.trials.spec import Cohort, Trial
 from kdcore.trials.store import Busy, Store
 
 COST = {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}

@@ -20,8 +20,8 @@ import yaml
 
 from kdcore import data, validation
 from kdcore.errors import KdcoreError
+from kdcore.papers.spec import Cohort, Trial
 from kdcore.training import Run, fast_precision
-from kdcore.trials.spec import Cohort, Trial
 
 HERE = Path(__file__).parent
 DERIVED = "derived"  # the value of a parameter that follows from others: is_teacher, teacher_network

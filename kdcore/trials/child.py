@@ -16,10 +16,10 @@ import torch
 
 from kdcore import papers, paths
 from kdcore.errors import DataMissing, KdcoreError, Paused, TrialFailed
+from kdcore.papers.spec import Cohort
 from kdcore.training import Context, forecast
 from kdcore.trials.environment import device_name, peak_memory_mb, reset_peak_memory
 from kdcore.trials.record import record
-from kdcore.trials.spec import Cohort
 from kdcore.trials.store import Busy, Store, lease
 from kdcore.trials.weights import TeacherMissing, read_weights, save_weights, weights_path
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kdcore import papers, paths, validation
+from kdcore.papers.spec import Cohort
 from kdcore.trials.environment import devices
 from kdcore.trials.plan import Job, Plan
 from kdcore.trials.process import Child, ChildDied
-from kdcore.trials.spec import Cohort
 from kdcore.trials.store import Store
 
 DEATHS = 3  # a child that dies this often on one cohort without coming further in between is not the machine's whim

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from kdcore import papers
+from kdcore.papers.spec import Trial
 from kdcore.trials.plan import Job, Plan
-from kdcore.trials.spec import Trial
 
 ORDERS = ("sheet", "value")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from kdcore import papers, validation
-from kdcore.trials.spec import Cohort, Trial
+from kdcore.papers.spec import Cohort, Trial
 from kdcore.trials.store import Store
 
 

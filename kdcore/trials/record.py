@@ -1,7 +1,7 @@
 """The record of a trial as a dict; ``schema`` says what is valid, ``store`` keeps it."""
 
+from kdcore.papers.spec import Trial
 from kdcore.trials.environment import environment
-from kdcore.trials.spec import Trial
 
 
 def record(trial: Trial, status: str, result: dict, cost: dict, precision: str, teacher_processor: str | None = None) -> dict:

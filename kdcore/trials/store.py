@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdcore import paths
 from kdcore.errors import KdcoreError
-from kdcore.trials.spec import Trial
+from kdcore.papers.spec import Trial
 
 KEYS = (
     "id", "paper", "arm", "budget", "seed", "status", "config", "metrics", "history", "cost", "environment", "data",
