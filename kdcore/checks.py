@@ -49,10 +49,11 @@ def sheet_problems(key: str) -> list[str]:
 
 
 def page_problems() -> list[str]:
-    """Whether docs/sheet.md and the schema are what the models of a sheet say."""
-    from kdcore.papers import sheet_page
+    """Whether docs/sheet.md and the schema are what the models of a sheet say, and docs/equations.md what sheets, code and notebooks do."""
+    from kdcore.papers import equations, sheet_page
 
-    return sheet_page.outdated(validation.checkout())
+    root = validation.checkout()
+    return sheet_page.outdated(root) + equations.outdated(root)
 
 
 def metric_problems(paper, records: list[dict]) -> list[str]:

@@ -1,9 +1,17 @@
 """The documents: their code runs (registry.py), and what they name exists."""
 
+import ast
+import re
+from pathlib import Path
+
+import pytest
 import torch
 from registry import EXAMPLES, METHODS, NETS
 
-from kdcore import losses, methods, models
+from kdcore import losses, methods, models, papers
+from kdcore.papers import equations
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_examples_stand_where_their_documents_say_and_run():
@@ -16,3 +24,70 @@ def test_the_examples_stand_where_their_documents_say_and_run():
     assert type(models.create("plain_2")).__module__ == "kdcore.models.plain" and "plain_2" in NETS
     (stage,) = names["method"].stages
     assert stage.loss(torch.randn(2, 3, 32, 32), torch.tensor([1, 2])).isfinite()
+
+
+def listed():
+    return [(key, equation) for key in papers.names() for equation in papers.get(key).sheet.get("equations", [])]
+
+
+def test_every_function_that_cites_an_equation_is_in_the_list():
+    """A docstring that has "eq. 3" is of code that computes one; every loss is."""
+    named = {name for _, equation in listed() for name in equation["code"]}
+    missing = []
+    for path in sorted((ROOT / "kdcore").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        tops = [("", node) for node in ast.parse(path.read_text(encoding="utf-8")).body]
+        inner = [(f"{top.name}.", node) for _, top in tops if isinstance(top, ast.ClassDef) for node in top.body]
+        for prefix, node in tops + inner:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and re.search(r"\beq\. \d", ast.get_docstring(node) or ""):
+                name = f"{module}.{prefix}{node.name}"
+                missing += [] if any(f"{each}.".startswith(f"{name}.") for each in named) else [name]
+    assert missing == []
+    takes = {name for name, function in vars(losses).items() if getattr(function, "__annotations__", {}).get("reduction") is str}
+    assert {f"kdcore.losses.{name}" for name in takes if name[0] != "_"} <= named
+    assert {key for key, _ in listed()} == set(papers.names()), "every paper has some"
+
+
+def test_an_equation_is_found_where_the_page_says():
+    page = (ROOT / equations.PAGE).read_text(encoding="utf-8")
+    places = re.findall(r"^- code: `(\S+)`, \[(\S+), line (\d+)\]", page, re.MULTILINE)
+    assert len(places) == sum(len(equation["code"]) for _, equation in listed()) > 60
+    for name, file, line in places:
+        text = (ROOT / file).read_text(encoding="utf-8").split("\n")[int(line) - 1 :]
+        first = next(words for words in text if not words.strip().startswith("@"))
+        assert re.match(rf"\s*(def|class) {name.rpartition('.')[2]}\b", first), (name, first)
+    anchors = {equations.anchor(heading) for heading in re.findall(r"^### (.*)$", page, re.MULTILINE)}
+    links = re.findall(r"\]\(#(\S+)\) \|", page)
+    assert len(links) == len(listed()) == len(anchors) and set(links) == anchors
+
+
+def test_an_equation_without_code_or_cell_is_told(monkeypatch):
+    paper = papers.get("fsp")
+    assert equations.equation_problems(paper, ROOT) == []
+    broken = [equation | change for equation in paper.sheet["equations"][:1] for change in (
+        {"code": ["kdcore.losses.fsp_matrices"]}, {"code": ["kdcore.loss.fsp"]}, {"latex": r"G = F_1^\top F_2"},
+        {"latex": paper.sheet["equations"][0]["latex"].replace(" ", "  ")},
+    )]  # fmt: skip
+    monkeypatch.setitem(paper.sheet, "equations", broken)
+    where = "fsp/sheet.yaml: the equation 'FSP matrix'"
+    assert equations.equation_problems(paper, ROOT) == [
+        f"{where} names kdcore.losses.fsp_matrices, which does not exist: give the dotted name of a function or class",
+        f"{where} names kdcore.loss.fsp, which does not exist: give the dotted name of a function or class",
+        f"{where} stands in no cell of notebooks/fsp.ipynb: show it in one, with the same LaTeX",
+    ]
+
+
+@pytest.mark.parametrize("key, what", [("fsp", "FSP matrix"), ("hinton_mnist", "softened outputs")])
+def test_the_cell_of_an_equation(key, what, tmp_path):
+    (equation,) = [equation for own, equation in listed() if own == key and equation["what"] == what]
+    assert equations.cell(key, equation["latex"], ROOT) == (2, "Equation")
+    assert equations.cell(key, equation["latex"], tmp_path) is None
+
+
+def test_an_outdated_page_of_equations_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(equations, "equation_problems", lambda *_: [])
+    assert equations.outdated(tmp_path) == [f"docs/equations.md is missing: run {equations.COMMAND}"]
+    equations.write(tmp_path)
+    assert equations.outdated(tmp_path) == []
+    (tmp_path / "docs" / "equations.md").write_text("older")
+    assert equations.outdated(tmp_path) == [f"docs/equations.md is not up to date: run {equations.COMMAND}"]

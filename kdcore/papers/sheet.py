@@ -48,6 +48,22 @@ class Fact(Model):
     """Section, table, equation or file and line where it is said; none where it is said nowhere."""
 
 
+class Equation(Model):
+    """An equation that the paper has or uses: where it stands, what computes it. A cell of the notebook shows it with the same LaTeX;
+    ``docs/equations.md`` lists all."""
+
+    what: Text
+    """What it is called."""
+    number: Text
+    """The paper's own number, "eq. 2"; where it has none, the section, or whose it is."""
+    mark: Mark
+    """How sure ``number`` is."""
+    latex: Text
+    """The equation, without dollars."""
+    code: Annotated[list[Text], Field(min_length=1)]
+    """What computes it, the closest first: dotted names, such as ``kdcore.losses.kd``."""
+
+
 class Deviation(Model):
     """Where we do otherwise than the paper, or come to another result, and why."""
 
@@ -288,6 +304,8 @@ class Sheet(Model):
     """What the paper asks, in a sentence."""
     protocol: Annotated[list[Fact], Field(min_length=1)]
     """The paper's protocol and ours, point by point."""
+    equations: list[Equation] = []
+    """What the paper computes, and which of our functions does."""
     sizes: list[Size] | None = None
     """One for each row of the first table, for a paper with a figure of sizes of its own."""
     bfloat16: bool

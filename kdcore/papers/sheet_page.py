@@ -19,6 +19,7 @@ EDITORS = "# yaml-language-server: $schema=../sheet.schema.json"  # the first li
 PARTS = [
     ("The whole", [sheet.Sheet], None),
     ("protocol", [sheet.Fact], ("fsp", "protocol", "- what: batch size")),
+    ("equations", [sheet.Equation], ("fsp", "equations", "- what: FSP loss")),
     ("config", [sheet.Config, sheet.Augmentation, sheet.Moments, sheet.Rates, sheet.Ramp], ("fsp", "config", "")),
     ("arms", [], ("hinton_mnist", "arms", '"{width} units')),
     ("budgets", [sheet.Budget], ("hinton_mnist", "budgets", "laptop")),

@@ -1,0 +1,120 @@
+"""``docs/equations.md``: every equation of every paper, with what computes it and where it is taught, made of the sheets' ``equations``.
+
+python -m kdcore.papers.equations    # writes it anew; kdcore check says when it is not up to date
+
+Lines are looked up in the source, cells in the notebooks: a cell shows an equation where its LaTeX stands in it, spaces aside.
+"""
+
+import importlib
+import inspect
+import json
+from pathlib import Path
+
+from kdcore import papers, paths, validation
+
+COMMAND = "python -m kdcore.papers.equations"
+PAGE = Path("docs/equations.md")
+INTRODUCTION = f"""\
+<!-- Made of `equations` in the sheets, of the code and of the notebooks by `{COMMAND}`. Change them, not this page. -->
+
+# Equations
+
+Every equation that a paper of the suite has or uses: its number in the paper, or where it has none the section or the source, the
+code that computes it, and the cell of the notebook that teaches it. A number in brackets has the mark of how sure it is
+([marks](sheet.md#marks)). To find one, search this page for a word, a symbol of the code or a number.
+"""
+
+
+def outdated(root: Path) -> list[str]:
+    """A sentence for each equation that no code computes or no cell shows; without any, for a page that is not up to date."""
+    problems = [problem for key in papers.names() for problem in equation_problems(papers.get(key), root)]
+    if problems:
+        return problems
+    there = (root / PAGE).read_text(encoding="utf-8") if (root / PAGE).is_file() else None
+    if there == page(root):
+        return []
+    return [f"{PAGE} is {'missing' if there is None else 'not up to date'}: run {COMMAND}"]
+
+
+def equation_problems(paper, root: Path) -> list[str]:
+    problems = []
+    for equation in paper.sheet.get("equations", []):
+        where = f"{paper.key}/sheet.yaml: the equation '{equation['what']}'"
+        for name in equation["code"]:
+            try:
+                place(name)
+            except LookupError:
+                problems.append(f"{where} names {name}, which does not exist: give the dotted name of a function or class")
+        if cell(paper.key, equation["latex"], root) is None:
+            problems.append(f"{where} stands in no cell of notebooks/{paper.key}.ipynb: show it in one, with the same LaTeX")
+    return problems
+
+
+def write(root: Path) -> None:
+    (root / PAGE).parent.mkdir(exist_ok=True)
+    paths.write_text(root / PAGE, page(root))
+
+
+def page(root: Path) -> str:
+    """The page as it should be. Raises LookupError for code that does not exist."""
+    index, parts = ["| paper | number | equation | code |", "| --- | --- | --- | --- |"], []
+    for key in papers.names():
+        paper = papers.get(key)
+        parts.append(f"## {paper.sheet['short']}\n\n*{paper.sheet['title']}*, {paper.sheet['citation']}\n")
+        for equation in paper.sheet.get("equations", []):
+            heading = f"{paper.sheet['short'].partition(',')[0]}: {equation['what']}"
+            code = [(name, *place(name)) for name in equation["code"]]
+            links = ", ".join(f"[`{name}`](../{file}#L{line})" for name, file, line in code)
+            index.append(f"| {paper.sheet['short']} | {number(equation)} | [{equation['what']}](#{anchor(heading)}) | {links} |")
+            parts.append(f"### {heading}\n\n```math\n{equation['latex'].strip()}\n```\n")
+            parts.append(f"- number: {number(equation)}")
+            parts += [f"- code: `{name}`, [{file}, line {line}](../{file}#L{line})" for name, file, line in code]
+            taught = cell(key, equation["latex"], root)
+            parts += [f'- lesson: [notebooks/{key}.ipynb](../notebooks/{key}.ipynb), cell {taught[0]}, "{taught[1]}"\n'] if taught else [""]
+    return "\n".join([INTRODUCTION, "\n".join(index) + "\n", *parts])
+
+
+def number(equation: dict) -> str:
+    """As the page has it, with its mark where it was not read in the source."""
+    return equation["number"] + ("" if equation["mark"] == "V" else f" ({equation['mark']})")
+
+
+def anchor(heading: str) -> str:
+    """GitHub's, of a heading."""
+    return "".join(letter for letter in heading.lower().replace(" ", "-") if letter.isalnum() or letter in "-_")
+
+
+def place(name: str) -> tuple[str, int]:
+    """(file from the root of the repository, line) of a dotted name in kdcore. Raises LookupError where there is none."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[length:]:
+            found = inspect.unwrap(vars(found)[attribute]) if attribute in vars(found) else None
+            if found is None:
+                raise LookupError(name)
+        found = getattr(found, "__func__", None) or getattr(found, "fget", None) or found
+        line = 1 if inspect.ismodule(found) else inspect.getsourcelines(found)[1]
+        return str(Path(inspect.getsourcefile(found)).relative_to(papers.HERE.parents[1])), line
+    raise LookupError(name)
+
+
+def cell(key: str, latex: str, root: Path) -> tuple[int, str] | None:
+    """(number from 1, the heading that it stands under) of the notebook's first cell that shows an equation; None where none does."""
+    notebook, heading = root / "notebooks" / f"{key}.ipynb", ""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else []
+    for count, each in enumerate(cells, 1):
+        source = "".join(each["source"])
+        if each["cell_type"] != "markdown":
+            continue
+        heading = next((line.lstrip("# ") for line in source.split("\n") if line.startswith("#")), heading)
+        if "".join(latex.split()) in "".join(source.split()):
+            return count, heading
+    return None
+
+
+if __name__ == "__main__":
+    write(validation.checkout())
