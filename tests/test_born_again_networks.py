@@ -89,15 +89,13 @@ def softmax64(logits):
     return powers / powers.sum(-1, keepdims=True)
 
 
-# ---------------------------------------------------------------- the sheet
-
 # Kimura's slides, typed here and nowhere else: CIFAR-10 (teacher, BAN) and CIFAR-100, in the order of COLUMNS.
-DECK_10 = {
+SLIDES_10 = {
     "wrn_28_1": [6.69, 6.64], "wrn_28_2": [5.06, 4.86], "wrn_28_5": [4.13, 4.03], "wrn_28_10": [3.77, 3.86],
     "densenet_bc_106_33": [3.84, 3.61], "densenet_bc_88_60": [3.81, 3.5], "densenet_bc_76_80": [3.48, 3.49],
     "densenet_bc_76_120": [3.37, 3.54],
 }  # fmt: skip
-DECK_100 = {
+SLIDES_100 = {
     "densenet_bc_106_33": [18.25, 16.95, 17.68, 17.84, 17.84, 17.61, 17.22, 16.59, 15.77, 15.68],
     "densenet_bc_88_60": [17.69, 16.69, 16.93, 17.42, 17.43, 16.62, 16.44, 16.72, 15.39, 15.74],
     "densenet_bc_76_80": [17.16, 16.36, 16.5, 17.16, 16.84, 16.26, 16.30, 15.5, 15.46, 15.14],
@@ -109,11 +107,13 @@ def rows(table):
     return next(found["rows"] for found in PAPER.tables if found["id"] == table)
 
 
-def test_the_sheet_holds_the_decks_numbers():
+def test_the_sheet_holds_the_numbers_of_the_slides():
     found = {row["arm"]: row["paper"] for row in rows("cifar10")}
-    assert found == {f"{net} on cifar10: {name}": v for net, vs in DECK_10.items() for name, v in zip(("teacher", "BAN"), vs, strict=True)}
+    assert found == {
+        f"{net} on cifar10: {name}": v for net, vs in SLIDES_10.items() for name, v in zip(("teacher", "BAN"), vs, strict=True)
+    }
     expected = {}
-    for net, values in DECK_100.items():
+    for net, values in SLIDES_100.items():
         last = "BAN-2" if values[7] is None else "BAN-3"
         for column, value in zip(COLUMNS, values, strict=True):
             arm = {"Ens*2": "BAN-2", "Ens*3": last}.get(column, column)
@@ -220,8 +220,6 @@ def test_the_recount_of_the_densenets():
     assert used == {f"densenet_bc_{depth}_{growth}" for depth, growth in ((106, 33), (88, 60), (76, 80), (76, 120))}
 
 
-# ---------------------------------------------------------------- a trial
-
 METRICS = {"test_errors", "test_error_percent", "test_accuracy_percent", "best_test_error_percent", "train_error_percent"}
 
 
@@ -304,9 +302,6 @@ def test_permuted_targets_keep_the_teachers_first_choice():
     assert not torch.equal(permuted, other), "another seed, another order"
 
 
-# ---------------------------------------------------------------- chains and ensembles
-
-
 def test_a_chain_of_four_and_its_ensembles():
     """Each generation is taught by the one before; Ens*2 and Ens*3 are the last two and three, recomputed here."""
     labels, said, teacher = data.load("cifar10").test_labels.numpy(), [], None
@@ -372,9 +367,6 @@ def test_resume_is_exact(tmp_path, arm):
         assert all(torch.equal(resumed["weights"][key], value) for key, value in whole.get("weights", {}).items())
 
 
-# ---------------------------------------------------------------- dark knowledge
-
-
 def test_gradient_parts_by_hand():
     """Student [1/2, 1/4, 1/4], teacher [1/4, 1/4, 1/2], label 0: 1/4 on the true class, 1/4 on the others, 1/2 for the label."""
     student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.25, 0.5]]).log()
@@ -410,9 +402,6 @@ def test_importance_weights_by_hand():
     assert found["cwtm_weight"][5] == pytest.approx(0.55 / (2.45 / 3)) and found["cwtm_weight"][9] == pytest.approx(0.95 / (2.45 / 3))
     assert found["true_class_weight"][5] == pytest.approx(0.05 / 0.5) and found["true_class_weight"][9] == pytest.approx(0.45 / 0.5)
     assert found["cwtm_weight"][0] is None and found["true_class_weight"][0] is None
-
-
-# ---------------------------------------------------------------- Kimura's experiment
 
 
 def test_as_coded_nothing_is_ever_taught():
@@ -523,9 +512,6 @@ def test_chosen_weights_survive_what_follows():
         copy.load_state_dict(chosen.state_dict())
         copy.restore()
     assert net.linear.bias.tolist() == [2.0] * 10 and int(copy.epochs) == 3 and copy.lowest == torch.inf
-
-
-# ---------------------------------------------------------------- figures
 
 
 def test_figures_from_records():

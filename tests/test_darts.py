@@ -33,8 +33,6 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ---------------------------------------------------------------- counts
-
 # Whettam's thesis: counted with the auxiliary head. Without: recounted. quark0/darts: 36 channels and 20 cells, 3.3M.
 COUNTS = {
     ("v2", 10, 16): (774_260, 338_794),
@@ -85,9 +83,6 @@ def test_head_is_counted_apart():
         assert (
             count_parameters(auxiliary_head(256, 10)) == 256 * 128 + 2 * 128 + 128 * 768 * 4 + 2 * 768 + 768 * 10 + 10 == 774_260 - 338_794
         )
-
-
-# ---------------------------------------------------------------- the network
 
 
 def test_layout():
@@ -248,9 +243,6 @@ def test_taps_and_what_they_depend_on():
     assert len(touched) == len(before) and all(a is b for a, b in zip(touched, before, strict=True))
 
 
-# ---------------------------------------------------------------- drop path and the auxiliary head
-
-
 def test_drop_path_by_hand():
     """With all operations but identities left out, a cell is what its identities pass on."""
     cell = Cell(GENOTYPES["v2"], (4, 4), 4, False, False, None)
@@ -321,9 +313,6 @@ def test_auxiliary_head():
     # 8x8, windows of 5 with stride 3: rows 0..4 and 3..7
     pooled = torch.stack([torch.stack([h[:, :, y : y + 5, x : x + 5].mean((2, 3)) for x in (0, 3)], -1) for y in (0, 3)], -2)
     assert torch.allclose(net.auxiliary[1](h), pooled, atol=1e-5)
-
-
-# ---------------------------------------------------------------- the search
 
 
 def test_edges_of_a_search():

@@ -32,9 +32,6 @@ class Two(nn.Module):
         return self.linear(self.second(self.first(x).tanh()).relu().mean((2, 3)))
 
 
-# ---------------------------------------------------------------- the information
-
-
 def test_channel_information_by_hand():
     activation = torch.tensor([[[[1.0, 2.0]], [[0.0, 3.0]]], [[[-1.0, 1.0]], [[2.0, 2.0]]]])  # 2 cases, 2 channels, 1 x 2
     gradient = torch.tensor([[[[1.0, -1.0]], [[5.0, 1.0]]], [[[2.0, 4.0]], [[0.5, -1.0]]]])
@@ -87,9 +84,6 @@ def test_modules_must_run_once():
     with pytest.raises(ValueError, match="module 'first' runs more than once"):
         fisher.information(lambda: (net(x) + net(x)).sum(1), {"first": net.first})
     assert not net.first._forward_hooks, "no hook stays behind"
-
-
-# ---------------------------------------------------------------- growing
 
 
 def test_groups_are_halved():

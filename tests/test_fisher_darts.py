@@ -1,4 +1,4 @@
-"""Whettam 2020: whether the sheet says what the deck says, what a trial does at every budget, what it asked of shared code."""
+"""Whettam 2020: whether the sheet says what the slides say, what a trial does at every budget, what it asked of shared code."""
 
 import base64
 import json
@@ -75,8 +75,6 @@ def weights(config):
     return weights_of(net) | {"groups": torch.tensor(net.groups)}
 
 
-# ---------------------------------------------------------------- the sheet
-
 # The two tables of the slides, typed here from them and nowhere else: top-1 and top-5 error, each with its deviation.
 MATRIX = {
     "DenseNet -> DenseNet": (6.3000, 0.35, 0.1833, 0.02),
@@ -97,12 +95,12 @@ TEACHERS = {
 }
 
 
-@pytest.mark.parametrize("id, deck", [("matrix", MATRIX), ("teachers", TEACHERS)])
-def test_the_sheet_holds_the_papers_numbers(id, deck):
-    (table,) = (table for table in PAPER.tables if table["id"] == id)
+@pytest.mark.parametrize("table_id, reported", [("matrix", MATRIX), ("teachers", TEACHERS)])
+def test_the_sheet_holds_the_papers_numbers(table_id, reported):
+    (table,) = (table for table in PAPER.tables if table["id"] == table_id)
     found = {(row["arm"], row["metric"]): (row["paper"], row["std"]) for row in table["rows"]}
     expected = {}
-    for arm, (top1, std1, top5, std5) in deck.items():
+    for arm, (top1, std1, top5, std5) in reported.items():
         expected |= {(arm, "test_error_percent"): (top1, std1), (arm, "top5_error_percent"): (top5, std5)}
     assert found == expected
 
@@ -189,9 +187,6 @@ def test_fast_and_laptop_drop_the_rate_at_the_same_shares():
     changed = {arm: {k for k, v in PAPER.config("fast", arm).items() if v != PAPER.config("paper", arm)[k]} for arm in PAPER.arms}
     assert set(map(frozenset, changed.values())) == {frozenset({"epochs"})}
     assert PAPER.seeds("fast", "none -> DARTS") == PAPER.seeds("laptop", "none -> DARTS") == PAPER.seeds("paper", "WRN -> WRN") == 5
-
-
-# ---------------------------------------------------------------- a trial
 
 
 @pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
@@ -342,9 +337,6 @@ def test_parameters_as_published_and_as_they_are():
     assert found["metrics"]["published_parameters"] - found["metrics"]["parameters"] == 64 * 128 + 256 + 393_216 + 1536 + 7690
 
 
-# ---------------------------------------------------------------- growing
-
-
 def test_growth_of_each_kind():
     target = START["darts_v2_5_4"] + 6000
     paths, nets = {}, {}
@@ -395,9 +387,6 @@ def test_a_rehearsal_needs_no_weights(arm, monkeypatch):
         assert [step["size"] > config["grow_target"] for step in result["metrics"]["growth"]["fisher"]] == [True]
 
 
-# ---------------------------------------------------------------- what is measured
-
-
 def test_similarity_of_maps(monkeypatch):
     views = fisher_darts.Trial(config_of("smoke", "WRN -> WRN"), Context()).test_views
     net, other = create("wrn_10_1").reset(1), create("wrn_10_1").reset(2)
@@ -434,9 +423,6 @@ def test_top_wrong_by_hand():
     assert torch.equal(metrics.top_wrong(logits, torch.tensor([0, 2, 1]), 1), metrics.wrong(logits, torch.tensor([0, 2, 1])))
 
 
-# ---------------------------------------------------------------- the search
-
-
 def test_the_search_learns_from_two_halves():
     _, spy = run("first-order search", batch_size=1, epochs=2)
     seen = [[{row[0] for row in half} for half in index] for index in spy.seen[0]]
@@ -458,9 +444,6 @@ def test_resume_is_exact(tmp_path, arm):
     resumed, _ = run(arm, Context(checkpoint=tmp_path), **changes)
     assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"]
     assert all(torch.equal(resumed["weights"][key], value) for key, value in whole.get("weights", {}).items())
-
-
-# ---------------------------------------------------------------- figures and what it asked of the shared code
 
 
 def test_figures_from_records():

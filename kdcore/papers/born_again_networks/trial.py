@@ -4,8 +4,8 @@ A trial trains one generation: a fresh network of the teacher's design, with ini
 (``init``). A teacher hands on its weights and the test logits of all generations up to its own, so that an ensemble of
 generations is a metric of the last of them. Lengths are passes over the training cases, times ``scale``.
 
-The exception is the re-implementation that deck 004 (slides on this paper) describes, "as coded": its generations are one
-network that never starts anew, so that they are one trial.
+The exception is Kimura's re-implementation (github.com/nocotan/born_again_neuralnet, and his slides of 2018) "as coded": its
+generations are one network that never starts anew, so that they are one trial.
 """
 
 from collections.abc import Callable, Mapping
@@ -190,7 +190,7 @@ class Trial(ImageTrial):
         return row
 
     def drifting(self) -> dict[str, Tensor]:
-        """Loss and error on the test set as deck 004's code takes them: in train mode, so that each batch is normalised by its
+        """Loss and error on the test set as Kimura's code takes them: in train mode, so that each batch is normalised by its
         own statistics, and the running ones drift to those of the test set. The loss is the mean of the batches' losses."""
         # CIFAR lies in order of its classes here, not as published: a batch of neighbours would have the statistics of one class
         order = torch.Generator().manual_seed(seed_of(self.context.seed, "test order"))

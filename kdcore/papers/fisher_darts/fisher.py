@@ -21,7 +21,7 @@ def channel_information(activation: Tensor, gradient: Tensor, *, variant: str = 
 
         Delta_c = 1/(2N) * sum_n g_nc^2
         code:   g_nc = sum_yx A_ncyx * dL_n/dA_ncyx     [V: the authors' program, after pytorch-prunes]
-        paper:  g_nc = sum_yx dL_n/dA_ncyx              [V: deck 003, "the gradient for the channel"; the sum is inferred, I]
+        paper:  g_nc = sum_yx dL_n/dA_ncyx              [V: slides, "the gradient for the channel"; the sum is inferred, I]
 
     activation: A [N, C, H, W]; gradient: of the same shape, dL_n/dA of each case's own loss. Returns [C]. The code's form
     estimates what the loss would gain if the channel were switched off.
@@ -116,8 +116,8 @@ def by_information(losses: Callable[[], Tensor], modules: Mapping[str, nn.Module
     """
 
     def rank(halvings: Mapping[str, int]) -> tuple[list[str], dict[str, float]]:
-        found = {name: channels.sum().item() for name, channels in information(losses, modules, variant=variant).items()}
-        return sorted(found, key=lambda name: -found[name]), found
+        values = {name: channels.sum().item() for name, channels in information(losses, modules, variant=variant).items()}
+        return sorted(values, key=lambda name: -values[name]), values
 
     return rank
 
@@ -134,11 +134,11 @@ def grow(
     """
     halvings, path = dict.fromkeys(modules, 0), []
     while size() <= target:
-        names, found = ranking(halvings)
+        names, values = ranking(halvings)
         name = next((name for name in names if halve_groups(modules[name], generator)), None)
         if name is None:
             raise ValueError(f"all groups are 1 at a size of {size():,}: choose a target below it, not {target:,}")
         halvings[name] += 1
         groups = {key: max((layer.groups for layer in grouped(module)), default=1) for key, module in modules.items()}
-        path.append({"module": name, "size": size(), "groups": groups, "information": found})
+        path.append({"module": name, "size": size(), "groups": groups, "information": values})
     return path
