@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 from matplotlib.text import Text
-from test_report import KEY, README, contents, made, of_arm
+from records import KEY, README, contents, made, of_arm
 
 from kdcore import papers, report
 from kdcore.papers.fisher_darts.figures import scatter
