@@ -18,18 +18,18 @@ def paper():
 
 
 def test_figures_are_legible(paper, monkeypatch):
-    found = {name: draw() for name, draw in catalogue.figures_of(paper, synthetic(paper, "fast", 2)).items()}
-    assert list(found)[0] == "paper_errors" and {"learning_errors", "learning_temperature"} <= set(found)
-    assert all("(budget fast)" in figure.get_suptitle() for figure in found.values())
-    found["sparse"] = figures.error_against(
+    drawn = {name: draw() for name, draw in catalogue.figures_of(paper, synthetic(paper, "fast", 2)).items()}
+    assert list(drawn)[0] == "paper_errors" and {"learning_errors", "learning_temperature"} <= set(drawn)
+    assert all("(budget fast)" in figure.get_suptitle() for figure in drawn.values())
+    drawn["sparse"] = figures.error_against(
         [1, 1.01, 2, 40], {"a": [[1, 2], [3, 4], [], [5]], "b": [[], [], [], []]}, title="Ticks that would touch"
     )
-    found["marks"] = figures.curve([0, 1, 2], {"a": np.ones((3, 3)), "b": [[1, 2, 3]]}, {"one": 1.0, "each": [1, 1.1]}, ylabel="errors")
-    found["arms"] = figures.learning_curves(
+    drawn["marks"] = figures.curve([0, 1, 2], {"a": np.ones((3, 3)), "b": [[1, 2, 3]]}, {"one": 1.0, "each": [1, 1.1]}, ylabel="errors")
+    drawn["arms"] = figures.learning_curves(
         {f"an arm with a name so long that it takes two lines, {i}": synthetic(paper, "fast", 2, ["small"]) for i in range(12)},
         "test_error_percent",
     )
-    for name, figure in found.items():
+    for name, figure in drawn.items():
         assert overlaps(figure, monkeypatch) == [], name
 
 
@@ -61,10 +61,10 @@ def test_figures_of_asks_the_papers_module(paper, monkeypatch):
     failed = made(paper.trial("fast", "small", 7), {"message": "killed"}, status="killed")
     seen = []
     own = figures.curve([0, 1], {"a": [[1, 2]]}, title="Own")
-    monkeypatch.setattr(paper, "figures", lambda found: seen.extend(found) or {"own": lambda: own})
-    found = catalogue.figures_of(paper, [*records, failed])
-    assert list(found) == ["paper_errors", "own"]
-    assert found["own"]().get_suptitle() == "Own\n(budget fast)"
+    monkeypatch.setattr(paper, "figures", lambda given: seen.extend(given) or {"own": lambda: own})
+    drawn = catalogue.figures_of(paper, [*records, failed])
+    assert list(drawn) == ["paper_errors", "own"]
+    assert drawn["own"]().get_suptitle() == "Own\n(budget fast)"
     assert seen == records
 
 
