@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 from matplotlib.text import Text
-from test_report import KEY, README, contents, made, of_arm
+from records import KEY, README, contents, made, of_arm
 
 from kdcore import papers, report
 from kdcore.papers.fisher_darts.figures import scatter
@@ -205,12 +205,12 @@ def pair(paper, seed: int, student: str, teacher: str | None, noted: str | None 
     """A teacher's record (none where ``teacher`` is None) and its student's."""
     small, big = paper.trial("fast", "small with KD", seed), paper.trial("fast", "cumbersome", seed)
     assert small.teacher == big.id
-    found = [made(small, {"test_errors": 90 + seed})] + ([made(big, {"test_errors": 70})] if teacher else [])
-    for record, where in zip(found, (student, teacher), strict=False):
+    records = [made(small, {"test_errors": 90 + seed})] + ([made(big, {"test_errors": 70})] if teacher else [])
+    for record, where in zip(records, (student, teacher), strict=False):
         record["environment"] |= {"processor": where}
         record["cost"] |= {"device": where, "cpu_seconds": 720.0}
-    found[0]["environment"]["teacher_processor"] = noted
-    return found
+    records[0]["environment"]["teacher_processor"] = noted
+    return records
 
 
 def test_a_pair_that_mixes_processors_is_marked():
@@ -251,12 +251,12 @@ def test_on_a_gpu_the_gpu_counts():
 
 
 def test_committed_pairs_that_mix():
-    store, found = Store(papers.HERE.parents[1] / "results"), 0
+    store, pairs = Store(papers.HERE.parents[1] / "results"), 0
     for key in papers.names():
         records = [record for record in store.records(key) if record["budget"] != "smoke"]
         by_id = {record["id"]: record for record in records}
-        found += sum(bool(select.mixed_processors(record, by_id)) for record in records)
-    assert found >= 9
+        pairs += sum(bool(select.mixed_processors(record, by_id)) for record in records)
+    assert pairs >= 9
 
 
 # -- hours ------------------------------------------------------------------------------------------------------------

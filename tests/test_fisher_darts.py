@@ -505,6 +505,9 @@ def test_claims_of_the_paper_in_its_own_numbers():
     # the mean of 8.46 and 8.5433 is 8.5017
     assert frame.loc["same_family", "reported"] == pytest.approx(7.79 - 8.50165)
     assert math.isnan(frame.loc["fisher_beats_wide", "reported"]), "no number in the paper"
+    doubtful = [table | {"rows": [row | {"mark": "M?"} for row in table["rows"]]} for table in PAPER.tables]
+    unsure = SimpleNamespace(**{name: getattr(PAPER, name) for name in ("key", "sheet", "arms", "budget")}, tables=doubtful)
+    assert claims.claims(unsure, [], "paper")["reported"].isna().all(), "numbers that nobody could verify carry no test"
     text, html = formats.to_markdown(claims.claims(PAPER, [], "paper")), formats.to_html(claims.claims(PAPER, [], "paper"))
     assert "own left - right" in text and "0.083" in text and "0.083" in html
     others = claims.claims(papers.get("fsp"), [], "paper")

@@ -1,4 +1,4 @@
-"""The report has the same bytes whatever processor draws it. ``make portable`` compares all of it; here, what was found to differ."""
+"""The report has the same bytes whatever processor draws it. ``make portable`` compares all of it; here, what once differed."""
 
 import os
 import subprocess
@@ -105,8 +105,8 @@ def test_last_digits_of_matrices_and_logarithms_are_not_drawn(monkeypatch):
 
     class Shaken:
         def __getattr__(self, name):
-            found = getattr(np, name)
-            return shaken(found) if name in ("dot", "log10", "log", "power") else found
+            function = getattr(np, name)
+            return shaken(function) if name in ("dot", "log10", "log", "power") else function
 
     x = np.linspace(0, 1, 101)
     for draw in (

@@ -60,7 +60,7 @@ class Page:
             self._show(claims(self.paper, self._records(budget), budget))
 
     def facts(self, part: str) -> None:
-        """Show "protocol" or "deviations" of the sheet, or "budget": what this run's budget changes."""
+        """Show "protocol", "deviations" or another list of the sheet; or "budget": what this run's budget changes."""
         self._show(tables.budget_table(self.paper, self.budget) if part == "budget" else tables.facts(self.paper, part))
 
     def figure(self, name: str) -> None:

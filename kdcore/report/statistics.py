@@ -8,19 +8,19 @@ Schuirmann 1987, J. Pharmacokin. Biopharm. 15:657).
 import numpy as np
 from scipy import stats
 
-# Differences this far below their operands are rounding: 0.1 + 0.2 - 0.3 is no effect.
+# A difference this much smaller than its operands is a rounding error: 0.1 + 0.2 - 0.3 is no effect.
 ROUNDING = 1e-12
-# Processors differ in the last digits of a quantile or a logarithm: results are rounded to these, so that they are the same on all.
+# Processors differ in the last digits of a quantile or a logarithm; results are rounded to this many, so that all give the same.
 DIGITS = 12
 
 
 def rounded(value: float, digits: int = DIGITS) -> float:
-    """``value`` to so many significant digits, in decimals: no product or power whose last digits a processor decides."""
+    """``value`` to so many significant digits. By way of its decimals: the last digits of a product or power depend on the processor."""
     return float(f"{value:.{digits - 1}e}")
 
 
 def exponent(value: float) -> int:
-    """The power of ten of the first digit of ``value`` (not 0), which log10 can miss by one: 1000 -> 3, 0.02 -> -2."""
+    """The power of ten of the first digit of ``value`` (not 0): 1000 -> 3, 0.02 -> -2. A logarithm can miss it by one."""
     return int(f"{value:.{DIGITS - 1}e}".partition("e")[2])
 
 
@@ -44,10 +44,10 @@ def mean_interval(values, level: float = 0.95) -> tuple[float, float, float]:
 def cell_verdict(values, reported: float | None, margin: float | None) -> str:
     """What ``values`` [n] (one a seed) say about the paper's ``reported`` number.
 
-    margin: what still counts as the same result, in the unit of the values; None or 0 for nothing but a direction.
-    "reproduced": the 90 % t-interval of mean - reported lies inside (-margin, margin), an equivalence test at 5 %;
-    else "above" or "below": it lies on one side of 0; else "inconclusive", as with one seed alone; "no number" where
-    the paper gives none; "not run" without values.
+    margin: how far apart two numbers may be and still count as the same result, in the unit of the values; with None or 0 only a
+    direction can be told. "reproduced": the 90 % t-interval of mean - reported lies inside (-margin, margin), an equivalence test
+    at 5 %; else "above" or "below": it lies on one side of 0; else "inconclusive", which one seed alone always is; "no number"
+    where the paper gives none; "not run" without values.
     """
     values = np.asarray(list(values), np.float64)
     if not len(values):
@@ -66,8 +66,8 @@ def claim_test(left, right, relation: str, margin: float | None = None) -> dict:
     """Paired comparison of ``left`` and ``right`` [n], seed by seed: {n, mean, low, high, p} of left - right.
 
     relation "<": p of the two-sided paired t-test, and the 95 % interval. relation "same": p of the equivalence test
-    within ``margin`` (the larger of the two one-sided p), and the 90 % interval that goes with it. Below two seeds p
-    and the interval are nan. Differences without spread: p is 0 or 1, as the one value says.
+    within ``margin`` (the larger of the two one-sided p), and the 90 % interval that goes with it. With fewer than two seeds p
+    and the interval are nan. Where all differences are equal, p is 0 or 1.
     Raises ValueError for another relation, sides of different length, or "same" without a margin.
     """
     _check_relation(relation, margin)
@@ -90,13 +90,13 @@ def claim_test(left, right, relation: str, margin: float | None = None) -> dict:
 def reported_test(left, right, runs: int, relation: str, margin: float | None = None) -> dict:
     """What the paper's own numbers say of its claim: {mean, low, high, p} of left - right, from means and standard deviations.
 
-    left, right: [(mean, standard deviation), ...], a side being the mean of its groups, each of ``runs`` independent runs.
+    left, right: [(mean, standard deviation), ...]; a side is the mean of its groups, each of ``runs`` independent runs.
     Welch's t-test (Welch 1947, Biometrika 34:28) with his degrees of freedom; relation and margin, p and interval as in
     ``claim_test``. Raises ValueError for fewer than two runs, or what ``claim_test`` refuses.
     """
     _check_relation(relation, margin)
     if runs < 2:
-        raise ValueError(f"a standard deviation comes of two runs or more, not {runs}")
+        raise ValueError(f"a standard deviation takes at least two runs, not {runs}")
     mean = np.mean([m for m, _ in left]) - np.mean([m for m, _ in right])
     parts = np.array([s**2 / runs / len(side) ** 2 for side in (left, right) for _, s in side])
     error = np.sqrt(parts.sum())
@@ -109,9 +109,9 @@ def reported_test(left, right, runs: int, relation: str, margin: float | None = 
 def claim_verdict(left, right, relation: str, adjusted: float, margin: float | None = None) -> str:
     """ "holds", "contradicted", "inconclusive" or "not run" (no seed), for the arguments of ``claim_test``.
 
-    adjusted: the p of ``claim_test`` after ``holm``. A "<" holds or is contradicted where p < 0.05, by the sign of the
-    mean difference. A "same" holds where p < 0.05, and is contradicted where the 95 % interval of the difference lies
-    outside (-margin, margin) altogether.
+    adjusted: the p of ``claim_test`` after ``holm``. Where p < 0.05, a "<" holds or is contradicted by the sign of the mean
+    difference, and a "same" holds. A "same" is contradicted where the 95 % interval of the difference lies entirely outside
+    (-margin, margin).
     """
     differences = _differences(left, right)
     if not len(differences):
@@ -127,7 +127,7 @@ def claim_verdict(left, right, relation: str, adjusted: float, margin: float | N
 
 
 def holm(pvalues) -> list[float]:
-    """p-values adjusted for their number, so that the chance of one false alarm among all stays below the level.
+    """p-values adjusted for how many there are, so that the chance of any false alarm among them stays below the level.
 
     Holm 1979, Scand. J. Statist. 6:65: the i-th smallest of m is multiplied by m - i + 1, made monotone, at most 1.
     nan (not tested) stays nan and does not count.
@@ -146,14 +146,14 @@ def _check_relation(relation: str, margin: float | None) -> None:
 
 
 def _differences(left, right) -> np.ndarray:
-    """left - right [n], with rounding taken off. Raises ValueError for different lengths."""
+    """left - right [n]; what is a mere rounding error becomes 0. Raises ValueError for different lengths."""
     left, right = np.asarray(list(left), np.float64), np.asarray(list(right), np.float64)
     if left.shape != right.shape:
         raise ValueError(f"sides of a paired comparison must have the same seeds, not {len(left)} and {len(right)}")
     differences = left - right
     noise = ROUNDING * np.maximum(abs(left), abs(right)).max(initial=0)
     differences[abs(differences) <= noise] = 0
-    # all equal but for rounding: make them equal, so that they have no spread to test against
+    # equal but for rounding errors: made equal, so that these are not taken for a spread
     return np.full_like(differences, differences[0]) if len(differences) and np.ptp(differences) <= noise else differences
 
 

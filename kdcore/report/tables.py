@@ -9,6 +9,7 @@ import re
 
 import pandas as pd
 
+from kdcore import validation
 from kdcore.report import select, statistics, words
 
 # What a row has instead where no verdict can be given: "no number" in the paper; "unverified", a reported number that nobody could
@@ -121,7 +122,10 @@ def budget_table(paper, budget: str) -> pd.DataFrame:
 
 
 def facts(paper, part: str) -> pd.DataFrame:
-    """A list of the sheet as it stands there: part "protocol" (what the paper says, what we do) or "deviations"."""
+    """A list of the sheet as it stands there: part "protocol" (what the paper says, what we do), "deviations", or one of the paper's
+    own. Raises KdcoreError for an unknown one."""
+    lists = [name for name, value in paper.sheet.items() if isinstance(value, list)]
+    validation.one_of(part, "list", lists, start=f"the sheet of {paper.key} has no {{what}} {{value}}")
     headings = {"protocol": {"paper": "paper says", "ours": "we use"}}.get(part, {})
     frame = pd.DataFrame(paper.sheet[part]).fillna("").rename(columns=headings)
     frame = frame.map(lambda value: words.fixed(value, 0) if isinstance(value, int) and not isinstance(value, bool) else value)

@@ -16,9 +16,9 @@ def figures(records: list[dict]) -> dict:
     by_arm = select.by_arm(records)
     plots = {}
     if arm := next((arm for arm in by_arm if arm.endswith(": BAN")), None):
-        plots["dark_knowledge"] = partial(
-            stretches, _gradient_parts([record["history"] for record in by_arm[arm]]), xlabel="epoch", title=arm
-        )
+        parts = _gradient_parts([record["history"] for record in by_arm[arm]])
+        title = f"What BAN's gradient consists of, {arm.removesuffix(': BAN')}"
+        plots["dark_knowledge"] = partial(stretches, parts, xlabel="epoch", title=title)
     if arm := next((arm for arm in by_arm if arm.endswith(": CWTM")), None):
         seeds = [record["metrics"]["importance"] for record in by_arm[arm]]
         middles = [(place + 0.5) / BINS for place in range(BINS)]
@@ -50,7 +50,7 @@ def _gradient_parts(histories: list[list[dict]]) -> dict:
     true, others, labels = ([sum(row[key] for row in rows) / len(rows) for _, rows in measured] for key in keys)
     epochs, share = [epoch for epoch, _ in measured], [one / (one + other) for one, other in zip(true, others, strict=True)]
     sizes = {"true class, teacher": (epochs, true), "other classes, teacher": (epochs, others), "true class, labels": (epochs, labels)}
-    return {"size of the gradient": sizes, "share": {"true class, teacher": (epochs, share)}}
+    return {"size of the gradient": sizes, "share of the true class": {"true class, teacher": (epochs, share)}}
 
 
 def _numbers(values: list) -> list[float]:

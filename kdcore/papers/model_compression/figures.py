@@ -25,7 +25,7 @@ def figures(records: list[dict]) -> dict:
         levels = {"ensemble": metrics["ensemble_rmse"], "best single model": metrics["single_rmse"], "best net": metrics["net_rmse"]}
         _add(sizes, (problem, f"{config['units']} units"), method, config["cases"], metrics["rmse"], levels)
         _add(widths, (problem, f"{config['cases']:,} cases"), method, config["units"], metrics["rmse"], levels)
-    title = "Pseudo data in two dimensions: 2,000 cases made of 500 (p = 0.5, s = 5)"
+    title = "Pseudo data in two dimensions: 2,000 cases made from 500 (p = 0.5, s = 5)"
     plots = {"pseudo_data": lambda title=title: clouds(_two_dimensions(), title)}
     for name, panels, swept, title in (
         ("cases", sizes, "cases", "The mimic net's error against the number of cases"),
