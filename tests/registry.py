@@ -296,4 +296,4 @@ def _module(path):
         return sys.modules.setdefault(name, types.ModuleType(name))
 
 
-EXAMPLES = {document: run(document) for document in ("adding_a_method.md", "adding_a_network.md")}
+EXAMPLES = {document: run(document) for document in ("adding_a_method.md", "adding_a_network.md", "figures.md")}

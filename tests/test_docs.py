@@ -1,7 +1,11 @@
 """The documents: their code runs (registry.py), and what they name exists."""
 
 import ast
+import importlib.util
+import inspect
+import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,11 @@ from registry import EXAMPLES, METHODS, NETS
 
 from kdcore import losses, methods, models, papers
 from kdcore.papers import equations
+from kdcore.papers.images import weights_of
+from kdcore.report import formats, tables
+from kdcore.trials import child, plan
+from kdcore.trials.store import Store
+from kdcore.trials.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +33,13 @@ def test_the_examples_stand_where_their_documents_say_and_run():
     assert type(models.create("plain_2")).__module__ == "kdcore.models.plain" and "plain_2" in NETS
     (stage,) = names["method"].stages
     assert stage.loss(torch.randn(2, 3, 32, 32), torch.tensor([1, 2])).isfinite()
+
+
+def test_the_example_of_figures_draws():
+    records = [{"metrics": {"shift_test_errors": [7, 5, 6]}}, {"metrics": {"shift_test_errors": [8, 5, 4]}}, {"metrics": {}}]
+    plots = EXAMPLES["figures.md"]["figures"](records)
+    assert [len(line.get_xdata()) for line in plots["shift"]().axes[0].lines] == [3, 3, 3], "two seeds and their mean"
+    assert EXAMPLES["figures.md"]["figures"](records[2:]) == {}
 
 
 def listed():
@@ -91,3 +107,65 @@ def test_an_outdated_page_of_equations_is_told(tmp_path, monkeypatch):
     assert equations.outdated(tmp_path) == []
     (tmp_path / "docs" / "equations.md").write_text("older")
     assert equations.outdated(tmp_path) == [f"docs/equations.md is not up to date: run {equations.COMMAND}"]
+
+
+# ---------------------------------------------------------------- architecture.md
+
+
+def test_the_picture_of_the_house_is_true():
+    """Else: python docs/picture.py. None of its arrows goes up, in the order of the rooms."""
+    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "picture.py")
+    spec.loader.exec_module(picture := importlib.util.module_from_spec(spec))
+    page = picture.PAGE.read_text(encoding="utf-8")
+    assert picture.with_picture(page) == page
+    order = list(picture.ROOMS)
+    assert all(order.index(above) < order.index(below) for above, below in picture.arrows())
+    rooms = {path.stem for path in (ROOT / "kdcore").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert {name for name in rooms - {"__init__"} if picture.room(name) is None} == set(picture.FOUNDATION)
+    assert picture.room("papers.fsp.trial") == "paper" and picture.room("papers.images") == "papers"
+
+
+def hops():
+    """[(hop, [what is called])] of the way of the data."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| .* \| (.*) \|$", page, re.MULTILINE)
+    assert [int(hop) for hop, _ in rows] == list(range(1, len(rows) + 1))
+    return [(int(hop), re.findall(r"`(\S+)`", code)) for hop, code in rows]
+
+
+def codes(name):
+    """The code objects of a function, or of all methods of a class."""
+    found = equations.look_up(name)
+    found = getattr(found, "func", found)  # of a cached property
+    return {each.__code__ for each in (vars(found).values() if inspect.isclass(found) else [found]) if inspect.isfunction(each)}
+
+
+def test_the_way_of_the_data_is_the_one_that_is_gone(tmp_path, monkeypatch):
+    """A trial of FSP at smoke, in this process: what the hops name is called, in their order."""
+    beside = {1, 6, 7}  # the command line, and what leads to another process
+    wanted = {code: name for hop, names in hops() if hop not in beside for name in names for code in codes(name)}
+    seen = []
+
+    def watch(frame, event, _):
+        if event == "call" and frame.f_code in wanted:
+            seen.append(wanted[frame.f_code])
+
+    papers._paper.cache_clear()
+    store, paper = Store(tmp_path), papers.get("fsp")
+    monkeypatch.setitem(paper.sheet["budgets"]["smoke"]["config"], "scale", 0.0002)
+    (trial,) = paper.trials("smoke", ["FSP 8"], [0])
+    save_weights(trial.teacher, weights_of(models.create("resnet_14")))
+    paper._trials.clear(), paper._configs.clear()
+    sys.setprofile(watch)
+    try:
+        (job,) = plan.make("fsp", "smoke", ["FSP 8"], [0], store).jobs
+        child.run(job.cohort, store, "cpu", "auto", math.inf, lambda *_, **__: None, set())
+        frame = tables.table(papers.get("fsp"), "cifar10", store.records("fsp", "smoke"), "smoke")
+        formats.to_html(frame), formats.to_markdown(frame)
+    finally:
+        sys.setprofile(None)
+        papers._paper.cache_clear()
+    first = list(dict.fromkeys(seen))
+    assert set(wanted.values()) - set(first) == set()
+    places = [min(map(first.index, names)) for hop, names in hops() if hop not in beside]
+    assert places == sorted(places), first

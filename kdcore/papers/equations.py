@@ -86,6 +86,14 @@ def anchor(heading: str) -> str:
 
 def place(name: str) -> tuple[str, int]:
     """(file from the root of the repository, line) of a dotted name in kdcore. Raises LookupError where there is none."""
+    found = look_up(name)
+    found = getattr(found, "func", found)  # of a cached property
+    line = 1 if inspect.ismodule(found) else inspect.getsourcelines(found)[1]
+    return str(Path(inspect.getsourcefile(found)).relative_to(papers.HERE.parents[1])), line
+
+
+def look_up(name: str):
+    """The module, class or function of a dotted name, as its source has it. Raises LookupError where there is none."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:
@@ -93,12 +101,11 @@ def place(name: str) -> tuple[str, int]:
         except ModuleNotFoundError:
             continue
         for attribute in parts[length:]:
-            found = inspect.unwrap(vars(found)[attribute]) if attribute in vars(found) else None
-            if found is None:
+            if attribute not in vars(found):
                 raise LookupError(name)
-        found = getattr(found, "__func__", None) or getattr(found, "fget", None) or found
-        line = 1 if inspect.ismodule(found) else inspect.getsourcelines(found)[1]
-        return str(Path(inspect.getsourcefile(found)).relative_to(papers.HERE.parents[1])), line
+            found = inspect.unwrap(vars(found)[attribute])
+            found = getattr(found, "__func__", None) or getattr(found, "fget", None) or found  # of a class method, of a property
+        return found
     raise LookupError(name)
 
 
