@@ -4,7 +4,7 @@ import difflib
 import re
 from pathlib import Path
 
-from kdcore import papers, report, validation
+from kdcore import outputs, papers, validation
 from kdcore.errors import KdcoreError
 from kdcore.trials.store import Store, read
 
@@ -18,7 +18,7 @@ def all_problems(results: Path) -> list[str]:
         problems, records = _read_all(results)
         problems += page_problems()
         try:
-            problems += report.stale(results, records)
+            problems += outputs.stale(results, records)
         except KdcoreError as error:  # no table can be made of what is told above
             problems.append(str(error))
     return problems
@@ -37,9 +37,9 @@ def sheet_problems(key: str) -> list[str]:
     found = rules.problems(paper) or [
         each for name in paper.budgets for each in rules.network_problems(paper, name, paper.budget_arms(name))
     ]
-    if not found and hasattr(paper.module, "figures"):
+    if not found:
         try:
-            paper.module.figures([])
+            paper.figures([])
         except Exception as error:  # a table, arm or number that the paper's own code looks for in the sheet
             found.append(f"{key}.py cannot draw its figures from it ({type(error).__name__}: {error})")
     problems = [f"{key}/sheet.yaml: {problem}" for problem in found]

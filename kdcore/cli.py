@@ -270,9 +270,9 @@ def replicate(options) -> int:
 
 
 def report(options) -> int:
-    from kdcore import report as reports
+    from kdcore import outputs
 
-    for path in reports.write(_recorded(options, smoke_alone=options.smoke), budget="smoke" if options.smoke else None):
+    for path in outputs.write(_recorded(options, smoke_alone=options.smoke), budget="smoke" if options.smoke else None):
         print(path)
     return 0
 

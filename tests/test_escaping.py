@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from matplotlib.text import Text
 from records import KEY, README, contents, made, of_arm
 
-from kdcore import papers, report
+from kdcore import outputs, papers
 from kdcore.papers.fisher_darts.figures import scatter
 from kdcore.report import canvas, claims, figures, formats, readme, select, tables, words
 from kdcore.report.evidence import Evidence
@@ -167,14 +167,14 @@ def test_a_hostile_device_breaks_no_later_report(tmp_path):
         store.put(record)
     failed = made(paper.trial("laptop", "small", 99), {"message": "".join(HOSTILE)}, status="error")
     store.put(failed)
-    report.write(store.results)
+    outputs.write(store.results)
     first = contents(tmp_path)
     readme = first["README.md"].decode()
     assert readme.count("<!-- scoreboard -->") == readme.count("<!-- /scoreboard -->") == 1 and readme.endswith("The end.\n")
     tags = Words(rendered(readme)).tags
     assert tags.count("comment") == 2 and set(tags) <= {"h1", "p", "table", "thead", "tbody", "tr", "th", "td", "br", "comment"}
-    report.write(store.results)
-    assert contents(tmp_path) == first and report.stale(store.results) == []
+    outputs.write(store.results)
+    assert contents(tmp_path) == first and outputs.stale(store.results) == []
     page = Words((store.results / "index.html").read_text())
     assert not {"script", "b@"} & set(page.tags) and "comment" not in page.tags
     assert shown("".join(HOSTILE)) in squeezed(page.words)
@@ -187,7 +187,7 @@ def test_names_of_files_and_links(tmp_path, monkeypatch):
     paper = papers.Paper(KEY)
     paper.sheet["url"] = "javascript:alert(1)"
     monkeypatch.setattr(papers, "get", lambda key: paper)
-    page = write_site(store, report.gather(store)).read_text()
+    page = write_site(store.results, outputs.gather(store)).read_text()
     assert "<script" not in page and "javascript:" not in page
     assert f"executed/{KEY}%22%3E%3Cscript%3E%23%3F.ipynb" in page
 

@@ -3,6 +3,7 @@
 import pytest
 
 from kdcore import cli, papers
+from kdcore.papers import images
 from kdcore.papers.spec import Cohort, Trial
 from kdcore.trials import order, plan
 from kdcore.trials.store import Store
@@ -77,7 +78,7 @@ def test_the_size_of_a_trial_is_read_from_its_sheet(key, arm, passes_cases_weigh
 
 @pytest.mark.parametrize("key", papers.names())
 def test_every_trial_has_a_size(key, monkeypatch):
-    monkeypatch.setattr(order, "_size", lambda name: 1)
+    monkeypatch.setattr(images, "_parameters", lambda name: 1)
     paper = papers.get(key)
     for budget in paper.budgets:
         for arm in paper.budget_arms(budget):

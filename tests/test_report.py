@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from records import KEY, README, contents, made, of_arm, synthetic
 
-from kdcore import cli, papers, report
+from kdcore import cli, outputs, papers
 from kdcore.errors import KdcoreError
 from kdcore.report import canvas, catalogue, claims, figures, readme, tables
 from kdcore.report.evidence import Evidence
@@ -57,23 +57,23 @@ def test_without_records_everything_works(paper, store):
         assert set(tables.table(paper, sheet, [], "fast")["verdict"]) == {"not run"}
     assert set(claims.claims(paper, [], "fast")["verdict"]) == {"not run"}
     assert catalogue.figures_of(paper, []) == {}
-    assert report.stale(store.results) == []
-    assert report.write(store.results) == [store.results / "index.html"]
-    assert report.write(store.results, budget="smoke") == []
-    assert report.stale(store.results) == []
-    assert "No records yet" in readme.block(report.gather(store))
+    assert outputs.stale(store.results) == []
+    assert outputs.write(store.results) == [store.results / "index.html"]
+    assert outputs.write(store.results, budget="smoke") == []
+    assert outputs.stale(store.results) == []
+    assert "No records yet" in readme.block(outputs.gather(store))
     assert f"kdcore run {KEY}" in (store.results / "index.html").read_text()
 
 
 def test_report_is_deterministic_and_current(paper, full):
     project = full.results.parent
-    written = report.write(full.results)
+    written = outputs.write(full.results)
     assert all(path.exists() for path in written)
     first = contents(project)
     assert f"results/tables/{KEY}/laptop_errors.csv" in first and f"results/figures/{KEY}/laptop_paper_errors.svg" in first
     assert f"results/tables/{KEY}/laptop_temperature.csv" not in first  # the budget runs none of its rows
     assert not any("smoke" in name for name in first if "/records/" not in name)
-    assert report.stale(full.results) == []
+    assert outputs.stale(full.results) == []
 
     extra = full.results / "tables" / KEY / "laptop_gone.csv"
     extra.write_text("of an earlier sheet")
@@ -81,7 +81,7 @@ def test_report_is_deterministic_and_current(paper, full):
     edited.write_text("typed by hand")
     (full.results / "figures" / KEY / "laptop_paper_errors.png").unlink()
     (project / "README.md").write_text(README)
-    problems = "\n".join(report.stale(full.results))
+    problems = "\n".join(outputs.stale(full.results))
     assert len(problems.splitlines()) == 4
     for name, what in (
         (extra, "follows from no record"),
@@ -91,13 +91,13 @@ def test_report_is_deterministic_and_current(paper, full):
     ):
         assert re.search(f"{re.escape(str(name))} (is )?{what}", problems)
 
-    report.write(full.results)
+    outputs.write(full.results)
     assert contents(project) == first  # the same bytes, and the leftover gone
 
 
 def test_smoke_report_touches_nothing_committed(full):
     before = contents(full.results.parent)
-    written = report.write(full.results, budget="smoke")
+    written = outputs.write(full.results, budget="smoke")
     assert written and all((full.results / "smoke") in path.parents for path in written)
     after = contents(full.results.parent)
     assert {name: after[name] for name in before} == before
@@ -105,7 +105,7 @@ def test_smoke_report_touches_nothing_committed(full):
 
 
 def test_written_tables_can_be_read(paper, full):
-    report.write(full.results)
+    outputs.write(full.results)
     folder = full.results / "tables" / KEY
     rows = list(csv.DictReader((folder / "laptop_errors.csv").open()))
     assert [row["label"] for row in rows] == [row["label"] for row in paper.tables[0]["rows"]]
@@ -137,7 +137,7 @@ def test_page_stands_alone_and_its_links_lead_somewhere(paper, full):
     canvas.save(figures.curve([0, 1], {"a": [[1, 2]]}), folder, "laptop_shift")
     (full.results / "executed").mkdir()
     (full.results / "executed" / f"{KEY}.ipynb").write_text("{}")
-    page = write_site(full, report.gather(full)).read_text()
+    page = write_site(full.results, outputs.gather(full)).read_text()
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', page))
     assert "<script" not in page and "<link" not in page and "url(" not in page and "@import" not in page
     links = re.findall(r'href="([^"]*)"', page)
@@ -161,7 +161,7 @@ def test_page_stands_alone_and_its_links_lead_somewhere(paper, full):
 def test_generated_files_that_are_no_text_are_out_of_date(tmp_path):
     for name, make in {"bytes": lambda p: p.write_bytes(b"\xff\xfe"), "folder": os.mkdir, "pipe": os.mkfifo}.items():
         make(tmp_path / name)
-        assert report._read(tmp_path / name) == ""
+        assert outputs._read(tmp_path / name) == ""
         with pytest.raises(KdcoreError, match=f"{tmp_path / name} cannot be read as UTF-8 text"):
             readme.update(tmp_path / name, "block")
-    assert report._read(tmp_path / "missing") is None
+    assert outputs._read(tmp_path / "missing") is None

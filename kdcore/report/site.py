@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs no network, made from records, sheets and the figures that ``report.write`` drew."""
+"""The page: one HTML file that needs no network, made from records, sheets and the figures that ``kdcore.outputs.write`` drew."""
 
 import base64
 import re
@@ -8,24 +8,23 @@ from kdcore import paths
 from kdcore.report import readme, select, tables
 from kdcore.report.evidence import Evidence
 from kdcore.report.formats import environment, to_html
-from kdcore.trials.store import Store
 
 
-def write_site(store: Store, everything: list[Evidence]) -> Path:
+def write_site(results: Path, everything: list[Evidence]) -> Path:
     """Write ``index.html`` into the results folder: the scoreboard, and for each paper its claims, tables, figures, protocol
     and deviations. Figures are those that lie in ``figures/KEY``. everything: the evidence of all papers. Returns the path."""
     template = environment().get_template("site.html.j2")
     board = to_html(readme.scoreboard(everything), details=True, style=False)
-    page = template.render(papers=[_paper(each, store) for each in everything], scoreboard=board)
-    path = store.results / "index.html"
+    page = template.render(papers=[_paper(each, results) for each in everything], scoreboard=board)
+    path = results / "index.html"
     paths.write_text(path, re.sub(r"\n\s*\n+", "\n", page))
     return path
 
 
-def _paper(evidence: Evidence, store: Store) -> dict:
+def _paper(evidence: Evidence, results: Path) -> dict:
     paper = evidence.paper
     known, stale = select.current(paper, [record for record in evidence.records if record["budget"] != "smoke"])
-    executed = [path for path in sorted((store.results / "executed").glob(f"{paper.key}*")) if path.suffix in (".ipynb", ".html")]
+    executed = [path for path in sorted((results / "executed").glob(f"{paper.key}*")) if path.suffix in (".ipynb", ".html")]
     return {
         "paper": paper,
         "sheet": paper.sheet,
@@ -33,14 +32,14 @@ def _paper(evidence: Evidence, store: Store) -> dict:
         "deviations": to_html(tables.facts(paper, "deviations"), style=False),
         "stale": len(stale),
         "failed": [record for record in known if record["status"] != "done"],
-        "notebooks": [path.relative_to(store.results).as_posix() for path in executed],
-        "budgets": [_budget(evidence, store, budget) for budget in evidence.budgets if budget != "smoke"],
+        "notebooks": [path.relative_to(results).as_posix() for path in executed],
+        "budgets": [_budget(evidence, results, budget) for budget in evidence.budgets if budget != "smoke"],
     }
 
 
-def _budget(evidence: Evidence, store: Store, budget: str) -> dict:
+def _budget(evidence: Evidence, results: Path, budget: str) -> dict:
     paper = evidence.paper
-    files = {path.stem.removeprefix(f"{budget}_"): path for path in sorted((store.results / "figures" / paper.key).glob(f"{budget}_*.svg"))}
+    files = {path.stem.removeprefix(f"{budget}_"): path for path in sorted((results / "figures" / paper.key).glob(f"{budget}_*.svg"))}
     figures = {
         name: {"words": name.replace("_", " "), "data": base64.b64encode(path.read_bytes()).decode()} for name, path in files.items()
     }

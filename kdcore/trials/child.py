@@ -44,7 +44,7 @@ def main() -> None:
 
     def show(message, category, filename, *rest) -> None:
         """A warning of ours, such as a damaged file that is made anew, is the runner's to show; others wait in the log of this child."""
-        if category is UserWarning and Path(filename).is_relative_to(Path(papers.__file__).parents[1]):
+        if category is UserWarning and Path(filename).is_relative_to(Path(paths.__file__).parent):
             send("said", message=str(message))
         else:
             shown(message, category, filename, *rest)
