@@ -174,7 +174,7 @@ def test_measuring_costs_at_most_a_tenth_of_training(key, monkeypatch):
                 measured = sum(stage.measures(epoch, epochs) for epoch in range(epochs))
                 if stage.stop is not None or config.get("chosen_on"):
                     assert measured == epochs, (budget, arm, "each epoch may be the last, or the chosen one")
-                elif measured > 1 + (0 in stage.measured):
+                elif measured > 1 + (0 in (stage.measured or ())):
                     counts.clear()
                     with torch.no_grad():
                         (stage.watch or run.evaluate)()
