@@ -83,6 +83,27 @@ def test_every_key_of_a_sheet_is_explained():
     assert set(sheet.MARKS) == set(typing.get_args(sheet.Mark))
 
 
+def test_sheets_have_one_order_and_fit_a_page():
+    """Sections, and the keys of facts, budgets, tables and claims, in the order of the models; no line over 120 columns."""
+
+    def ordered(entry, model):
+        known = [field.alias or name for name, field in model.model_fields.items()]
+        return list(entry) == sorted(entry, key=known.index)
+
+    for key in papers.names():
+        text, read = (papers.HERE / key / "sheet.yaml").read_text(), papers.get(key).sheet
+        assert [number for number, line in enumerate(text.split("\n"), 1) if len(line) > 120] == [], key
+        assert ordered(read, sheet.Sheet), key
+        for model, entries in (
+            (sheet.Fact, read["protocol"]),
+            (sheet.Budget, read["budgets"].values()),
+            (sheet.Table, read["tables"]),
+            (sheet.Claim, read["claims"]),
+            (sheet.Deviation, read["deviations"]),
+        ):
+            assert [entry for entry in entries if not ordered(entry, model)] == [], key
+
+
 def test_the_schema_takes_every_sheet_and_refuses_a_misspelt_key():
     validator = jsonschema.Draft202012Validator(json.loads((papers.HERE / "sheet.schema.json").read_text()))
     for key in papers.names():

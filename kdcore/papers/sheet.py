@@ -78,8 +78,9 @@ class Deviation(Model):
 
 
 class Config(BaseModel):
-    """Every parameter of an arm, with its value at budget ``paper``. Which there are is up to the paper's ``trial.py``, but for these;
-    lengths are multiplied by ``scale`` where a paper has it. Only what stands here can be set in an arm or a budget."""
+    """Every parameter of an arm, with its value at budget ``paper``, and a comment on its unit and meaning where these are not obvious.
+    Apart from the ones below, the paper's ``trial.py`` decides which there are: each that it reads as ``config["..."]`` must stand here,
+    and only what stands here can be set in an arm or a budget. Lengths are multiplied by ``scale`` where a paper has it."""
 
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
     data: Text | None
@@ -201,7 +202,7 @@ class Table(Model):
     title: Text
     """What the reader sees."""
     number: int | Text | None = None
-    """Its number in the paper, if it has one."""
+    """Its number in the paper; none for a table of ours."""
     source: Text
     """Where the numbers stand."""
     reference: Text | None = None
