@@ -4,6 +4,7 @@
 # make damage      1,000 random bit flips in weights, checkpoints and records      make kill   20 kills at random moments, then the same record
 # make fuzz        1,000 odd command lines, sheets, records and notebook parameters each (EXAMPLES=100 for fewer)
 # make report      tables, figures, page and README scoreboard from the committed records
+# make docs        what is generated of docs/: equations, the sheet's keys, the picture of the house
 # make check       are all records valid, README and tables up to date?
 # make bench       the speed table          make lab   JupyterLab on the notebooks
 # make gpu         checks, numerics, speed, then missing trials by value for time, into a folder (OUT=gpu MINUTES=10)
@@ -49,6 +50,11 @@ fuzz: .venv/ready
 report: .venv/ready
 	$(BIN)/kdcore report
 
+docs: .venv/ready
+	$(BIN)/python -m kdcore.papers.sheet_page
+	$(BIN)/python -m kdcore.papers.equations
+	$(BIN)/python docs/picture.py
+
 check: .venv/ready
 	$(BIN)/kdcore check
 
@@ -71,4 +77,4 @@ lab: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
-.PHONY: replicate test portable damage kill fuzz report check bench gpu lab
+.PHONY: replicate test portable damage kill fuzz report docs check bench gpu lab

@@ -9,16 +9,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- picture -->\n", "<!-- /picture -->"
-DRAWING = ("drawing", "figures", "sliders", "canvas", "statistics", "select", "words")  # the part of report that papers use
 # the rooms, from the top: what belongs to each, by the beginnings of its modules' names; the first that fits counts
 ROOMS = {
     "cli": ("command line", ["cli"]),
     "checks": ("checks: sheets, records and pages agree", ["checks"]),
     "notebooks": ("notebooks: what a notebook calls", ["notebooks"]),
-    "report": ("report: records to tables, claims, figures", ["report"]),
+    "outputs": ("outputs: what lies in results/", ["outputs"]),
     "trials": ("trials: plan, engine, child, store", ["trials"]),
     "paper": ("papers/KEY: sheet.yaml, trial.py, figures.py", []),  # every folder below papers
-    "drawing": ("report: kinds of plots", [f"report.{name}" for name in DRAWING]),
+    "report": ("report: tables, claims, kinds of plots", ["report"]),
     "papers": ("papers: registry, sheets, trials on images", ["papers"]),
     "methods": ("methods: stages of losses, teachers", ["methods", "objective", "connectors", "teacher"]),
     "training": ("training: stage, fit, step, run", ["training"]),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from registry import EXAMPLES, METHODS, NETS
 
-from kdcore import losses, methods, models, papers
+from kdcore import cli, losses, methods, models, papers
 from kdcore.papers import equations
 from kdcore.papers.images import weights_of
 from kdcore.report import formats, tables
@@ -169,3 +169,61 @@ def test_the_way_of_the_data_is_the_one_that_is_gone(tmp_path, monkeypatch):
     assert set(wanted.values()) - set(first) == set()
     places = [min(map(first.index, names)) for hop, names in hops() if hop not in beside]
     assert places == sorted(places), first
+
+
+# ---------------------------------------------------------------- what any page names
+
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+def prose(page):
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def headings(page):
+    """The anchors that GitHub gives."""
+    return {equations.anchor(heading.replace("`", "")) for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not re.match(r"https?://", target):
+            path, _, place = target.partition("#")
+            file = (ROOT / page).parent / path if path else ROOT / page
+            assert file.exists(), target
+            if place and file.suffix == ".md":
+                assert place in headings(file.relative_to(ROOT)), target
+            if place.startswith("L"):
+                assert int(place[1:]) <= len(file.read_text(encoding="utf-8").split("\n")), target
+
+
+def test_the_readme_leads_to_every_page():
+    linked = set(re.findall(r"\]\(([^)\s#]+)", prose("README.md")))
+    assert {page for page in PAGES if page != "README.md"} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_exists(page):
+    """Dotted names of kdcore, files (with KEY for a paper's), targets of make, commands, tests, registry's rows, in `code`."""
+    names = re.findall(r"`([^`\n]+)`", prose(page))
+    fenced = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [re.split(r"\s+# ", line)[0].strip() for block in fenced for line in block.splitlines()]
+    targets = set(re.findall(r"^([a-z/.]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    for name in [*names, *lines]:
+        if re.fullmatch(r"kdcore(\.\w+)+", name):
+            equations.look_up(name)
+        elif re.fullmatch(r"(kdcore|tests|docs|benchmarks|notebooks)/[\w./]+", name):
+            assert (ROOT / name.replace("KEY", "fsp")).exists() or (ROOT / name.replace("KEY", "hinton_mnist")).exists(), name
+        elif re.match(r"make \S", name):
+            assert set(re.findall(r"(?<= )[a-z/.]+(?= |$)", name)) <= targets, name
+        elif re.match(r"kdcore [a-z]", name):
+            assert name.split()[1] in cli.parser()._subparsers._group_actions[0].choices, name
+        elif re.match(r"(\S*/)?(pytest|python) ", name):
+            files = [word for word in name.split() if word.endswith(".py")]
+            modules = re.findall(r"-m (\S+)", name)
+            assert all((ROOT / file).is_file() for file in files) and all(importlib.util.find_spec(module) for module in modules), name
+        elif re.fullmatch(r"test_\w+", name):
+            assert f"def {name}(" in tests, name
