@@ -11,7 +11,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- picture -->\n", "<!-- /picture -->"
 # the rooms, from the top: what belongs to each, by the beginnings of its modules' names; the first that fits counts
 ROOMS = {
-    "cli": ("command line", ["cli"]),
+    "cli": ("command line", ["cli", "starting"]),
     "checks": ("checks: sheets, records and pages agree", ["checks"]),
     "notebooks": ("notebooks: what a notebook calls", ["notebooks"]),
     "outputs": ("outputs: what lies in results/", ["outputs"]),

@@ -16,7 +16,7 @@ def all_problems(results: Path) -> list[str]:
         problems += sheet_problems(key)
     if not problems:  # tables of a broken sheet would only repeat its faults
         problems, records = _read_all(results)
-        problems += page_problems()
+        problems += [] if validation.other_papers() else page_problems()
         try:
             problems += outputs.stale(results, records)
         except KdcoreError as error:  # no table can be made of what is told above
@@ -26,6 +26,7 @@ def all_problems(results: Path) -> list[str]:
 
 def sheet_problems(key: str) -> list[str]:
     """What is wrong in a paper's yaml (``papers.problems``), in the networks that it names, its own figures and its notebook."""
+    from kdcore.notebooks import cells
     from kdcore.papers import problems as rules
 
     try:
@@ -43,9 +44,10 @@ def sheet_problems(key: str) -> list[str]:
         except Exception as error:  # a table, arm or number that the paper's own code looks for in the sheet
             found.append(f"{key}.py cannot draw its figures from it ({type(error).__name__}: {error})")
     problems = [f"{key}/sheet.yaml: {problem}" for problem in found]
-    if not (validation.checkout() / "notebooks" / f"{key}.ipynb").exists():
-        problems.append(f"notebooks/{key}.ipynb is missing")
-    return problems
+    try:
+        return problems + cells.problems(paper)
+    except KdcoreError as error:
+        return [*problems, str(error)]
 
 
 def page_problems() -> list[str]:

@@ -1,4 +1,4 @@
-"""``kdcore plan | run | replicate | report | check``."""
+"""``kdcore plan | run | replicate | report | check | notebook | new``."""
 
 import argparse
 import contextlib
@@ -80,10 +80,11 @@ def parser() -> argparse.ArgumentParser:
     top.set_defaults(command=None)
     commands = top.add_subparsers(metavar="COMMAND")
 
-    def command(name: str, function, summary: str) -> argparse.ArgumentParser:
+    def command(name: str, function, summary: str, results: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(command=function)
-        sub.add_argument("--results", metavar="DIR", help="folder of the records; results of the checkout by default")
+        if results:
+            sub.add_argument("--results", metavar="DIR", help="folder of the records; results of the checkout by default")
         return sub
 
     def grid(sub: argparse.ArgumentParser, named: bool) -> None:
@@ -140,7 +141,12 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("report", report, "Make tables, figures, the page and the README's scoreboard from the records.")
     sub.add_argument("--smoke", action="store_true", help="tables and figures of the smoke records instead, into DIR/smoke")
-    command("check", check, "Check that every record, yaml and table is valid, and that README and tables are up to date.")
+    command("check", check, "Check that every record, yaml and table is valid, and that README, tables and notebooks are up to date.")
+    summary = "Bring the standard cells of notebooks in step with their sheets; all other cells stay as they are."
+    sub = command("notebook", notebook, summary, results=False)
+    sub.add_argument("paper", metavar="PAPER", nargs="+", action=Distinct, help="one or more keys")
+    sub = command("new", new, "Write a paper to start from: its folder, notebook and test.", results=False)
+    sub.add_argument("paper", metavar="KEY", help="of the paper: lower-case letters, digits and underscores")
     return top
 
 
@@ -285,6 +291,24 @@ def check(options) -> int:
         print(f"kdcore: {problem}", file=sys.stderr)
     print("everything is valid and up to date" if not problems else f"{len(problems)} problems")
     return 1 if problems else 0
+
+
+def notebook(options) -> int:
+    from kdcore import papers
+    from kdcore.notebooks import cells
+
+    for key in options.paper:
+        changed = cells.write(paper := papers.get(key))
+        print(f"{paper.notebook}: {', '.join(changed) or 'in step with its sheet'}")
+    return 0
+
+
+def new(options) -> int:
+    from kdcore import starting
+
+    for path in starting.write(options.paper):
+        print(path)
+    return 0
 
 
 def _recorded(options, smoke_alone: bool) -> Path:

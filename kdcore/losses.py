@@ -90,7 +90,8 @@ def _map(name: str, tensor: Tensor) -> Tensor:
     return _widen(tensor)
 
 
-def _no_autocast(tensor: Tensor) -> AbstractContextManager:
+def no_autocast(tensor: Tensor) -> AbstractContextManager:
+    """``with no_autocast(x):`` a product of float32 stays one under autocast, which would take it in half precision."""
     kind = tensor.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # meta has none
 
@@ -282,7 +283,7 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         rows, columns = features.shape[2:]
         pooled = features if (rows, columns) == size else F.max_pool2d(features, (rows // height, columns // width))
         maps.append(pooled.flatten(2))
-    with _no_autocast(first):  # it would take the product in half precision
+    with no_autocast(first):  # it would take the product in half precision
         return maps[0] @ maps[1].transpose(1, 2) / (height * width)
 
 
@@ -438,7 +439,7 @@ def jacobian(student: Tensor, teacher: Tensor, inputs: Tensor, *, reduction: str
         if inputs.requires_grad and output.requires_grad:
             ones, differentiable = torch.ones_like(output), name == "student"
             try:
-                with _no_autocast(output):
+                with no_autocast(output):
                     (gradient,) = torch.autograd.grad(
                         output, inputs, ones, create_graph=differentiable, retain_graph=True, allow_unused=True
                     )

@@ -130,16 +130,20 @@ def hard_labels() -> list[tuple[float, Term]]:
     return [(1.0, _hard)]
 
 
-def soft_targets(temperature: float | Tensor, soft_weight: float = 1.0) -> list[tuple[float, Term]]:
-    """(1 - a) CE(labels) + a T^2 KL(teacher at T): the "+ KD" of any method (Hinton et al. 2015, section 2).
+def soft_targets(temperature: float | Tensor, soft_weight: float = 1.0, label_weight: float | None = None) -> list[tuple[float, Term]]:
+    """b CE(labels) + a T^2 KL(teacher at T): the "+ KD" of any method (Hinton et al. 2015, section 2).
 
-    temperature: T > 0, or one for each net of a stack [K, 1, 1]; soft_weight: a, from 0 to 1. A term of weight 0 is left out,
-    and with it what it would cost.
+    temperature: T > 0, or one for each net of a stack [K, 1, 1]; soft_weight: a; label_weight: b. b is 1 - a for None, and a from
+    0 to 1; where it is given, both are 0 or more. A term of weight 0 is left out, and with it what it would cost.
     Raises ValueError for numbers out of range.
     """
     losses.check_temperature(temperature)
-    losses.check_number("soft_weight", soft_weight, 0.0, 1.0, "from 0 to 1")
-    terms = [(1 - soft_weight, _hard), (soft_weight, partial(_soft, temperature=temperature))]
+    if label_weight is None:
+        losses.check_number("soft_weight", soft_weight, 0.0, 1.0, "from 0 to 1")
+        label_weight = 1 - soft_weight
+    losses.check_number("soft_weight", soft_weight)
+    losses.check_number("label_weight", label_weight)
+    terms = [(label_weight, _hard), (soft_weight, partial(_soft, temperature=temperature))]
     return [(weight, term) for weight, term in terms if weight]
 
 

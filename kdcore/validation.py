@@ -136,10 +136,29 @@ def _checkout(start: Path) -> Path | None:
     return None
 
 
+def other_papers() -> Path | None:
+    """The folder of papers that ``$KDCORE_PAPERS`` names, to be used in place of the suite's own; None where it names none.
+
+    Their notebooks lie beside their sheets, and their results in its ``results``: nothing of the checkout's own is touched.
+    """
+    value = os.environ.get("KDCORE_PAPERS")
+    if not value:
+        return None
+    path = Path(value)
+    if not path.is_dir() or not any(path.iterdir()):
+        raise KdcoreError(f"KDCORE_PAPERS must name a folder of papers (KEY/sheet.yaml, KEY/trial.py), not {shown(value)}")
+    return path.resolve()
+
+
+def home() -> Path:
+    """What a results folder is relative to: the checkout, or the folder of other papers."""
+    return other_papers() or checkout()
+
+
 def results(value=None) -> Path:
     """The folder of the records: by default ``results`` of the checkout, wherever in it one stands; a missing one is fine."""
     if value is None:
-        return Path(os.path.relpath(checkout() / "results"))
+        return Path(os.path.relpath(home() / "results"))
     return folder(value)
 
 

@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "trials": LIBRARY | {"papers"},
     "outputs": FOUNDATION | {"papers", "trials", "report"},
     "notebooks": FOUNDATION | {"papers", "trials", "report"},
-    "checks": FOUNDATION | {"papers", "trials", "outputs"},
-    "cli": LIBRARY | {"kdcore", "papers", "trials", "outputs", "notebooks", "checks"},
+    "checks": FOUNDATION | {"papers", "trials", "outputs", "notebooks"},
+    "starting": FOUNDATION | {"papers", "notebooks"},
+    "cli": LIBRARY | {"kdcore", "papers", "trials", "outputs", "notebooks", "checks", "starting"},
 }
 MET = {"kdcore.papers", "kdcore.papers.spec"}  # what trials, outputs and notebooks see of the papers
 SHARED = ("losses", "models", "data", "training", "methods", "metrics", "trials", "report", "notebooks")

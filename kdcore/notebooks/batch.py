@@ -27,10 +27,9 @@ def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engi
     ``smoke/executed`` of the results folder, else in ``executed``. Trials run before the notebook opens, so a cell that does not end means
     that its kernel was lost: such a notebook is executed once more.
     """
-    root = validation.checkout()
-    source = root / "notebooks" / f"{key}.ipynb"
+    root = validation.home()
+    source = papers.get(key).notebook
     folder = (Path.cwd() / results).resolve()
-    papers.get(key)
     if not source.exists():
         raise KdcoreError(f"{source} is missing: restore it from git")
     store = Store(folder)
@@ -50,7 +49,7 @@ def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engi
         _run(source, temporary, values)
         if problem := unfinished(Path(temporary)):
             raise KdcoreError(f"{source.name} did not finish ({problem}): run the same command again")
-        _forget_paths(Path(temporary), f"notebooks/{source.name}", target.name)
+        _forget_paths(Path(temporary), str(source.relative_to(root)), target.name)
         planned = plan.make(key, budget, None, seeds, store)
         outcome["trials"], outcome["done"] = len(planned.trials), len(planned.done)
         if outcome["done"] < outcome["trials"]:
@@ -72,6 +71,8 @@ def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engi
 
 def _run(source: Path, target: str, values: dict) -> None:
     """Execute a notebook, a second time where a cell hangs."""
+    if (folder := validation.other_papers()) is not None:
+        os.environ["KDCORE_PAPERS"] = str(folder)  # the kernel starts in another folder than this process
     for last in (False, True):
         try:
             papermill.execute_notebook(

@@ -31,7 +31,7 @@ class Page:
         self.paper.budget(budget)
         environment.devices(device)
         self.seeds = validation.seeds(seeds)
-        self.store = Store(validation.folder(validation.checkout() / validation.folder(results_dir)))
+        self.store = Store(validation.folder(validation.home() / validation.folder(results_dir)))
 
     def run(self, *, quiet: bool = True) -> None:
         """Run the trials of this budget that have no record; one line says what there is. Raises KdcoreError on failure.

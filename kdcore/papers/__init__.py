@@ -6,6 +6,8 @@ shared kinds of figures do not do, figures.py; beside them what only this paper 
 
 trial.py declares VERSION, METRICS (what its trials measure, in words), ``prepare(trials, context, teacher_weights) -> Run`` and, where
 trials train side by side, ``cohort(config)``; figures.py ``figures(records)``.
+
+With ``KDCORE_PAPERS=FOLDER`` the papers of that folder take the place of the suite's own.
 """
 
 import copy
@@ -23,7 +25,8 @@ from kdcore.errors import KdcoreError
 from kdcore.papers.spec import Cohort, Trial
 from kdcore.training import Run, fast_precision
 
-HERE = Path(__file__).parent
+HERE = validation.other_papers() or Path(__file__).parent
+__path__.insert(0, str(HERE))  # kdcore.papers.KEY.trial, wherever they lie
 DERIVED = "derived"  # the value of a parameter that follows from others: is_teacher, teacher_network
 MOST_NODES, MOST_LEVELS = 100_000, 20  # of a sheet; the largest has 4,000 and 6
 
@@ -116,6 +119,12 @@ class Paper:
     def module(self):
         return importlib.import_module(f"kdcore.papers.{self.key}.trial")
 
+    @property
+    def notebook(self) -> Path:
+        """Where its notebook lies, or belongs."""
+        name = f"{self.key}.ipynb"
+        return validation.checkout() / "notebooks" / name if validation.other_papers() is None else HERE / self.key / name
+
     def figures(self, records: list[dict]) -> dict:
         """What draws the figures of this paper alone, by name, from the records of one budget; what has no record is left out."""
         if not (HERE / self.key / "figures.py").exists():
@@ -146,7 +155,7 @@ class Paper:
         ``bfloat16`` says that this paper's errors were found equal with it (an equivalence test), else float32."""
         if wanted != "auto":
             return wanted
-        return fast_precision(device) if self.sheet["bfloat16"] else "float32"
+        return fast_precision(device) if self.sheet.get("bfloat16") else "float32"
 
     def budget(self, name: str) -> dict:
         return self.budgets[validation.one_of(name, "budget", self.budgets, start=f"{self.key} has no {{what}} {{value}}")]

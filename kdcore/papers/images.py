@@ -64,11 +64,11 @@ class ImageTrial:
         self.train_images, test_images = images.train_images[cases].to(device), images.test_images.to(device)
         self.train_labels, self.test_labels = images.train_labels[cases].to(device), images.test_labels.to(device)
         self.whitening, self.look = None, {"memory_format": torch.channels_last}
-        if config["normalisation"] == "whitened":
+        if config.get("normalisation") == "whitened":
             self.whitening = _whitening(config["data"], device)
         else:
-            self.look |= config["normalisation"] or dict(zip(("mean", "std"), channel_mean_std(images.train_images), strict=True))
-        self.views = self.views_of(self.train_images, **{"pad": 0, **config["augmentation"]})
+            self.look |= config.get("normalisation") or dict(zip(("mean", "std"), channel_mean_std(images.train_images), strict=True))
+        self.views = self.views_of(self.train_images, **{"pad": 0, **config.get("augmentation", {})})
         self.test_views = self.views_of(test_images, 0)
 
     @classmethod
@@ -305,11 +305,11 @@ def weights_of(net: nn.Module) -> dict[str, Tensor]:
     return {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
 
 
-def piecewise(rates, until, scale: float = 1.0) -> tuple[Callable[[int], dict[str, float]], int]:
-    """A rate that stays until a step and then falls: ``rates[i]`` up to step ``scale * until[i]``. The schedule and its length."""
+def piecewise(lr, until, scale: float = 1.0) -> tuple[Callable[[int], dict[str, float]], int]:
+    """A rate that stays until a step and then falls: ``lr[i]`` up to step ``scale * until[i]``. The schedule and its length."""
     ends = [round(scale * end) for end in until]
 
     def schedule(step: int) -> dict[str, float]:
-        return {"lr": next(rate for rate, end in zip(rates, ends, strict=True) if step < end)}
+        return {"lr": next(rate for rate, end in zip(lr, ends, strict=True) if step < end)}
 
     return schedule, ends[-1]

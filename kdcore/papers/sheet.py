@@ -309,7 +309,7 @@ class Sheet(Model):
     """What the paper computes, and which of our functions does."""
     sizes: list[Size] | None = None
     """One for each row of the first table, for a paper with a figure of sizes of its own."""
-    bfloat16: bool
+    bfloat16: bool = False
     """Whether training may multiply in bfloat16 where that is fast: only after ``python -m benchmarks.precision`` found equal errors."""
     config: Config
     """Every parameter of an arm."""

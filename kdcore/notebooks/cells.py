@@ -1,0 +1,163 @@
+"""The cells that every notebook has, made of its paper's sheet: ``kdcore notebook KEY`` writes them, ``kdcore check`` compares.
+
+A standard cell is known by its id ("budget", "table-errors"); every other cell is the notebook's own and stays as it is, where it is.
+"""
+
+import textwrap
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from kdcore import paths
+from kdcore.errors import KdcoreError
+
+TABLE = "table-"  # and the id of a table: its cell
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def standard(paper) -> list[NotebookNode]:
+    """The standard cells of a paper's notebook, in their order."""
+    names, runs = list(paper.budgets), paper.sheet.get("runs")
+    chosen = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    sizes = [f"- `{name}` ({budget['time']}): {budget['about'].rstrip('.')}." for name, budget in paper.budgets.items()]
+    compared = next((table["id"] for table in paper.tables if any(row["paper"] is not None for row in table["rows"])), None)
+    quoted = any(row["arm"] is None for table in paper.tables for row in table["rows"])
+    tables = [
+        "Each table stands under its budget, the committed records first.",
+        *([f"Paper: mean and standard deviation of {runs} runs."] if runs else []),
+        "Ours: mean and 95 % t-interval over seeds. The verdict holds the 90 % interval of the difference against the margin in the last",
+        "column.",
+        *(['Rows marked "quoted" are numbers that the paper takes from others.'] if quoted else []),
+    ]
+    claims = "A claim holds when the 95 % interval of the paired difference excludes 0 (Holm's correction over the claims)."
+    welch = (
+        f" The last two columns ask the same of the paper's own means and standard deviations: Welch's test of {runs} runs, not corrected."
+    )
+    cells = [
+        _words("setup", "## Setup\n\nThe next cell holds every parameter. The budgets:\n\n" + "\n".join(map(_wrapped, sizes))),
+        _code(
+            "parameters",
+            f'budget: str = "{names[0]}"  # {chosen}',
+            "seeds: int = 0  # how many seeds; 0 for the number that the budget plans",
+            'device: str = "cpu"  # cpu, cuda or cuda:N',
+            'engine: str = "local"  # local: child processes on this machine',
+            'results_dir: str = "results"  # where records lie, relative to the checkout',
+        ),
+        _code(
+            "page",
+            "from kdcore import notebooks",
+            "",
+            f'page = notebooks.Page("{paper.key}", budget=budget, seeds=seeds, device=device, engine=engine, results_dir=results_dir)',
+            "page.run()",
+        ),
+        _words("budget-words", "What this budget changes against the paper's protocol:"),
+        _code("budget", 'page.facts("budget")'),
+        _words(
+            "protocol-words",
+            "The protocol, fact by fact. Marks: V read in the named source, C recomputed, I inferred, M from memory, ? stated nowhere.",
+        ),
+        _code("protocol", 'page.facts("protocol")'),
+        _words("tables", "## Tables\n\n" + _wrapped(" ".join(tables))),
+        *(_code(TABLE + table["id"], f'page.table("{table["id"]}")') for table in paper.tables),
+        _words("plots", "## Plots\n\n### Paper against ours\n\nEvery dot is a seed."),
+        *([] if compared is None else [_code("paper-against-ours", f'page.figure("paper_{compared}")')]),
+        _words("verdict", "## Verdict\n\n" + _wrapped(claims + (welch if runs else ""))),
+        _code("claims", "page.claims()"),
+        _words("deviations-words", "### Where this replication departs from the paper"),
+        _code("deviations", 'page.facts("deviations")'),
+    ]
+    cells[1].metadata.tags = ["parameters"]
+    return cells
+
+
+def started(paper) -> NotebookNode:
+    """A notebook to start from: the standard cells, and what is to be written around them."""
+    sheet = paper.sheet
+    title = f"# {sheet['title']}\n\n{sheet['authors']} {sheet['year']}.\n\n## Claim\n\n{sheet['question']}"
+    first = [
+        _words("claim", title),
+        _words("equation", "## Equation\n\nWrite each equation that the code has, with its number, and where it stands in the code."),
+    ]
+    last = _words("easy-and-hard", "## What was easy, what was hard\n\n**Easy.** ...\n\n**Hard.** ...")
+    notebook = new_notebook(cells=[*first, *standard(paper), last], metadata=METADATA)
+    notebook.nbformat_minor = 5
+    return notebook
+
+
+def problems(paper) -> list[str]:
+    """What is not in step with the sheet, a sentence for each cell."""
+    path = paper.notebook
+    mend = f"kdcore notebook {paper.key} writes it"
+    if not path.exists():
+        return [f"{path} is missing: {mend}"]
+    notebook, expected = read(path), {cell.id: cell for cell in standard(paper)}
+    there = {cell.id: cell for cell in notebook.cells}
+    found = [f"{path} has no cell '{name}': {mend}" for name in expected if name not in there]
+    found += [
+        f"the cell '{name}' of {path} is not what the sheet gives: {mend} anew"
+        for name, cell in expected.items()
+        if name in there and not _equal(there[name], cell)
+    ]
+    return found + [f"the cell '{name}' of {path} shows a table that the sheet has not: kdcore notebook {paper.key} removes it"
+                    for name in there if name.startswith(TABLE) and name not in expected]  # fmt: skip
+
+
+def write(paper) -> list[str]:
+    """Bring the standard cells of a paper's notebook in step with its sheet, or write a notebook to start from where there is none.
+    The ids of the cells that are new, changed or gone."""
+    path = paper.notebook
+    if not path.exists():
+        _save(path, started(paper))
+        return [cell.id for cell in standard(paper)]
+    notebook, expected = read(path), standard(paper)
+    changed, known = [], {cell.id for cell in expected}
+    cells = [cell for cell in notebook.cells if not cell.id.startswith(TABLE) or cell.id in known]
+    changed += [cell.id for cell in notebook.cells if cell.id.startswith(TABLE) and cell.id not in known]
+    place = next((i for i, cell in enumerate(cells) if cell.cell_type == "code"), len(cells)) - 1  # before the first cell that runs
+    for cell in expected:
+        old = next((i for i, each in enumerate(cells) if each.id == cell.id), None)
+        if old is None:
+            cells.insert(place := place + 1, cell)
+            changed.append(cell.id)
+            continue
+        if not _equal(cells[old], cell):
+            cells[old] = cell
+            changed.append(cell.id)
+        place = old
+    if changed:
+        notebook.cells = cells
+        _save(path, notebook)
+    return changed
+
+
+def read(path: Path) -> NotebookNode:
+    """Raises KdcoreError for what is no notebook."""
+    try:
+        return nbformat.read(paths.regular(path), 4)
+    except Exception as error:  # whatever nbformat makes of a broken file
+        raise KdcoreError(f"{path} is no notebook ({type(error).__name__}): restore it from git") from error
+
+
+def _save(path: Path, notebook: NotebookNode) -> None:
+    paths.write_text(path, nbformat.writes(notebook) + "\n")
+
+
+def _equal(one: NotebookNode, other: NotebookNode) -> bool:
+    return (one.cell_type, one.source, one.metadata) == (other.cell_type, other.source, other.metadata)
+
+
+def _words(name: str, text: str) -> NotebookNode:
+    return new_markdown_cell(text, id=name)
+
+
+def _code(name: str, *lines: str) -> NotebookNode:
+    return new_code_cell("\n".join(lines), id=name)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, subsequent_indent="  " if text.startswith("- ") else "")

@@ -1,0 +1,69 @@
+"""``kdcore new``: what it writes passes its own test and ``kdcore check`` at once; keys that cannot be."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdcore import cli, papers, validation
+
+ROOT = Path(__file__).parents[1]
+
+
+def kdcore(*words, papers_in=None, program=("-m", "kdcore.cli")):
+    """(exit code, output, errors) of a command with other papers than the suite's."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"KDCORE_PAPERS": str(papers_in)} if papers_in else {})
+    done = subprocess.run([sys.executable, *program, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_new_paper_passes_its_test_runs_and_is_checked(tmp_path):
+    (tmp_path / "README").write_text("a folder of papers has something in it")
+    code, out, err = kdcore("new", "my_paper", papers_in=tmp_path)
+    assert (code, err) == (0, "")
+    assert out.split() == [str(tmp_path / "my_paper" / name) for name in ("sheet.yaml", "trial.py", "test_my_paper.py", "my_paper.ipynb")]
+    code, out, _ = kdcore("-q", tmp_path / "my_paper", papers_in=tmp_path, program=("-m", "pytest", "-p", "no:cacheprovider"))
+    assert code == 0 and "....  " in out, out
+    assert kdcore("run", "my_paper", "--quiet", papers_in=tmp_path) == (0, "6 of 6 trials of my_paper at smoke are recorded\n", "")
+    assert len(list((tmp_path / "results" / "smoke" / "records" / "my_paper").iterdir())) == 6
+    assert kdcore("report", papers_in=tmp_path)[0] == 0
+    assert kdcore("check", papers_in=tmp_path) == (0, "everything is valid and up to date\n", "")
+    assert kdcore("new", "my_paper", papers_in=tmp_path)[2] == "kdcore: there is a paper my_paper already: choose another key\n"
+
+
+def test_in_the_checkout_its_notebook_and_test_lie_with_the_others(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "kdcore" / "papers"
+    monkeypatch.setattr(papers, "HERE", folder)
+    monkeypatch.setattr(papers, "__path__", [str(folder), *papers.__path__])
+    monkeypatch.setattr(validation, "checkout", lambda: tmp_path)
+    monkeypatch.delitem(sys.modules, "kdcore.papers.added", raising=False)
+    assert cli.main(["new", "added"]) == 0
+    expected = [folder / "added" / "sheet.yaml", folder / "added" / "trial.py", tmp_path / "tests" / "test_added.py"]
+    assert capsys.readouterr().out.split() == [str(path) for path in (*expected, tmp_path / "notebooks" / "added.ipynb")]
+    assert papers.names() == ["added"] and 'papers.get("added")' in (tmp_path / "tests" / "test_added.py").read_text()
+    (folder / "added" / "sheet.yaml").unlink()
+    assert cli.main(["new", "added"]) == 1
+    assert capsys.readouterr().err == f"kdcore: {folder / 'added'} is there already: choose another key, or move it away\n"
+
+
+@pytest.mark.parametrize("key", ["", "Upper", "9lives", "a-b", "a b", "class", "x" * 41, "../up", "ümlaut"])
+def test_keys_that_cannot_be(key, capsys):
+    assert cli.main(["new", key]) == 1
+    allowed = "up to 40 lower-case letters, digits and underscores, a letter first"
+    assert capsys.readouterr().err == f"kdcore: {validation.shown(key)} cannot be the key of a paper: {allowed}\n"
+
+
+def test_keys_that_are_taken(capsys):
+    for key, words in (("fsp", "there is a paper fsp already"), ("images", "images is a name of the suite's own in kdcore/papers")):
+        assert cli.main(["new", key]) == 1
+        assert capsys.readouterr().err == f"kdcore: {words}: choose another key\n"
+
+
+@pytest.mark.parametrize("folder", ["missing", "README.md", "empty"])
+def test_a_folder_of_papers_that_is_none(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "README.md").touch()
+    words = f"kdcore: KDCORE_PAPERS must name a folder of papers (KEY/sheet.yaml, KEY/trial.py), not '{tmp_path / folder}'\n"
+    assert kdcore("plan", papers_in=tmp_path / folder) == (1, "", words)
