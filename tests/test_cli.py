@@ -313,7 +313,7 @@ def test_windows_gets_one_sentence():
     assert done.returncode == 1 and done.stderr.startswith("kdcore: kdcore does not run trials on Windows") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["", "plan", "run", "replicate", "report", "check"])
+@pytest.mark.parametrize("command", ["", "plan", "run", "replicate", "report", "check", "notebook", "new"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([*command.split(), "--help"])

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdcore import cli, notebooks, papers, validation
+from kdcore import cli, notebooks, papers, starting, validation
 from kdcore.errors import KdcoreError
 from kdcore.notebooks import batch, parameters
 from kdcore.papers import problems as rules
@@ -155,6 +155,18 @@ def test_command_lines(words, folder):
     assert code in (0, 1, 2, 3)
     if code == 1:
         assert err.getvalue().startswith("kdcore: ") and err.getvalue().count("\n") == 1
+
+
+@examples(60)
+@given(key=TEXTS | st.sampled_from([*GOOD["paper"], "images", "new", "sheet"]))
+def test_keys_of_new_papers(key):
+    """Taken, or one that a module can have."""
+    try:
+        starting.refuse(key)
+    except KdcoreError as error:
+        assert "\n" not in str(error)
+    else:
+        assert key.isidentifier() and key.isascii() and key not in papers.names()
 
 
 # -- sheets ---------------------------------------------------------------------------------------------------------

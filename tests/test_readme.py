@@ -92,6 +92,11 @@ def inject(line, tmp_path):
     assert (page.budget, page.seeds) == ("fast", [0, 1, 2])
 
 
+def parses(line, tmp_path):
+    """test_starting.py runs it, in a folder of its own."""
+    assert cli.parser().parse_args(shlex.split(line)[1:]).paper == "my_paper"
+
+
 def shows_help(line, tmp_path):
     with pytest.raises(SystemExit) as caught:
         cli.main(["--help"])
@@ -121,6 +126,7 @@ RUN = {
     'kdcore run hinton_mnist --arm "small with KD" --seed 3': bare_run,
     "kdcore run hinton_mnist --budget paper --shard 2/8": stopped_run,
     "kdcore run hinton_mnist fsp --budget paper --order value --time-limit 60": stopped_run,
+    "kdcore new my_paper": parses,
     "python -m kdcore.cli run ...": shows_help,  # bare_run runs it
     "papermill notebooks/hinton_mnist.ipynb out.ipynb -p budget fast -p seeds 3": inject,
 }
