@@ -78,7 +78,7 @@ def picture() -> str:
     lines += [f'    {name}["{about}"]' for name, (about, _) in ROOMS.items()]
     order = list(ROOMS)
     lines += [f"    {a} --> {b}" for a, b in sorted(drawn(), key=lambda arrow: tuple(map(order.index, arrow)))]
-    lines += ["    papers -. papers.get of a key .-> paper", "```"]
+    lines += ["    papers -.->|by its key| paper", "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -82,7 +82,7 @@ def test_an_equation_without_code_or_cell_is_told(monkeypatch):
     assert equations.equation_problems(paper, ROOT) == []
     broken = [equation | change for equation in paper.sheet["equations"][:1] for change in (
         {"code": ["kdcore.losses.fsp_matrices"]}, {"code": ["kdcore.loss.fsp"]}, {"latex": r"G = F_1^\top F_2"},
-        {"latex": paper.sheet["equations"][0]["latex"].replace(" ", "  ")},
+        {"latex": paper.sheet["equations"][0]["latex"].replace(" ", "  ")}, {"code": ["kdcore.papers.fsp.trial.piecewise"]},
     )]  # fmt: skip
     monkeypatch.setitem(paper.sheet, "equations", broken)
     where = "fsp/sheet.yaml: the equation 'FSP matrix'"
@@ -90,6 +90,7 @@ def test_an_equation_without_code_or_cell_is_told(monkeypatch):
         f"{where} names kdcore.losses.fsp_matrices, which does not exist: give the dotted name of a function or class",
         f"{where} names kdcore.loss.fsp, which does not exist: give the dotted name of a function or class",
         f"{where} stands in no cell of notebooks/fsp.ipynb: show it in one, with the same LaTeX",
+        f"{where} names kdcore.papers.fsp.trial.piecewise, which is at home elsewhere: write kdcore.papers.images.piecewise",
     ]
 
 
@@ -136,7 +137,6 @@ def hops():
 def codes(name):
     """The code objects of a function, or of all methods of a class."""
     found = equations.look_up(name)
-    found = getattr(found, "func", found)  # of a cached property
     return {each.__code__ for each in (vars(found).values() if inspect.isclass(found) else [found]) if inspect.isfunction(each)}
 
 

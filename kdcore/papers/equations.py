@@ -42,9 +42,12 @@ def equation_problems(paper, root: Path) -> list[str]:
         where = f"{paper.key}/sheet.yaml: the equation '{equation['what']}'"
         for name in equation["code"]:
             try:
-                place(name)
+                found = look_up(name)
             except LookupError:
                 problems.append(f"{where} names {name}, which does not exist: give the dotted name of a function or class")
+                continue
+            if name != (home := f"{found.__module__}.{found.__qualname__}"):
+                problems.append(f"{where} names {name}, which is at home elsewhere: write {home}")
         if cell(paper.key, equation["latex"], root) is None:
             problems.append(f"{where} stands in no cell of notebooks/{paper.key}.ipynb: show it in one, with the same LaTeX")
     return problems
@@ -87,7 +90,6 @@ def anchor(heading: str) -> str:
 def place(name: str) -> tuple[str, int]:
     """(file from the root of the repository, line) of a dotted name in kdcore. Raises LookupError where there is none."""
     found = look_up(name)
-    found = getattr(found, "func", found)  # of a cached property
     line = 1 if inspect.ismodule(found) else inspect.getsourcelines(found)[1]
     return str(Path(inspect.getsourcefile(found)).relative_to(papers.HERE.parents[1])), line
 
@@ -104,7 +106,8 @@ def look_up(name: str):
             if attribute not in vars(found):
                 raise LookupError(name)
             found = inspect.unwrap(vars(found)[attribute])
-            found = getattr(found, "__func__", None) or getattr(found, "fget", None) or found  # of a class method, of a property
+            for within in ("__func__", "fget", "func"):  # of a class method, a property, a cached property
+                found = getattr(found, within, found)
         return found
     raise LookupError(name)
 
