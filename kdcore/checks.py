@@ -25,8 +25,9 @@ def all_problems(results: Path) -> list[str]:
 
 
 def sheet_problems(key: str) -> list[str]:
-    """What is wrong in a paper's yaml (``papers.problems``), in the networks that it names, its own figures and its notebook."""
+    """What is wrong in a paper's sheet (``papers.problems``), the networks and equations that it names, its own figures, its notebook."""
     from kdcore.notebooks import cells
+    from kdcore.papers import equations
     from kdcore.papers import problems as rules
 
     try:
@@ -45,7 +46,7 @@ def sheet_problems(key: str) -> list[str]:
             found.append(f"{key}.py cannot draw its figures from it ({type(error).__name__}: {error})")
     problems = [f"{key}/sheet.yaml: {problem}" for problem in found]
     try:
-        return problems + cells.problems(paper)
+        return problems + cells.problems(paper) + equations.problems(paper)
     except KdcoreError as error:
         return [*problems, str(error)]
 

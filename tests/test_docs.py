@@ -79,17 +79,17 @@ def test_an_equation_is_found_where_the_page_says():
 
 def test_an_equation_without_code_or_cell_is_told(monkeypatch):
     paper = papers.get("fsp")
-    assert equations.equation_problems(paper, ROOT) == []
+    assert equations.problems(paper) == []
     broken = [equation | change for equation in paper.sheet["equations"][:1] for change in (
         {"code": ["kdcore.losses.fsp_matrices"]}, {"code": ["kdcore.loss.fsp"]}, {"latex": r"G = F_1^\top F_2"},
         {"latex": paper.sheet["equations"][0]["latex"].replace(" ", "  ")}, {"code": ["kdcore.papers.fsp.trial.piecewise"]},
     )]  # fmt: skip
     monkeypatch.setitem(paper.sheet, "equations", broken)
     where = "fsp/sheet.yaml: the equation 'FSP matrix'"
-    assert equations.equation_problems(paper, ROOT) == [
+    assert equations.problems(paper) == [
         f"{where} names kdcore.losses.fsp_matrices, which does not exist: give the dotted name of a function or class",
         f"{where} names kdcore.loss.fsp, which does not exist: give the dotted name of a function or class",
-        f"{where} stands in no cell of notebooks/fsp.ipynb: show it in one, with the same LaTeX",
+        f"{where} stands in no cell of fsp.ipynb: show it in one, with the same LaTeX",
         f"{where} names kdcore.papers.fsp.trial.piecewise, which is at home elsewhere: write kdcore.papers.images.piecewise",
     ]
 
@@ -97,12 +97,11 @@ def test_an_equation_without_code_or_cell_is_told(monkeypatch):
 @pytest.mark.parametrize("key, what", [("fsp", "FSP matrix"), ("hinton_mnist", "softened outputs")])
 def test_the_cell_of_an_equation(key, what, tmp_path):
     (equation,) = [equation for own, equation in listed() if own == key and equation["what"] == what]
-    assert equations.cell(key, equation["latex"], ROOT) == (2, "Equation")
-    assert equations.cell(key, equation["latex"], tmp_path) is None
+    assert equations.cell(papers.get(key).notebook, equation["latex"]) == (2, "Equation")
+    assert equations.cell(tmp_path / f"{key}.ipynb", equation["latex"]) is None
 
 
-def test_an_outdated_page_of_equations_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(equations, "equation_problems", lambda *_: [])
+def test_an_outdated_page_of_equations_is_told(tmp_path):
     assert equations.outdated(tmp_path) == [f"docs/equations.md is missing: run {equations.COMMAND}"]
     equations.write(tmp_path)
     assert equations.outdated(tmp_path) == []

@@ -26,39 +26,37 @@ code that computes it, and the cell of the notebook that teaches it. A number in
 
 
 def outdated(root: Path) -> list[str]:
-    """A sentence for each equation that no code computes or no cell shows; without any, for a page that is not up to date."""
-    problems = [problem for key in papers.names() for problem in equation_problems(papers.get(key), root)]
-    if problems:
-        return problems
+    """A sentence where the page is not what sheets, code and notebooks say."""
     there = (root / PAGE).read_text(encoding="utf-8") if (root / PAGE).is_file() else None
-    if there == page(root):
+    if there == page():
         return []
     return [f"{PAGE} is {'missing' if there is None else 'not up to date'}: run {COMMAND}"]
 
 
-def equation_problems(paper, root: Path) -> list[str]:
-    problems = []
+def problems(paper) -> list[str]:
+    """A sentence for each equation of a paper that no code computes or no cell of its notebook shows."""
+    told = []
     for equation in paper.sheet.get("equations", []):
         where = f"{paper.key}/sheet.yaml: the equation '{equation['what']}'"
         for name in equation["code"]:
             try:
                 found = look_up(name)
             except LookupError:
-                problems.append(f"{where} names {name}, which does not exist: give the dotted name of a function or class")
+                told.append(f"{where} names {name}, which does not exist: give the dotted name of a function or class")
                 continue
             if name != (home := f"{found.__module__}.{found.__qualname__}"):
-                problems.append(f"{where} names {name}, which is at home elsewhere: write {home}")
-        if cell(paper.key, equation["latex"], root) is None:
-            problems.append(f"{where} stands in no cell of notebooks/{paper.key}.ipynb: show it in one, with the same LaTeX")
-    return problems
+                told.append(f"{where} names {name}, which is at home elsewhere: write {home}")
+        if paper.notebook.is_file() and cell(paper.notebook, equation["latex"]) is None:
+            told.append(f"{where} stands in no cell of {paper.notebook.name}: show it in one, with the same LaTeX")
+    return told
 
 
 def write(root: Path) -> None:
     (root / PAGE).parent.mkdir(exist_ok=True)
-    paths.write_text(root / PAGE, page(root))
+    paths.write_text(root / PAGE, page())
 
 
-def page(root: Path) -> str:
+def page() -> str:
     """The page as it should be. Raises LookupError for code that does not exist."""
     index, parts = ["| paper | number | equation | code |", "| --- | --- | --- | --- |"], []
     for key in papers.names():
@@ -72,7 +70,7 @@ def page(root: Path) -> str:
             parts.append(f"### {heading}\n\n```math\n{equation['latex'].strip()}\n```\n")
             parts.append(f"- number: {number(equation)}")
             parts += [f"- code: `{name}`, [{file}, line {line}](../{file}#L{line})" for name, file, line in code]
-            taught = cell(key, equation["latex"], root)
+            taught = cell(paper.notebook, equation["latex"])
             parts += [f'- lesson: [notebooks/{key}.ipynb](../notebooks/{key}.ipynb), cell {taught[0]}, "{taught[1]}"\n'] if taught else [""]
     return "\n".join([INTRODUCTION, "\n".join(index) + "\n", *parts])
 
@@ -91,7 +89,7 @@ def place(name: str) -> tuple[str, int]:
     """(file from the root of the repository, line) of a dotted name in kdcore. Raises LookupError where there is none."""
     found = look_up(name)
     line = 1 if inspect.ismodule(found) else inspect.getsourcelines(found)[1]
-    return str(Path(inspect.getsourcefile(found)).relative_to(papers.HERE.parents[1])), line
+    return str(Path(inspect.getsourcefile(found)).relative_to(Path(__file__).parents[2])), line
 
 
 def look_up(name: str):
@@ -112,10 +110,9 @@ def look_up(name: str):
     raise LookupError(name)
 
 
-def cell(key: str, latex: str, root: Path) -> tuple[int, str] | None:
-    """(number from 1, the heading that it stands under) of the notebook's first cell that shows an equation; None where none does."""
-    notebook, heading = root / "notebooks" / f"{key}.ipynb", ""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else []
+def cell(notebook: Path, latex: str) -> tuple[int, str] | None:
+    """(number from 1, the heading that it stands under) of a notebook's first cell that shows an equation; None where none does."""
+    cells, heading = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else [], ""
     for count, each in enumerate(cells, 1):
         source = "".join(each["source"])
         if each["cell_type"] != "markdown":
