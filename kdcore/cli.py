@@ -188,7 +188,7 @@ def plan(options) -> int:
 
     console, code, store = Console(), 0, Store(validation.results(options.results))
     validation.folder(paths.cache(), "set KDCORE_CACHE to a folder")
-    for key in options.paper or papers.names():
+    for key in options.paper or _all_papers():
         planned = make_plan(key, options.budget, options.arm, options.seeds, store)
         seconds = {}
         if not options.no_forecast:
@@ -264,7 +264,7 @@ def replicate(options) -> int:
     from kdcore.notebooks import batch
     from kdcore.trials import environment
 
-    keys = options.paper or papers.names()
+    keys = options.paper or _all_papers()
     for key in keys:  # what one of them lacks is told before hours go into the others
         papers.get(key).budget(options.budget)
     validation.engine(options.engine)
@@ -309,6 +309,15 @@ def new(options) -> int:
     for path in starting.write(options.paper):
         print(path)
     return 0
+
+
+def _all_papers() -> list[str]:
+    """The keys of all papers. Raises KdcoreError where the folder of other papers has none: nothing would be done, with success."""
+    from kdcore import papers
+
+    if not papers.names():
+        raise KdcoreError(f"there is no paper in {papers.HERE}: kdcore new KEY writes one")
+    return papers.names()
 
 
 def _recorded(options, smoke_alone: bool) -> Path:

@@ -1,6 +1,7 @@
 """``kdcore new KEY``: a paper to start from, which passes ``kdcore check`` and its own test at once."""
 
 import keyword
+import os
 import re
 from pathlib import Path
 
@@ -20,8 +21,9 @@ def write(key: str) -> list[Path]:
     notebook = (folder if other else validation.checkout() / "notebooks") / f"{key}.ipynb"
     if there := [path for path in (folder, test, notebook) if path.exists()]:
         raise KdcoreError(f"{there[0]} is there already: choose another key, or move it away")
+    schema = os.path.relpath(Path(papers.__file__).parent / "sheet.schema.json", folder)
     for name, path in files.items():
-        paths.write_text(path, (TEMPLATE / name).read_text(encoding="utf-8").replace("KEY", key))
+        paths.write_text(path, (TEMPLATE / name).read_text(encoding="utf-8").replace("KEY", key).replace("SCHEMA", schema))
     cells.write(papers.get(key))
     return [*files.values(), notebook]
 

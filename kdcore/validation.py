@@ -145,7 +145,7 @@ def other_papers() -> Path | None:
     if not value:
         return None
     path = Path(value)
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir():
         raise KdcoreError(f"KDCORE_PAPERS must name a folder of papers (KEY/sheet.yaml, KEY/trial.py), not {shown(value)}")
     return path.resolve()
 

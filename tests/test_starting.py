@@ -20,7 +20,7 @@ def kdcore(*words, papers_in=None, program=("-m", "kdcore.cli")):
 
 
 def test_a_new_paper_passes_its_test_runs_and_is_checked(tmp_path):
-    (tmp_path / "README").write_text("a folder of papers has something in it")
+    assert kdcore("plan", papers_in=tmp_path)[2] == f"kdcore: there is no paper in {tmp_path}: kdcore new KEY writes one\n"
     code, out, err = kdcore("new", "my_paper", papers_in=tmp_path)
     assert (code, err) == (0, "")
     assert out.split() == [str(tmp_path / "my_paper" / name) for name in ("sheet.yaml", "trial.py", "test_my_paper.py", "my_paper.ipynb")]
@@ -61,9 +61,8 @@ def test_keys_that_are_taken(capsys):
         assert capsys.readouterr().err == f"kdcore: {words}: choose another key\n"
 
 
-@pytest.mark.parametrize("folder", ["missing", "README.md", "empty"])
+@pytest.mark.parametrize("folder", ["missing", "README.md"])
 def test_a_folder_of_papers_that_is_none(folder, tmp_path):
-    (tmp_path / "empty").mkdir()
     (tmp_path / "README.md").touch()
     words = f"kdcore: KDCORE_PAPERS must name a folder of papers (KEY/sheet.yaml, KEY/trial.py), not '{tmp_path / folder}'\n"
     assert kdcore("plan", papers_in=tmp_path / folder) == (1, "", words)

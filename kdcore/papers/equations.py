@@ -61,8 +61,10 @@ def page() -> str:
     index, parts = ["| paper | number | equation | code |", "| --- | --- | --- | --- |"], []
     for key in papers.names():
         paper = papers.get(key)
+        if not paper.sheet.get("equations"):
+            continue
         parts.append(f"## {paper.sheet['short']}\n\n*{paper.sheet['title']}*, {paper.sheet['citation']}\n")
-        for equation in paper.sheet.get("equations", []):
+        for equation in paper.sheet["equations"]:
             heading = f"{paper.sheet['short'].partition(',')[0]}: {equation['what']}"
             code = [(name, *place(name)) for name in equation["code"]]
             links = ", ".join(f"[`{name}`](../{file}#L{line})" for name, file, line in code)
