@@ -224,7 +224,7 @@ def test_reported_equivalence():
 
 
 def test_reported_needs_two_runs_and_a_known_relation():
-    with pytest.raises(ValueError, match="two runs or more, not 1"):
+    with pytest.raises(ValueError, match="at least two runs, not 1"):
         reported_test([(1, 1)], [(2, 1)], 1, "<")
     for relation, margin in ((">", None), ("same", None)):
         with pytest.raises(ValueError, match="relation must be"):
