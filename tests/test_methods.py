@@ -1173,3 +1173,17 @@ def test_a_scripted_teacher():
     assert methods.kd(small_tapped(), teacher).stages[0].loss(X, LABELS).isfinite()
     refused("scripted", Tapped, teacher, {"a": "1"}, X[:1])
     assert all(row.match == "" for row in Tapped.suggest(teacher, teacher, X[:1]))
+
+
+def test_soft_targets_with_a_weight_of_the_labels_of_its_own():
+    """CE + 16 KL at T = 4 without T^2, as Park et al. 2019 add them up: T^2 KL with the weight 1 beside the labels' 1."""
+    student, teacher = resnets()
+    x, labels = batch()
+    method = methods.plain(student, teacher, task=soft_targets(4.0, 1.0, label_weight=1.0))
+    logits, targets = student(x).double(), teacher(x).double()
+    kl = F.kl_div(F.log_softmax(logits / 4, 1), F.softmax(targets / 4, 1), reduction="batchmean")
+    assert method.stages[0].loss(x, labels).item() == pytest.approx((F.cross_entropy(logits, labels) + 16 * kl).item(), rel=1e-4)
+    assert len(soft_targets(4.0, 0.0, label_weight=1.0)) == len(soft_targets(4.0, 3.0, label_weight=0.0)) == 1
+    for wrong in ({"soft_weight": -1.0, "label_weight": 1.0}, {"label_weight": -1.0}, {"soft_weight": 2.0}):
+        with pytest.raises(ValueError, match="weight must be a finite number"):
+            soft_targets(4.0, **wrong)
