@@ -42,7 +42,7 @@ damage: .venv/ready
 	KDCORE_FLIPS=250 $(BIN)/pytest tests/test_damage.py
 
 kill: .venv/ready
-	KDCORE_KILLS=20 $(BIN)/pytest tests/test_runner.py -k kill_9
+	KDCORE_KILLS=20 $(BIN)/pytest tests/test_engine.py -k kill_9
 
 fuzz: .venv/ready
 	KDCORE_FUZZ=$(EXAMPLES) $(BIN)/pytest tests/test_fuzz.py

@@ -21,8 +21,6 @@ from kdcore import losses, methods
 from kdcore.methods import Tapped, freeze, soft_targets
 from kdcore.models import create
 
-# ---------------------------------------------------------------- losses
-
 LABELS = torch.tensor([1, 0, 2, 1])
 LOGITS, MAPS = (4, 3), (4, 4, 6, 8)  # of four cases
 
@@ -63,12 +61,11 @@ LOSSES = {
     "activation_boundary_count": Loss(losses.activation_boundary_count, MAPS, gradient=False),
 }
 
-# ---------------------------------------------------------------- methods
-
 GROUPS = ["group1", "group2", "group3"]
 PRE = [f"{group}.pre" for group in GROUPS]
 SUMS = [f"{group}.sum" for group in GROUPS]
 PAIRS = [(f"{group}.first", group) for group in GROUPS]
+WEIGHTS = [0.25, 0.5, 1.0]  # of three taps
 KD = soft_targets(3.0, 0.7)
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -99,6 +96,16 @@ def resnets():
 def wide():
     """16, 32, 64 channels against twice as many."""
     return create("wrn_10_1").reset(1), freeze(create("wrn_16_2").reset(2)), WIDE
+
+
+def equal():
+    """A student and a teacher of equal widths."""
+    return resnets()[:2]
+
+
+def wider():
+    """A student and a teacher twice as wide."""
+    return wide()[:2]
 
 
 def small(width=4, classes=10, seed=0):
@@ -236,8 +243,6 @@ METHODS = {
     "activation_boundary, wider": Row(activation_boundary, {"boundary": boundary_by_hand}, task=True, nets=wide, later=AFTER_GROUP_2),
 }
 
-# ---------------------------------------------------------------- networks
-
 
 class Net(NamedTuple):
     """A network in the tests of all networks."""
@@ -269,8 +274,6 @@ NETS = {
     "resnet50": Net(small=True, count=23_520_842),
 }
 
-# ---------------------------------------------------------------- the documents' examples
-
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -297,3 +300,13 @@ def _module(path):
 
 
 EXAMPLES = {document: run(document) for document in ("adding_a_method.md", "adding_a_network.md", "figures.md")}
+
+EVERY = [name for name in METHODS if "," not in name]
+STAGED = [name for name, row in METHODS.items() if row.later]
+OF_FEATURES = [name for name in EVERY if "taps" in METHODS[name].reads]
+OF_LOGITS = [name for name in EVERY if name not in OF_FEATURES]
+
+
+def every(name, student, teacher, **options):
+    """A method of small networks."""
+    return METHODS[name].build(student, teacher, SMALL, **options)

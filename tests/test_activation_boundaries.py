@@ -2,15 +2,12 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Spy, distinct_configs, pausing
+from runs import Arms, distinct_configs, noise_images, resumed, same
 
 from kdcore import data, losses, papers
-from kdcore.data.images import ImageData
-from kdcore.errors import Paused
 from kdcore.methods import freeze
 from kdcore.models import WideResNet, count_parameters, create
 from kdcore.papers.activation_boundaries import figures, toy
@@ -26,12 +23,7 @@ TINY = "wrn_10_1"
 def random_images(monkeypatch):
     """Twenty random training images, two of each class, and four for testing instead of any data set."""
 
-    def load(name):
-        images = torch.randint(256, (24, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-        labels = torch.arange(24) % 10
-        return ImageData(name, images[:20], labels[:20], images[20:], labels[20:], tuple("0123456789"))
-
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "load", lambda name: noise_images(name, 20, 4, labels=torch.arange(24) % 10))
 
 
 def small(config):
@@ -44,18 +36,16 @@ def small(config):
     return config | {"data": "cifar10", "network": TINY, "teacher_network": None} | lengths | (teacher or {})
 
 
-def prepared(arm, context=None, budget="paper", **changes):
-    """The run of an arm with small nets, not trained yet, with what it will see."""
-    config = small(PAPER.config(budget, arm)) | changes
-    weights = None if config["teacher"] is None else create(config["teacher_network"]).reset(7).state_dict()
-    return Spy(ab.prepare([SimpleNamespace(config=config, arm=arm)], context or Context(), weights))
+def config_of(budget, arm, **changes):
+    return small(PAPER.config(budget, arm)) | changes
 
 
-def run(arm, context=None, budget="paper", **changes):
-    """The result of an arm with small nets, and its run."""
-    spy = prepared(arm, context, budget, **changes)
-    (result,) = spy.train(context)
-    return result, spy
+def weights(config):
+    return None if config["teacher"] is None else create(config["teacher_network"]).reset(7).state_dict()
+
+
+ARMS = Arms("activation_boundaries", config_of, weights)
+prepared, run = ARMS.prepared, ARMS.run
 
 
 def stages_of(arm, student, teacher, **changes):
@@ -68,8 +58,6 @@ def method_of(config, student, teacher):
     trial.student, trial.teacher = student, teacher
     return trial.make_method()
 
-
-# ---------------------------------------------------------------- the sheet
 
 METHODS = ["none", "KD", "FITNET + KD", "FSP + KD", "AT + KD", "Jacobian + KD", "AB + KD"]
 EPOCHS = ["1+1", "1+5", "3+12", "5+25", "10+50", "20+100"]
@@ -105,19 +93,19 @@ SIZES = {
 PAIRS = [("22_4", "10_4"), ("16_4", "16_2"), ("22_4", "16_2"), ("22_4", "10_1"), ("16_4", "16_4")]
 
 
-def table(id):
-    (found,) = (each for each in PAPER.tables if each["id"] == id)
-    return found
+def table(name):
+    (sheet,) = (each for each in PAPER.tables if each["id"] == name)
+    return sheet
 
 
 def numbers(text):
     return [[None if word == "-" else float(word) for word in line.split()] for line in text.strip().splitlines()]
 
 
-@pytest.mark.parametrize("id, text", [("fast", FAST), ("little_data", LITTLE)])
-def test_the_sheet_holds_the_decks_columns(id, text):
+@pytest.mark.parametrize("name, text", [("fast", FAST), ("little_data", LITTLE)])
+def test_the_sheet_holds_the_decks_columns(name, text):
     *expected, presenter = numbers(text)
-    rows = table(id)["rows"]
+    rows = table(name)["rows"]
     assert [row["paper"] for row in rows] == [value for line in expected for value in line]
     assert [row["label"].split(", ")[0] for row in rows] == [method for method in METHODS for _ in range(6)]
     assert [row["reference"] for row in rows if row["label"].startswith("AB")] == presenter
@@ -131,7 +119,7 @@ def test_the_cells_are_those_of_their_arms():
     for row in table("little_data")["rows"]:
         config = PAPER.config("paper", row["arm"])
         assert row["label"] == f"{config['method']}, {config['percent']:g} %" and config["epochs"] == "20+100"
-    assert {PAPER.config("paper", row["arm"])["network"] for id in ("fast", "little_data") for row in table(id)["rows"]} == {"wrn_16_2"}
+    assert {PAPER.config("paper", row["arm"])["network"] for name in ("fast", "little_data") for row in table(name)["rows"]} == {"wrn_16_2"}
 
 
 def test_the_sheet_holds_the_decks_pairs():
@@ -188,14 +176,11 @@ def test_larger_budgets_keep_the_papers_settings():
             assert {key for key in ours if ours[key] != theirs[key]} <= allowed, (budget, arm)
 
 
-# ---------------------------------------------------------------- what a trial does
-
-
-@pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, lambda budget, arm: small(PAPER.config(budget, arm))))
+@pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own method and settings, for a step or two; budgets that differ in lengths, shares and nets alone are one."""
     result, spy = run(arm, budget=budget)
-    config = small(PAPER.config(budget, arm))
+    config = config_of(budget, arm)
     before = {"FITNET + KD": ["hint"], "FSP + KD": ["fsp"], "AB + KD": ["boundary"]}.get(config["method"], [])
     if config["method"] != "toy":
         assert [stage.name for stage in spy.stages] == [*before, "train"]
@@ -345,9 +330,6 @@ def test_the_boundary_loss_is_the_authors():
     assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
-# ---------------------------------------------------------------- sides and drift
-
-
 def test_sides_by_hand():
     teacher = torch.tensor([[[[1.0, -1.0]]], [[[2.0, 0.0]]]])
     student = torch.tensor([[[[0.1, 5.0]]], [[[-3.0, -0.5]]]])
@@ -373,7 +355,7 @@ def test_sides_are_watched_where_neurons_correspond():
     assert not any("same_side_percent" in row for row in result["history"])
     result, _ = run("AT + KD, 1+1")
     assert all(30 < side < 70 for side in result["history"][-1]["same_side_percent"]), "unrelated weights: about chance"
-    config = small(PAPER.config("paper", "KD, 1+1"))
+    config = config_of("paper", "KD, 1+1")
     twins = ab.Trial(config, Context(), create(TINY).reset(7).state_dict())
     twins.run()
     twins.student.load_state_dict(twins.teacher.state_dict())
@@ -430,19 +412,13 @@ def test_resume_is_exact_in_every_stage(tmp_path, pause_after):
     """Two epochs of each stage, the optimiser made anew in the second of each; paused within and between."""
     changes = {"epochs": "2+2", "teacher_network": "wrn_10_2", "is_teacher": True}
     whole, _ = run("AB + KD, 1+1", **changes)
-    with pytest.raises(Paused):
-        run("AB + KD, 1+1", pausing(tmp_path, pause_after), **changes)
-    resumed, _ = run("AB + KD, 1+1", Context(checkpoint=tmp_path), **changes)
-    assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"]
-    assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
+    again, _ = resumed(lambda context: run("AB + KD, 1+1", context, **changes), tmp_path, pause_after)
+    assert same(again, whole) and whole["weights"]
 
 
 def test_fewer_images_than_a_batch_are_one_batch():
     spy = prepared("none, 0.1 %", percent=50, batch_size=125)
     assert spy.stages[0].indices(torch.Generator().manual_seed(0)).shape == (1, 10, 4)
-
-
-# ---------------------------------------------------------------- the toy and the figures
 
 
 def test_the_plane_is_that_of_the_first_two_components():

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as reference
 
-from kdcore.data.augment import Views
+from kdcore.data.augment import Views, cutout
 from kdcore.data.preprocess import ZCA, channel_mean_std, global_contrast_normalise
 
 
@@ -188,3 +188,17 @@ def test_zca_with_its_bias_equals_scipy():
     expected = (test - train.mean(0)) @ fractional_matrix_power(covariance, -0.5)
     zca = ZCA().fit(torch.tensor(train))
     assert np.abs(zca.apply(torch.tensor(test)).numpy() - expected).max() < 1e-5
+
+
+def test_cutout_by_hand():
+    torch.manual_seed(0)
+    x = torch.ones(200, 3, 8, 8)
+    cut = cutout(x, 4)
+    lost = (cut == 0).all(1)
+    assert torch.equal(lost, (cut == 0).any(1)), "all channels at one place"
+    rows, columns = lost.any(2).sum(1), lost.any(1).sum(1)
+    assert torch.equal(lost.sum((1, 2)), rows * columns), "a rectangle"
+    # centre c loses c - 2 to c + 1, as far as that is inside
+    assert set(rows.tolist()) == {2, 3, 4} and {int(row.nonzero()[0]) for row in lost.any(2)} == {0, 1, 2, 3, 4, 5}
+    assert torch.equal(x, torch.ones(200, 3, 8, 8)) and not torch.equal(lost[0], lost[1])
+    assert (cutout(x, 16) == 0).all(), "a square of twice the side hides everything"

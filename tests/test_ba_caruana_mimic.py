@@ -6,17 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, distinct_configs
-from PIL import Image
+from runs import Arms, distinct_configs, noise_images, resumed, same
 
 from kdcore import data, papers
 from kdcore.data import images
 from kdcore.data.images import ImageData
-from kdcore.data.preprocess import global_contrast_normalise
-from kdcore.errors import KdcoreError, Paused
+from kdcore.errors import Paused
 from kdcore.models import count_parameters, create
 from kdcore.papers.ba_caruana_mimic import trial as ba
-from kdcore.papers.images import ImageTrial
 from kdcore.training import Context, forecast
 
 PAPER = papers.get("ba_caruana_mimic")
@@ -26,10 +23,7 @@ CASES = 12
 @pytest.fixture(autouse=True)
 def random_images(monkeypatch):
     """Twelve random training images of all ten classes and four for testing instead of any data set."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (CASES + 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(CASES + 4) % 10
-    small = ImageData("cifar10", pixels[:CASES], labels[:CASES], pixels[CASES:], labels[CASES:], tuple("0123456789"))
+    small = noise_images("cifar10", CASES, 4, labels=torch.arange(CASES + 4) % 10)
     monkeypatch.setattr(data, "load", lambda name: small)
     return small
 
@@ -48,22 +42,19 @@ def logits(seed=5, members=4, views=2, tests=4):
     }
 
 
-def prepared(arm, context=None, teacher=None, budget="paper", **changes):
-    trial = SimpleNamespace(config=config_of(budget, arm, **changes), arm=arm)
-    return ba.prepare([trial], context or Context(), teacher)
+def weights(config):
+    return logits() if config["teacher"] else None
 
 
-def run(arm, context=None, teacher=None, **changes):
-    """The result of an arm, and the spy on its run; None for features, which no stage trains."""
-    context = context or Context()
-    teacher = logits() if PAPER.config("paper", arm)["teacher"] and teacher is None else teacher
-    made = prepared(arm, context, teacher, **changes)
-    spy = Spy(made) if made.stages else None
-    (result,) = (spy or made).train(context)
-    return result, spy
+ARMS = Arms("ba_caruana_mimic", config_of, weights)
+run = ARMS.run
 
 
-# ---------------------------------------------------------------- the sheet
+def prepared(arm, context, **options):
+    """The run of an arm without its teacher's logits."""
+    config = config_of("paper" if "budget" not in options else options.pop("budget"), arm, **options)
+    return ba.prepare([SimpleNamespace(config=config, arm=arm)], context, None)
+
 
 # Table 2, typed here from the deck and nowhere else: label, parameters, hidden units, error.
 DECK = [
@@ -157,9 +148,6 @@ def test_arms_that_are_compared_get_as_many_steps():
         assert len(set(passes.values())) == 1, (budget, passes)
 
 
-# ---------------------------------------------------------------- a trial
-
-
 @pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
 def test_every_arm_of_every_budget_runs(budget, arm):
     """Its own layers, regularisation, rate and targets; budgets that differ in sizes alone are one."""
@@ -221,9 +209,6 @@ def test_what_teachers_write_down():
     assert result["metrics"]["test_error_percent"] == pytest.approx(ensemble) == pytest.approx(result["history"][-1]["test_error_percent"])
 
 
-# ---------------------------------------------------------------- mimicry
-
-
 def test_a_mimic_never_sees_a_label(random_images, monkeypatch):
     arm = "SNN-CNN-MIMIC-30k, 128c"
     end = run(arm)[1].end
@@ -241,9 +226,9 @@ def test_a_mimic_never_sees_a_label(random_images, monkeypatch):
 def test_a_single_teacher_is_the_first_and_an_ensemble_is_all():
     known, other = logits(), logits()
     other["logits"][1:] += torch.randn(3, 3 * CASES, 10, generator=torch.Generator().manual_seed(1))
-    for arm, same in (("SNN-CNN-MIMIC-30k, 128c", True), ("SNN-ECNN-MIMIC-30k, 128c", False)):
+    for arm, alike in (("SNN-CNN-MIMIC-30k, 128c", True), ("SNN-ECNN-MIMIC-30k, 128c", False)):
         ends = [run(arm, teacher=teacher)[1].end for teacher in (known, other)]
-        assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0]) == same, arm
+        assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0]) == alike, arm
 
 
 def test_normalised_targets_by_hand():
@@ -289,7 +274,7 @@ def test_the_transfer_set():
 
 def test_a_mimic_without_teachers_is_told():
     with pytest.raises(ValueError, match="a mimic needs its teachers' logits"):
-        prepared("SNN-CNN-MIMIC-30k, 64c")
+        prepared("SNN-CNN-MIMIC-30k, 64c", Context())
 
 
 @pytest.mark.parametrize("arm", ["SNN-CNN-MIMIC-30k, 64c", "4000c-p and SVM", "ECNN"])
@@ -308,65 +293,15 @@ def test_a_forecast_of_cases_in_the_order_of_their_classes(monkeypatch):
 @pytest.mark.parametrize("arm", ["ECNN", "SNN-CNN-MIMIC-30k, 128c"])
 def test_resume_is_exact(tmp_path, arm):
     whole, _ = run(arm, epochs=3)
-    context = Context(checkpoint=tmp_path)
-
-    def stop(row):
-        context.deadline = 0 if row["done"] == 2 else context.deadline
-
-    context.report = stop
-    with pytest.raises(Paused):
-        run(arm, context, epochs=3)
-    resumed, _ = run(arm, Context(checkpoint=tmp_path), epochs=3)
-    assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"] and len(whole["history"]) == 3
-    assert all(torch.equal(value, resumed["weights"][key]) for key, value in whole.get("weights", {}).items())
+    again, _ = resumed(lambda context: run(arm, context, epochs=3), tmp_path, 2)
+    assert same(again, whole) and len(whole["history"]) == 3
 
 
-# ---------------------------------------------------------------- pictures of one's own
-
-
-@pytest.fixture
-def folder(own_cache):
-    pictures = own_cache / "data" / "holiday"
-    (pictures / "sea").mkdir(parents=True)
-    Image.new("RGB", (64, 32), (10, 20, 30)).save(pictures / "b.png")
-    Image.new("L", (50, 50), 200).save(pictures / "sea" / "c.png")
-    (pictures / "notes.txt").write_text("no picture")
-    return pictures
-
-
-def sha256_told(name="holiday") -> str:
-    with pytest.raises(KdcoreError, match="write that beside their name") as caught:
-        images.unlabelled(name, "unknown")
-    return str(caught.value).partition("sha256 ")[2].partition(":")[0]
-
-
-def test_any_folder_of_pictures(folder):
-    sha256 = sha256_told()
-    pictures = images.unlabelled("holiday", sha256)
-    assert pictures.shape == (2, 3, 32, 32) and pictures.dtype == torch.uint8
-    assert [picture.flatten(1)[:, 0].tolist() for picture in pictures] == [[10, 20, 30], [200, 200, 200]], "in order of their names"
-    folder.with_suffix(".safetensors").write_bytes(b"torn")
-    assert torch.equal(images.unlabelled("holiday", sha256), pictures), "a damaged copy is made anew"
-    assert folder.with_suffix(".safetensors.damaged").read_bytes() == b"torn"
-    (folder / "b.png").unlink()
-    assert torch.equal(images.unlabelled("holiday", sha256), pictures), "read once"
-    folder.with_suffix(".safetensors").write_bytes(b"torn")
-    with pytest.raises(KdcoreError, match="write that beside their name, or delete the file"):
-        images.unlabelled("holiday", sha256)
-    folder.with_suffix(".safetensors").unlink()
-    assert sha256_told() != sha256, "other pictures are another configuration"
-
-
-def test_no_pictures(folder):
-    with pytest.raises(KdcoreError, match="there is no picture in .*nowhere"):
-        images.unlabelled("nowhere", "")
-    (folder / "d.jpg").write_bytes(b"torn")
-    with pytest.raises(KdcoreError, match="d.jpg is no picture that can be read"):
-        images.unlabelled("holiday", "")
-
-
-def test_unlabelled_pictures_join_the_transfer_set_and_no_labels(folder):
-    unlabelled = {"name": "holiday", "sha256": sha256_told()}
+def test_unlabelled_pictures_join_the_transfer_set_and_no_labels(monkeypatch):
+    """Two of one colour: (10, 20, 30), and white."""
+    pictures = torch.tensor([[10, 20, 30], [255, 255, 255]], dtype=torch.uint8).view(2, 3, 1, 1).expand(-1, -1, 32, 32)
+    monkeypatch.setattr(images, "unlabelled", lambda name, sha256: pictures)
+    unlabelled = {"name": "holiday", "sha256": "0" * 64}
     config = config_of("paper", "ECNN", views=1, unlabelled=unlabelled)
     trial = ba.Trial(config, Context())
     cases = trial.transfer_set()
@@ -379,27 +314,6 @@ def test_unlabelled_pictures_join_the_transfer_set_and_no_labels(folder):
     for arm, steps in (("SNN-CNN-MIMIC-30k, 128c", 7), ("SNN-30k, labels of the views", 6), ("SNN-CNN-MIMIC-30k, 128c, no views", 3)):
         _, spy = run(arm, teacher=known if "MIMIC" in arm else None, views=1, unlabelled=unlabelled, epochs=1)
         assert len(spy.seen[0]) == steps, arm
-
-
-# ---------------------------------------------------------------- what is shared, what is drawn
-
-
-def test_whitened_images(monkeypatch):
-    """ImageTrial's "whitened" against the definition, in float64, on pictures of 8x8 pixels."""
-    pixels = torch.randint(256, (300, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    labels = torch.zeros(300, dtype=torch.int64)
-    small = ImageData("small", pixels[:250], labels[:250], pixels[250:], labels[250:], ("0",))
-    monkeypatch.setattr(data, "load", lambda name: small)
-    trial = ImageTrial({"data": "small", "augmentation": {"pad": 0}, "normalisation": "whitened", "batch_size": 4}, Context())
-    x = global_contrast_normalise(pixels).flatten(1).double()
-    mean = x[:250].mean(0)
-    values, vectors = torch.linalg.eigh((x[:250] - mean).T @ (x[:250] - mean) / 250 + 0.1 * torch.eye(192, dtype=torch.float64))
-    expected = ((x - mean) @ (vectors / values.sqrt()) @ vectors.T).view(300, 3, 8, 8)
-    ours = [views(views.plain(torch.arange(50))).double() for views in (trial.views, trial.test_views)]
-    assert torch.allclose(ours[0], expected[:50], atol=1e-3) and torch.allclose(ours[1], expected[250:], atol=1e-3)
-    shifted = trial.views_of(pixels[:2], 2, flip=True)
-    window = shifted(torch.tensor([[1, 0, 2, 0]]))[0].double()
-    assert torch.allclose(window[:, 2:], expected[1][:, :-2], atol=1e-3) and (window[:, :2] == 0).all(), "whitened, then shifted"
 
 
 def test_features_are_told_apart_by_the_svm(random_images):

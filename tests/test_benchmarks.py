@@ -1,6 +1,5 @@
 """The benchmarks judge rightly: the numerics gate, the ratios, the verdicts. (Speed itself is not tested here.)"""
 
-import numpy
 import pytest
 import torch
 
@@ -8,8 +7,6 @@ from benchmarks import cifar, mlp
 from benchmarks.__main__ import main
 from benchmarks.measure import BenchmarkError, Spread, interleave, speedups
 from benchmarks.suite import Row, Settings
-from kdcore.data.augment import Views
-from kdcore.methods import Knowledge, LogitTable, freeze
 
 SMALL = mlp.Task(seed=3, cases=mlp.CHECKED_STEPS * mlp.BATCH, student=(784, 40, 40, 10), teacher=(784, 60, 60, 10))
 SMALL_NETS = cifar.Task(seed=3, cases=mlp.CHECKED_STEPS * 8, student="wrn_10_1", teacher="wrn_10_1")
@@ -167,104 +164,6 @@ def test_epoch_is_extrapolated_from_its_share(monkeypatch):
 def test_cases_are_those_of_the_benchmark():
     settings = Settings(task=mlp.Task(cases=7), images=cifar.Task(cases=9))
     assert [settings.cases(name) for name in ("table", "cold_start", "feed", "wrn_table")] == [7, 7, 9, 9]
-
-
-# ---------------------------------------------------------------- the table of logits on views
-
-IMAGES = torch.randint(4, (3, 1, 5, 5), generator=torch.Generator().manual_seed(0)).float()
-
-
-class Teacher(torch.nn.Module):
-    """Linear in the pixels, with whole numbers: its logits are exact in float16, and 257 and above are not in bfloat16."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.randint(50, (4, 25), generator=torch.Generator().manual_seed(1)).float())
-        self.seen = 0
-
-    def forward(self, x):
-        self.seen += len(x)
-        return torch.nn.functional.linear(x.flatten(1), self.weight)
-
-
-def tabled() -> tuple[Teacher, Views, LogitTable]:
-    teacher, views = freeze(Teacher()), Views(IMAGES, 1, flip=True)
-    return teacher, views, LogitTable(teacher, views, 4)
-
-
-def every_view() -> torch.Tensor:
-    """3 images x 3 x 3 windows x 2, in random order."""
-    index = torch.cartesian_prod(torch.arange(3), torch.arange(3), torch.arange(3), torch.arange(2))
-    return index[torch.randperm(54, generator=torch.Generator().manual_seed(2))]
-
-
-def by_hand(index: torch.Tensor) -> torch.Tensor:
-    """The logits of views made with NumPy, one after the other."""
-    weight, found = Teacher().weight.detach().numpy(), []
-    for image, dy, dx, flip in index.tolist():
-        pixels = IMAGES[image, 0].numpy()
-        window = numpy.pad(pixels[:, ::-1] if flip else pixels, 1)[dy : dy + 5, dx : dx + 5]
-        found.append(weight @ window.ravel())
-    return torch.from_numpy(numpy.stack(found))
-
-
-def test_table_never_mixes_views():
-    _, views, table = tabled()
-    index = every_view()
-    assert len(by_hand(index).unique(dim=0)) == 54, "no two views may look alike here"
-    for batch in index.split(5):
-        assert torch.equal(table(batch, views(batch)), by_hand(batch))
-    backwards = index.flip(0)  # all known by now
-    assert torch.equal(table(backwards, views(backwards)), by_hand(backwards))
-
-
-def test_table_filled_as_it_is_used_is_the_table_filled_ahead():
-    (_, views, used), (_, _, ahead) = tabled(), tabled()
-    for batch in every_view().split(7):
-        used(batch, views(batch))
-    progress = []
-    ahead.fill(lambda done, total: progress.append((done, total)), batch_size=20)
-    assert progress == [(20, 54), (40, 54), (54, 54)]
-    assert torch.equal(used.logits, ahead.logits) and ahead.logits.isfinite().all()
-    assert ahead.logits.dtype == torch.float16 and ahead.logits.numel() == 3 * 18 * 4
-
-
-def test_teacher_is_asked_once_a_view():
-    teacher, views, table = tabled()
-    index = every_view()
-    for batch in (index[:10], index[5:15], index[:15].flip(0)):
-        table(batch, views(batch))
-    assert teacher.seen == 15
-    table.fill()
-    assert teacher.seen == 54
-    table(index, views(index))
-    assert teacher.seen == 54
-
-
-def test_table_is_filled_in_float32_whatever_the_step_trains_in():
-    _, views, table = tabled()
-    index = every_view()
-    assert by_hand(index).max() > 256
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(table(index, views(index)), by_hand(index))
-
-
-def test_table_rounds_to_float16_and_carries_no_gradient():
-    teacher, views, table = tabled()
-    with torch.no_grad():
-        teacher.weight.add_(1 / 3)
-    index = every_view()
-    logits = Knowledge(None, None, table(index, views(index))).logits
-    assert not logits.requires_grad
-    torch.testing.assert_close(logits, teacher(views(index)), rtol=2**-11, atol=0)
-
-
-def test_table_refuses_what_it_cannot_answer():
-    teacher, views, table = tabled()
-    with pytest.raises(ValueError, match="has 4 columns, not 3"):
-        table(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 1, 5, 5))
-    with pytest.raises(ValueError, match="eval mode"):
-        LogitTable(teacher.train(), views, 4)
 
 
 @pytest.mark.parametrize(

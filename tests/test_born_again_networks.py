@@ -7,20 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, distinct_configs, noise_images, pausing
+from runs import Arms, Spy, distinct_configs, noise_images, resumed, same
 from torch import nn
 from torch.nn import functional as F
 
-from kdcore import data, losses, metrics, papers
-from kdcore.errors import Paused
+from kdcore import data, losses, papers
 from kdcore.models import create
 from kdcore.papers.born_again_networks import trial as ban
 from kdcore.papers.born_again_networks.generations import Chosen, ensembles
 from kdcore.papers.born_again_networks.importance import importance
 from kdcore.papers.images import piecewise
 from kdcore.training import Context, forecast
-from kdcore.trials import plan
-from kdcore.trials.store import Store
 
 PAPER = papers.get("born_again_networks")
 SMALL = {"wrn": "wrn_10_1", "densenet": "densenet_bc_10_4", "resnet": "resnet_8"}
@@ -55,12 +52,8 @@ def weights(config):
     return create(config["network"], classes).reset(7).state_dict() | {ban.LOGITS: torch.zeros(1, 6, classes)}
 
 
-def run(arm, context=None, budget="paper", teacher=None, **changes):
-    """The result of an arm, and what was seen of its run."""
-    config, context = config_of(budget, arm, **changes), context or Context()
-    spy = Spy(ban.prepare([SimpleNamespace(config=config, arm=arm)], context, teacher or weights(config)))
-    (result,) = spy.train(context)
-    return result, spy
+ARMS = Arms("born_again_networks", config_of, weights)
+run = ARMS.run
 
 
 def built(arm, context=None, **changes):
@@ -347,51 +340,14 @@ def test_earlier_generations_of_one_trial_have_a_prefix():
     assert found["best_generation_test_error_percent"] == 0.0 and "generation_3_test_error_percent" not in found
 
 
-def test_a_plan_takes_the_teachers_of_teachers_along(tmp_path):
-    planned = plan.make("born_again_networks", "laptop", [CHAIN.format("BAN-3")], [0], Store(tmp_path))
-    assert {job.cohort.trials[0].arm.split(": ")[1] for job in planned.jobs} == {"teacher", "BAN-1", "BAN-2", "BAN-3"}
-
-
 @pytest.mark.parametrize("arm", [CHAIN.format("BAN-1"), CHAIN.format("DKPP"), CODED, INTENDED.format(2)])
 def test_resume_is_exact(tmp_path, arm):
     """Paused within a generation, and for the one object of three at their borders, too, the record is the same."""
     whole, _ = run(arm)
     total = len(whole["history"])
     for pause_after in sorted({1, 3, 8} & set(range(total))):
-        folder = tmp_path / str(pause_after)
-        context = pausing(folder, pause_after)
-        with pytest.raises(Paused):
-            run(arm, context)
-        resumed, _ = run(arm, Context(checkpoint=folder))
-        assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"], pause_after
-        assert all(torch.equal(resumed["weights"][key], value) for key, value in whole.get("weights", {}).items())
-
-
-def test_gradient_parts_by_hand():
-    """Student [1/2, 1/4, 1/4], teacher [1/4, 1/4, 1/2], label 0: 1/4 on the true class, 1/4 on the others, 1/2 for the label."""
-    student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.25, 0.5]]).log()
-    found = {key: value.item() for key, value in metrics.gradient_parts(student, teacher, torch.tensor([0])).items()}
-    assert found == pytest.approx({"gradient_true_class": 0.25, "gradient_other_classes": 0.25, "gradient_labels": 0.5})
-    # label 1, where student and teacher agree: the wrong classes are all there is
-    found = {key: value.item() for key, value in metrics.gradient_parts(student, teacher, torch.tensor([1])).items()}
-    assert found == pytest.approx({"gradient_true_class": 0.0, "gradient_other_classes": 0.5, "gradient_labels": 0.75})
-
-
-def test_gradient_parts_are_those_of_the_loss():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (3 * torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    labels = torch.tensor([0, 1, 2, 3, 0])
-    z = student.clone().requires_grad_()
-    losses.ban(z, teacher, reduction="none").sum().backward()
-    sizes, true = z.grad.abs(), F.one_hot(labels, 4).bool()
-    found = metrics.gradient_parts(student, teacher, labels)
-    assert found["gradient_true_class"].item() == pytest.approx(sizes[true].mean().item())
-    assert found["gradient_other_classes"].item() == pytest.approx(sizes[~true].sum().item() / 5)
-    assert found["gradient_true_class"] <= found["gradient_other_classes"]
-    # a teacher that is certain of the label is the label
-    sure = metrics.gradient_parts(student, 100.0 * true, labels)
-    assert sure["gradient_true_class"].item() == pytest.approx(found["gradient_labels"].item())
-    assert sure["gradient_other_classes"].item() == pytest.approx(found["gradient_labels"].item())
+        again, _ = resumed(lambda context: run(arm, context), tmp_path / str(pause_after), pause_after)
+        assert same(again, whole), pause_after
 
 
 def test_importance_weights_by_hand():

@@ -6,19 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
+from checkouts import ROOT, made_checkout
 
 from kdcore import cli, papers, validation
 from kdcore.errors import KdcoreError
 from kdcore.notebooks import batch
 from kdcore.papers.spec import Trial
-from kdcore.trials import engine, plan, process
+from kdcore.trials import plan, process
 from kdcore.trials.store import Store
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_plan_shows_the_grid(tmp_path, capsys):
@@ -102,52 +99,6 @@ def test_the_largest_values_are_taken():
     assert len(cli.parser().parse_args(["plan", "--seeds", "10000"]).seeds) == 10000
 
 
-def test_a_seed_given_twice_counts_once(tmp_path, capsys):
-    assert cli.seeds("0,3,0") == [0, 3]
-    store = Store(tmp_path)
-    planned = plan.make("hinton_mnist", "smoke", ["small"], [1, 1], store)
-    assert [trial.seed for trial in planned.trials] == [1] and len(planned.jobs) == 1
-
-
-@pytest.mark.parametrize(
-    "arguments, complaint",
-    [
-        *(({"seeds": bad}, "seeds must be") for bad in (True, 1.0, "0", {0}, b"1")),
-        *(({"seeds": [bad]}, "a seed must be a whole number") for bad in (True, 1.5, "0", [0], None, -1, 10**5000, np.float64(1))),
-        *(({"seeds": bad}, "the number of seeds must be") for bad in (-1, 10_001, 10**5000)),
-        ({"seeds": []}, "the list of seeds is empty"),
-        ({"seeds": range(10**30)}, "more than 10,000 seeds"),
-        *(({"arms": bad}, "arms must be a list of names") for bad in ("small", [], [None], [["small"]], 1)),
-        ({"arms": ["small", "small"]}, "arm 'small' is named twice"),
-        ({"arms": ["smal"]}, r"has no arm 'smal': choose .* \(did you mean 'small'\?\)"),
-        *(({"shard": bad}, "shard") for bad in (2, (1,), (0, 2), (3, 2), (1.0, 2), ("1", "2"), (True, 2), None)),
-        *(({"budget": bad}, "has no budget") for bad in (None, ["smoke"], "", "smok")),
-        *(({"paper": bad}, "unknown paper") for bad in (None, ["fsp"], "", 3)),
-    ],
-)
-def test_a_plan_refuses_what_no_grid_can_be_made_of(arguments, complaint, tmp_path):
-    values = {"paper": "hinton_mnist", "budget": "smoke", "store": Store(tmp_path)} | arguments
-    with pytest.raises(KdcoreError, match=complaint) as caught:
-        plan.make(**values)
-    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
-
-
-def test_numpy_integers_are_integers(tmp_path):
-    planned = plan.make("hinton_mnist", "smoke", ["small"], [np.int64(2)], Store(tmp_path))
-    assert planned.trials[0].id == papers.get("hinton_mnist").trial("smoke", "small", 2).id
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [{"jobs": 1.5}, {"jobs": 0}, {"timeout": float("inf")}, {"timeout": 1e11}, {"time_limit": float("nan")}, {"precision": "half"}],
-)
-def test_a_run_refuses_limits_before_anything_trains(limits, tmp_path):
-    planned = plan.make("hinton_mnist", "smoke", ["small"], [0], Store(tmp_path / "results"))
-    with pytest.raises(KdcoreError):
-        engine.run(planned, Store(tmp_path / "results"), **limits)
-    assert not (tmp_path / "results").exists()
-
-
 @pytest.mark.parametrize("typo, meant", [("hinton", "hinton_mnist"), ("fitnet", "fitnets"), ("born_again_tree", "born_again_trees")])
 def test_a_misspelt_paper_gets_a_suggestion(typo, meant, tmp_path, capsys):
     assert cli.main(["plan", typo, "--results", str(tmp_path)]) == 1
@@ -221,22 +172,6 @@ def test_nothing_is_not_valid(command, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"]
 
 
-def test_the_results_are_the_checkouts_wherever_one_stands(monkeypatch):
-    monkeypatch.chdir(ROOT / "notebooks")
-    assert validation.results().resolve() == ROOT / "results"
-    monkeypatch.chdir(ROOT / "kdcore" / "papers")
-    assert validation.results().resolve() == ROOT / "results"
-    monkeypatch.chdir(ROOT)
-    assert validation.results() == Path("results")
-
-
-def made_checkout(folder, name="kdcore"):
-    (folder / "kdcore" / "papers").mkdir(parents=True)
-    (folder / "notebooks").mkdir()
-    (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
-    return folder
-
-
 def test_another_checkout_is_refused_and_a_namesake_is_none(tmp_path, monkeypatch, capsys):
     other = made_checkout(tmp_path / "other")
     monkeypatch.chdir(other / "notebooks")
@@ -246,23 +181,6 @@ def test_another_checkout_is_refused_and_a_namesake_is_none(tmp_path, monkeypatc
         assert f"this folder is in the checkout {other}, but the kdcore that runs is the one of {ROOT}" in err and err.count("\n") == 1
     monkeypatch.chdir(made_checkout(tmp_path / "namesake", "kdcore-of-somebody"))  # has the two folders, and is another project
     assert validation.checkout() == ROOT
-
-
-def test_without_any_checkout_the_folder_must_be_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(validation, "__file__", str(tmp_path / "site-packages" / "kdcore" / "validation.py"))
-    with pytest.raises(KdcoreError, match="there is no checkout of the repository here: .* --results DIR"):
-        validation.results()
-    assert validation.results("here") == Path("here")
-    made_checkout(tmp_path / "mine")
-    monkeypatch.chdir(tmp_path / "mine" / "notebooks")
-    assert validation.checkout() == tmp_path / "mine", "kdcore is installed, and one stands in a checkout"
-
-
-@pytest.mark.parametrize("bad", ["", 3, None, "a\0b", "x" * 5000, b"results", "~nobody-of-this-name/x", ["results"]])
-def test_no_folder(bad):
-    with pytest.raises(KdcoreError):
-        validation.folder(bad)
 
 
 @pytest.mark.parametrize("words", [["plan", "--no-forecast"], ["run", "--quiet"], ["replicate"]])
@@ -361,15 +279,6 @@ def test_a_cache_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, capsys, p
     assert cli.main(["plan", "fsp", "--no-forecast", "--results", str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert "set KDCORE_CACHE to a folder" in captured.err and captured.err.count("\n") == 1
-
-
-@pytest.mark.parametrize("text", ["abc", "-1", "inf", "1e3", "٣"])
-def test_seconds_in_an_environment_variable(monkeypatch, text):
-    monkeypatch.setenv("KDCORE_GRACE_SECONDS", text)
-    with pytest.raises(KdcoreError, match="KDCORE_GRACE_SECONDS must be a number of seconds such as 60"):
-        validation.environment_seconds("KDCORE_GRACE_SECONDS", 60)
-    monkeypatch.setenv("KDCORE_GRACE_SECONDS", "0.5")
-    assert validation.environment_seconds("KDCORE_GRACE_SECONDS", 60) == 0.5
 
 
 @pytest.mark.parametrize(

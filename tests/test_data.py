@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kdcore import data, paths
 from kdcore.data import embedded, images
@@ -354,3 +355,44 @@ def test_stratified_subsets():
     for share in (0, 1.5, -0.1):
         with pytest.raises(ValueError, match="must be above 0 and at most 1"):
             data.stratified_subset(labels, share, seed=0)
+
+
+@pytest.fixture
+def folder(own_cache):
+    pictures = own_cache / "data" / "holiday"
+    (pictures / "sea").mkdir(parents=True)
+    Image.new("RGB", (64, 32), (10, 20, 30)).save(pictures / "b.png")
+    Image.new("L", (50, 50), 200).save(pictures / "sea" / "c.png")
+    (pictures / "notes.txt").write_text("no picture")
+    return pictures
+
+
+def sha256_told(name="holiday") -> str:
+    with pytest.raises(KdcoreError, match="write that beside their name") as caught:
+        images.unlabelled(name, "unknown")
+    return str(caught.value).partition("sha256 ")[2].partition(":")[0]
+
+
+def test_any_folder_of_pictures(folder):
+    sha256 = sha256_told()
+    pictures = images.unlabelled("holiday", sha256)
+    assert pictures.shape == (2, 3, 32, 32) and pictures.dtype == torch.uint8
+    assert [picture.flatten(1)[:, 0].tolist() for picture in pictures] == [[10, 20, 30], [200, 200, 200]], "in order of their names"
+    folder.with_suffix(".safetensors").write_bytes(b"torn")
+    assert torch.equal(images.unlabelled("holiday", sha256), pictures), "a damaged copy is made anew"
+    assert folder.with_suffix(".safetensors.damaged").read_bytes() == b"torn"
+    (folder / "b.png").unlink()
+    assert torch.equal(images.unlabelled("holiday", sha256), pictures), "read once"
+    folder.with_suffix(".safetensors").write_bytes(b"torn")
+    with pytest.raises(KdcoreError, match="write that beside their name, or delete the file"):
+        images.unlabelled("holiday", sha256)
+    folder.with_suffix(".safetensors").unlink()
+    assert sha256_told() != sha256, "other pictures are another configuration"
+
+
+def test_no_pictures(folder):
+    with pytest.raises(KdcoreError, match="there is no picture in .*nowhere"):
+        images.unlabelled("nowhere", "")
+    (folder / "d.jpg").write_bytes(b"torn")
+    with pytest.raises(KdcoreError, match="d.jpg is no picture that can be read"):
+        images.unlabelled("holiday", "")

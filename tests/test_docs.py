@@ -109,9 +109,6 @@ def test_an_outdated_page_of_equations_is_told(tmp_path):
     assert equations.outdated(tmp_path) == [f"docs/equations.md is not up to date: run {equations.COMMAND}"]
 
 
-# ---------------------------------------------------------------- architecture.md
-
-
 def test_the_picture_of_the_house_is_true():
     """Else: python docs/picture.py. None of its arrows goes up, in the order of the rooms."""
     spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "picture.py")

@@ -13,7 +13,7 @@ from records import KEY, README, contents, made, of_arm
 
 from kdcore import outputs, papers
 from kdcore.papers.fisher_darts.figures import scatter
-from kdcore.report import canvas, claims, figures, formats, readme, select, tables, words
+from kdcore.report import canvas, claims, figures, formats, readme, tables, words
 from kdcore.report.evidence import Evidence
 from kdcore.report.site import write_site
 from kdcore.trials.store import Store
@@ -196,81 +196,6 @@ def test_names_of_files_and_links(tmp_path, monkeypatch):
 def test_a_command_gives_the_shell_the_arm_as_it_is(arm):
     assert shlex.split(words.command(KEY, "fast", arm, 3)) == ["kdcore", "run", KEY, "--budget", "fast", "--arm", arm, "--seed", "3"]
     assert not re.search(r'"[^"]*[$`\\!][^"]*"', words.command(KEY, "fast", arm, 3)), "these mean something between double quotes"
-
-
-# -- pairs that mix processors ----------------------------------------------------------------------------------------
-
-
-def pair(paper, seed: int, student: str, teacher: str | None, noted: str | None = None) -> list[dict]:
-    """A teacher's record (none where ``teacher`` is None) and its student's."""
-    small, big = paper.trial("fast", "small with KD", seed), paper.trial("fast", "cumbersome", seed)
-    assert small.teacher == big.id
-    records = [made(small, {"test_errors": 90 + seed})] + ([made(big, {"test_errors": 70})] if teacher else [])
-    for record, where in zip(records, (student, teacher), strict=False):
-        record["environment"] |= {"processor": where}
-        record["cost"] |= {"device": where, "cpu_seconds": 720.0}
-    records[0]["environment"]["teacher_processor"] = noted
-    return records
-
-
-def test_a_pair_that_mixes_processors_is_marked():
-    paper = papers.get(KEY)
-    records = [
-        *pair(paper, 0, "Intel", "Intel"),
-        *pair(paper, 1, "Intel", "AMD"),  # the teacher's record says so
-        *pair(paper, 2, "Intel", None),  # nothing says so
-        *pair(paper, 3, "Intel", None, "AMD"),  # its own record says so
-        *pair(paper, 4, "Intel", "AMD", "Intel"),  # trained again since: the student's own word counts
-    ]
-    frame = tables.table(paper, "errors", records, "fast")
-    row = frame[frame["arm"] == "small with KD"].iloc[0]
-    assert [each["mixed"] for each in row["seeds"]] == ["", "teacher on AMD, student on Intel", "", "teacher on AMD, student on Intel", ""]
-    assert (row["cpu_hours"], row["hours"]) == (pytest.approx(1.0), pytest.approx(0.5))
-    lines = formats.to_csv(frame).splitlines()
-    assert lines[0].endswith(",seeds,mixed") and [line.rsplit(",", 1)[1] for line in lines[1:]] == ["", "", "1 3"]
-    assert "Student and teacher ran on different processors: small with KD (T=20) (seeds 1, 3)." in formats.to_markdown(frame)
-    page = formats.to_html(frame, details=True)
-    assert page.count("teacher on AMD, student on Intel") == 2 and "mixed processors: seeds 1, 3" in page
-    assert "360 s (720 s of CPU time)" in page and "of CPU time) of one process" in formats.to_markdown(frame)
-    assert "mixed processors: seeds 1, 3" in formats.to_html(frame), "a notebook says it too"
-    tested = claims.claims(paper, records + of_arm(paper, "fast", "small", [140, 141, 142, 143, 144]), "fast").set_index("id")
-    assert tested.loc["kd_helps", "mixed"] == [1, 3]
-    plain = formats.to_html(tables.table(paper, "errors", pair(paper, 0, "Intel", "Intel"), "fast"), details=True)
-    assert "mixed" not in plain and "different processors" not in formats.to_markdown(frame[frame["arm"] == "cumbersome"])
-
-
-def test_on_a_gpu_the_gpu_counts():
-    paper = papers.get(KEY)
-    records = pair(paper, 0, "Intel", "AMD")
-    for record in records:
-        record["environment"]["gpu"] = record["cost"]["device"] = "H100"
-    by_id = {record["id"]: record for record in records}
-    assert select.mixed_processors(records[0], by_id) == ""
-    records[1]["cost"]["device"] = "AMD"  # the teacher was trained on the processor of a machine with a GPU
-    assert select.mixed_processors(records[0], by_id) == "teacher on AMD, student on H100"
-
-
-def test_committed_pairs_that_mix():
-    store, pairs = Store(papers.HERE.parents[1] / "results"), 0
-    for key in papers.names():
-        records = [record for record in store.records(key) if record["budget"] != "smoke"]
-        by_id = {record["id"]: record for record in records}
-        pairs += sum(bool(select.mixed_processors(record, by_id)) for record in records)
-    assert pairs >= 9
-
-
-# -- hours ------------------------------------------------------------------------------------------------------------
-
-
-def test_cpu_time_is_shown_where_every_record_has_it():
-    paper = papers.get(KEY)
-    records = of_arm(paper, "fast", "small", [145, 146])
-    assert "CPU time" not in formats.to_markdown(tables.table(paper, "errors", records, "fast"))
-    records[0]["cost"]["cpu_seconds"] = 700.0
-    frame = tables.table(paper, "errors", records, "fast")
-    assert "CPU time" not in formats.to_markdown(frame), "the sum would be of one of two"
-    assert "360 s (700 s of CPU time)" in formats.to_html(frame, details=True)
-    assert "hours of wall time" in readme.block([Evidence(paper, records)])
 
 
 def test_html_escape_agrees_with_the_standard_library():

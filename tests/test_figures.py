@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
-from conftest import overlaps
 from matplotlib.image import imread
 from records import KEY, contents, made, of_arm, synthetic
+from texts import overlaps
 
 from kdcore import papers
 from kdcore.report import canvas, catalogue, figures, tables

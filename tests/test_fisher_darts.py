@@ -7,19 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Spy, distinct_configs
+from runs import Arms, distinct_configs, noise_images, resumed, same
 
-from kdcore import data, losses, methods, metrics, papers
-from kdcore.data.augment import cutout
-from kdcore.data.images import ImageData
-from kdcore.errors import Paused
+from kdcore import data, losses, methods, papers
 from kdcore.models import create
 from kdcore.papers.fisher_darts import growing, maps
 from kdcore.papers.fisher_darts import trial as fisher_darts
 from kdcore.papers.fisher_darts.figures import scatter, spread
 from kdcore.papers.fisher_darts.rates import rates
 from kdcore.papers.images import weights_of
-from kdcore.report import claims, formats, tables, words
+from kdcore.report import claims, formats
 from kdcore.training import Context, forecast
 
 PAPER = papers.get("fisher_darts")
@@ -34,9 +31,7 @@ def random_images(monkeypatch):
 
 
 def images_of(side):
-    images = torch.randint(256, (7, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    labels = torch.tensor([0, 9, 3, 3, 1, 9, 0])
-    return ImageData("cifar10", images[:4], labels[:4], images[4:], labels[4:], tuple("0123456789"))
+    return noise_images("cifar10", 4, 3, (3, side, side), labels=torch.tensor([0, 9, 3, 3, 1, 9, 0]))
 
 
 def config_of(budget, arm, **changes):
@@ -45,14 +40,6 @@ def config_of(budget, arm, **changes):
     if config["search"]:
         config["search"] |= {"cells": 3, "channels": 2}
     return config | changes
-
-
-def run(arm, context=None, budget="smoke", **changes):
-    """The result of an arm, and what was seen of its run."""
-    config, context = config_of(budget, arm, **changes), context or Context()
-    spy = Spy(fisher_darts.prepare([SimpleNamespace(config=config, arm=arm)], context, weights(config)))
-    (result,) = spy.train(context)
-    return result, spy
 
 
 def built(arm, **changes):
@@ -74,6 +61,9 @@ def weights(config):
         net = create(config["teacher_network"], groups=[2] * len(net.cells)).reset(7)
     return weights_of(net) | {"groups": torch.tensor(net.groups)}
 
+
+ARMS = Arms("fisher_darts", config_of, weights, "smoke")
+run = ARMS.run
 
 # The two tables of the slides, typed here from them and nowhere else: top-1 and top-5 error, each with its deviation.
 MATRIX = {
@@ -417,12 +407,6 @@ def test_maps_of_a_record(monkeypatch):
     assert [each["image"] for each in maps.shown(net, views, images)] == [found[2]["image"], found[0]["image"]]
 
 
-def test_top_wrong_by_hand():
-    logits = torch.tensor([[5.0, 4.0, 3.0, 2.0], [5.0, 4.0, 3.0, 2.0], [0.0, 1.0, 2.0, 3.0]])
-    assert metrics.top_wrong(logits, torch.tensor([1, 2, 3]), 2).tolist() == [False, True, False]
-    assert torch.equal(metrics.top_wrong(logits, torch.tensor([0, 2, 1]), 1), metrics.wrong(logits, torch.tensor([0, 2, 1])))
-
-
 def test_the_search_learns_from_two_halves():
     _, spy = run("first-order search", batch_size=1, epochs=2)
     seen = [[{row[0] for row in half} for half in index] for index in spy.seen[0]]
@@ -435,15 +419,9 @@ def test_the_search_learns_from_two_halves():
 
 @pytest.mark.parametrize("arm", ["first-order search", "Fisher teacher"])
 def test_resume_is_exact(tmp_path, arm):
-    changes = {"epochs": 2}
-    whole, _ = run(arm, Context(), **changes)
-    context = Context(checkpoint=tmp_path)
-    context.report = lambda row: setattr(context, "deadline", 0)
-    with pytest.raises(Paused):
-        run(arm, context, **changes)
-    resumed, _ = run(arm, Context(checkpoint=tmp_path), **changes)
-    assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"]
-    assert all(torch.equal(resumed["weights"][key], value) for key, value in whole.get("weights", {}).items())
+    whole, _ = run(arm, epochs=2)
+    again, _ = resumed(lambda context: run(arm, context, epochs=2), tmp_path, 1)
+    assert same(again, whole)
 
 
 def test_figures_from_records():
@@ -488,14 +466,6 @@ def test_scatter_and_spread_without_results():
     spread([{"label": "a", "paper": None, "ours": []}])
 
 
-def test_standard_deviations_stand_beside_reported_numbers():
-    assert words.reported(8.47, 1.11) == "8.47 \u00b1 1.11" and words.reported(8.47) == "8.47" == words.reported(8.47, math.nan)
-    frame = tables.table(PAPER, "teachers", [], "paper")
-    assert frame["std"].tolist()[:2] == [1.11, 0.30] and list(frame.columns)[:3] == ["label", "paper", "std"]
-    assert "8.47 \u00b1 1.11" in formats.to_markdown(frame) and "8.47 \u00b1 1.11" in formats.to_html(frame)
-    assert "std" not in tables.table(papers.get("fsp"), "cifar10", [], "paper"), "other papers' tables are as before"
-
-
 def test_claims_of_the_paper_in_its_own_numbers():
     frame = claims.claims(PAPER, [], "paper").set_index("id")
     # 6.4033 -+ .08 against 8.47 -+ 1.11, three runs each: t = 2.0667 / .6425 = 3.217 with 2.02 degrees of freedom
@@ -514,20 +484,6 @@ def test_claims_of_the_paper_in_its_own_numbers():
     assert "reported" not in others and "paper's own" not in formats.to_markdown(others) + formats.to_html(others)
 
 
-def test_cutout_by_hand():
-    torch.manual_seed(0)
-    x = torch.ones(200, 3, 8, 8)
-    cut = cutout(x, 4)
-    lost = (cut == 0).all(1)
-    assert torch.equal(lost, (cut == 0).any(1)), "all channels at one place"
-    rows, columns = lost.any(2).sum(1), lost.any(1).sum(1)
-    assert torch.equal(lost.sum((1, 2)), rows * columns), "a rectangle"
-    # centre c loses c - 2 to c + 1, as far as that is inside
-    assert set(rows.tolist()) == {2, 3, 4} and {int(row.nonzero()[0]) for row in lost.any(2)} == {0, 1, 2, 3, 4, 5}
-    assert torch.equal(x, torch.ones(200, 3, 8, 8)) and not torch.equal(lost[0], lost[1])
-    assert (cutout(x, 16) == 0).all(), "a square of twice the side hides everything"
-
-
 def test_cutout_is_part_of_training_batches_alone():
     (stage,) = methods.plain(create("wrn_10_1")).stages
     for side in (0, 4):
@@ -537,17 +493,3 @@ def test_cutout_is_part_of_training_batches_alone():
         plain = trial.views(index)
         assert torch.equal(labels, trial.train_labels) and torch.equal(x, plain) == (side == 0)
         assert (x != plain).any(1).sum((1, 2)).max() <= side * side
-
-
-@pytest.mark.usefixtures("float64")
-def test_attention_transfer_between_taps_of_different_names():
-    student, teacher = create("wrn_10_1"), methods.freeze(create("densenet_bc_10_6"))
-    x, labels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
-    method = methods.attention_transfer(student, teacher, taps=[("group2.sum", "stage2")], beta=10.0)
-    logits, own = student.features(x)
-    expected = losses.cross_entropy(logits, labels) + 10 * losses.attention_transfer(own["group2.sum"], teacher.features(x)[1]["stage2"])
-    assert method.stages[0].loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-9)
-    with pytest.raises(ValueError, match="taps 'group1.sum' and 'stage2' differ in size: student 16 x 32 x 32, teacher"):
-        methods.attention_transfer(student, teacher, taps=[("group1.sum", "stage2")])
-    with pytest.raises(ValueError, match="the teacher has no tap 'group1.sum'"):
-        methods.attention_transfer(student, teacher, taps=["group1.sum"])

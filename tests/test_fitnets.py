@@ -1,24 +1,21 @@
 """Romero 2015: whether the sheet says what the deck says, what a trial does at every budget, and what it asked of the shared code."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, distinct_configs, noise_images, pausing
-from torch import nn
+from runs import Arms, distinct_configs, noise_images, resumed, same
 
 from kdcore import data, losses, papers
-from kdcore.errors import Paused
 from kdcore.models import create
 from kdcore.papers import images as on_images
 from kdcore.papers.fitnets import trial as fitnets
 from kdcore.papers.fitnets.trial import ramp
 from kdcore.papers.images import EVALUATED
 from kdcore.report import formats, readme, tables
-from kdcore.training import Context, Stage, fit
+from kdcore.training import Context
 
 PAPER = papers.get("fitnets")
 SIZES = {"mnist": (1, 28, 10), "digits": (1, 28, 10), "cifar100": (3, 32, 100), "digit_pairs": (3, 32, 100)}
@@ -59,17 +56,8 @@ def weights(config):
     return create(config["teacher_network"], len(data.load(config["data"]).classes), irange=0.1).reset(7).state_dict()
 
 
-def prepared(arm, context=None, budget="paper", **changes):
-    """The run of an arm, not trained yet, with what it will see."""
-    config = config_of(budget, arm, **changes)
-    return Spy(fitnets.prepare([SimpleNamespace(config=config, arm=arm)], context or Context(), weights(config)))
-
-
-def run(arm, context=None, budget="paper", **changes):
-    """The result of an arm, and its run."""
-    spy = prepared(arm, context, budget, **changes)
-    (result,) = spy.train(context)
-    return result, spy
+ARMS = Arms("fitnets", config_of, weights)
+prepared, run = ARMS.prepared, ARMS.run
 
 
 def built(arm, context=None, **changes):
@@ -78,8 +66,6 @@ def built(arm, context=None, **changes):
     trial = fitnets.Trial(config, context or Context(), weights(config))
     return trial, trial.run().stages
 
-
-# ---------------------------------------------------------------- the sheet
 
 # Tables 1 and 2 typed here from the deck, the others from the paper's text, and nowhere else.
 ACCURACIES = {
@@ -98,14 +84,6 @@ def test_the_sheet_holds_the_papers_numbers():
         assert [row["paper"] for row in sheets[key] if row["arm"] is None] == QUOTED[key]
     assert {row["arm"]: row["paper"] for row in sheets["mnist"]} == MNIST
     assert {row["arm"]: row["paper"] for row in sheets["compression"] if row["metric"] == "test_accuracy_percent"} == COMPRESSION
-
-
-def test_quoted_rows_are_shown_and_judged_by_nobody():
-    frame = tables.table(PAPER, "cifar10", [], "laptop")
-    assert frame["verdict"].tolist() == ["not run"] * 2 + ["quoted"] * 7
-    assert frame["paper"].tolist()[2:] == QUOTED["cifar10"] and set(frame["arm"][2:]) == {""}
-    assert "quoted" in formats.to_markdown(frame) and "None" not in formats.to_csv(frame)
-    assert "Maxout" not in readme.headline(frame)
 
 
 def test_the_papers_protocol():
@@ -159,9 +137,6 @@ def test_students_of_a_budget_have_the_teachers_network():
                 teacher = PAPER.config(budget, config["teacher"])
                 assert teacher["is_teacher"] and teacher["network"] == config["teacher_network"], (budget, arm)
                 assert teacher["data"] == config["data"] and teacher["normalisation"] == config["normalisation"]
-
-
-# ---------------------------------------------------------------- a trial
 
 
 @pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
@@ -295,11 +270,8 @@ def test_resume_is_exact_in_every_stage(tmp_path, pauses):
     """Search, hint stage and KD of one or more epochs; paused within each and between, the record is the same."""
     changes = {"hint_epochs": 2, "patience": 1, "epochs": 2, "is_teacher": True, "irange": 0.1, "lr": 0.01}
     whole, _ = run("FitNet (MNIST)", **changes)
-    with pytest.raises(Paused):
-        run("FitNet (MNIST)", pausing(tmp_path, pauses), **changes)
-    resumed, _ = run("FitNet (MNIST)", Context(checkpoint=tmp_path), **changes)
-    assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"]
-    assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
+    again, _ = resumed(lambda context: run("FitNet (MNIST)", context, **changes), tmp_path, pauses)
+    assert same(again, whole) and whole["weights"]
 
 
 def test_figures_from_records():
@@ -310,72 +282,9 @@ def test_figures_from_records():
     assert papers.get("fitnets").figures([{"arm": "FitNet (MNIST)", "budget": "fast"}]) == papers.get("fitnets").figures([]) == {}
 
 
-# ---------------------------------------------------------------- what it asked of the shared code
-
-
-def one(epochs=2, **options):
-    """Two weights with gradients 2 and 3, in turn; the rate is 0.1, then 0.01."""
-    net = nn.Module()
-    net.first, net.second = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
-    stage = Stage(
-        name="one",
-        epochs=epochs,
-        indices=lambda generator: torch.tensor([[2], [3]]),
-        loss=lambda index: (net.first + net.second) * index,
-        schedule=lambda epoch: {"lr": (0.1, 0.01, 0.001)[epoch]},
-        **options,
-    )
-    return net, stage
-
-
-def test_rmsprop_and_factors_of_the_rate_by_hand():
-    net, stage = one(rule=torch.optim.RMSprop, optimiser={"alpha": 0.9, "eps": 1e-5}, rate_factors=[1.0, 0.05])
-    fit(net, [stage], dict)
-    square, moved = 0.0, 0.0
-    for rate, gradient in ((0.1, 2.0), (0.1, 3.0), (0.01, 2.0), (0.01, 3.0)):
-        square = 0.9 * square + 0.1 * gradient**2
-        moved += rate * gradient / (square**0.5 + 1e-5)
-    assert net.first.item() == pytest.approx(1 - moved, rel=1e-5)
-    assert net.second.item() == pytest.approx(1 - 0.05 * moved, rel=1e-5)
-
-
-def test_a_stage_ends_when_it_is_told_to():
-    net, stage = one(3, watch=lambda: {"seen": 2 if net.first < 0.5 else 1}, stop=lambda history: history[-1]["seen"] >= 2)
-    first = replace(stage, name="a", indices=lambda generator: torch.tensor([[2]]), schedule=lambda epoch: {"lr": 0.15})
-    fresh = lambda step, epoch: net.first.data.fill_(5.0) if epoch == 0 else None  # noqa: E731
-    last = replace(first, name="b", watch=None, stop=None, before_epoch=fresh)
-    reports = []
-    history = fit(net, [first, last], lambda: {"value": net.first.clone()}, Context(report=reports.append))
-    # 1 - 0.3 = 0.7 goes on, 0.4 ends it
-    assert [(row["stage"], row["epoch"]) for row in history] == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3)]
-    assert [row.get("value") for row in history] == [None, None, *(pytest.approx([5 - 0.3 * n]) for n in (1, 2, 3))]
-    assert [row["total"] for row in reports] == [6, 5, 5, 5, 5] and [row["done"] for row in reports] == [1, 2, 3, 4, 5]
-
-
-def test_rmsprop_resumes_exactly(tmp_path):
-    def build():
-        torch.manual_seed(0)
-        net = nn.Linear(4, 3)
-        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
-        stage = Stage(
-            name="s",
-            epochs=3,
-            indices=lambda generator: torch.randperm(8, generator=generator).view(2, 4),
-            loss=lambda index: net(x[index]).square().mean(),
-            schedule=lambda epoch: {"lr": 0.01},
-            optimiser={"alpha": 0.9},
-            rule=torch.optim.RMSprop,
-            rate_factors=[0.5, 1.0],
-        )
-        return net, stage
-
-    whole, stage = build()
-    fit(whole, [stage], dict)
-    net, stage = build()
-    context = Context(checkpoint=tmp_path)
-    context.report = lambda row: setattr(context, "deadline", 0)
-    with pytest.raises(Paused):
-        fit(net, [stage], dict, context)
-    net, stage = build()
-    fit(net, [stage], dict, Context(checkpoint=tmp_path))
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))
+def test_quoted_rows_are_shown_and_judged_by_nobody():
+    frame = tables.table(PAPER, "cifar10", [], "laptop")
+    assert frame["verdict"].tolist() == ["not run"] * 2 + ["quoted"] * 7
+    assert frame["paper"].tolist()[2:] == QUOTED["cifar10"] and set(frame["arm"][2:]) == {""}
+    assert "quoted" in formats.to_markdown(frame) and "None" not in formats.to_csv(frame)
+    assert "Maxout" not in readme.headline(frame)

@@ -1,15 +1,14 @@
 """Yim 2017: whether the sheet says what the deck says, and what a trial does at every budget."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import Spy, distinct_configs, noise_images, overlaps, pausing
+from runs import Arms, distinct_configs, noise_images, resumed, same
+from texts import overlaps
 
 from kdcore import data, losses, papers
-from kdcore.errors import Paused
 from kdcore.models import create
 from kdcore.papers.fsp import trial as fsp
 from kdcore.papers.fsp.figures import matrices
@@ -31,23 +30,14 @@ def config_of(budget, arm, **changes):
     return PAPER.config(budget, arm) | {"batch_size": 4, "scale": STEPS} | changes
 
 
-def prepared(arm, context, budget="laptop", **changes):
-    config = config_of(budget, arm, **changes)
-    return Spy(fsp.prepare([SimpleNamespace(config=config, arm=arm)], context, weights(config)))
-
-
-def run(arm, context=None, budget="laptop", **changes):
-    """The result of an arm, and the run that gave it."""
-    context = context or Context()
-    spy = prepared(arm, context, budget, **changes)
-    (result,) = spy.train(context)
-    return result, spy
-
-
 def weights(config):
     if config["teacher"] is None:
         return None
     return create(config["teacher_network"], len(data.load(config["data"]).classes)).reset(7).state_dict()
+
+
+ARMS = Arms("fsp", config_of, weights, "laptop")
+prepared, run = ARMS.prepared, ARMS.run
 
 
 # Tables 3 and 4, typed here from the deck and nowhere else.
@@ -144,17 +134,6 @@ def test_the_papers_protocol():
     networks = {arm: PAPER.config("paper", arm)["network"] for arm in PAPER.arms}
     assert [networks[arm] for arm in ("teacher 26", "student 8", "FSP 26, a third of the steps")] == ["resnet_26", "resnet_8", "resnet_26"]
     assert [networks[f"{arm} (CIFAR-100)"] for arm in ("teacher 32", "student 14")] == ["resnet_32x4", "resnet_14x4"]
-
-
-def test_piecewise():
-    rate, steps = piecewise([0.1, 0.01, 0.001], [4, 6, 8])
-    assert steps == 8
-    assert [rate(step)["lr"] for step in range(8)] == [0.1] * 4 + [0.01] * 2 + [0.001] * 2
-    rate, steps = piecewise([0.1, 0.01], [400, 1000], 0.005)
-    assert [rate(step)["lr"] for step in range(steps)] == [0.1] * 2 + [0.01] * 3
-    # a length that rounds to nothing is skipped
-    rate, steps = piecewise([0.1, 0.01], [1, 100], 0.02)
-    assert [rate(step)["lr"] for step in range(steps)] == [0.01] * 2
 
 
 @pytest.mark.parametrize("budget, arm", distinct_configs(PAPER, config_of))
@@ -270,7 +249,7 @@ def test_the_first_stage_and_its_matrices():
 
 
 def test_the_watched_distance_is_the_loss():
-    run = prepared("FSP 8", Context(), teacher_network="resnet_8").run
+    run = prepared("FSP 8", teacher_network="resnet_8").run
     pixels = data.load("cifar10").train_images.double() / 255
     mean, deviation = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), unbiased=False, keepdim=True)
     x = ((data.load("cifar10").test_images.double() / 255 - mean) / deviation).float()
@@ -280,7 +259,7 @@ def test_the_watched_distance_is_the_loss():
         watched = run.evaluate()
     assert watched["fsp_distance"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert set(watched) == {"fsp_distance", "test_error_percent"}
-    assert set(prepared("student 8", Context()).run.evaluate()) == {"test_error_percent"}
+    assert set(prepared("student 8").run.evaluate()) == {"test_error_percent"}
 
 
 @pytest.mark.parametrize("arm, pauses", [("student 8", [1]), ("FitNet 8", [1, 2, 4]), ("FSP 8", [1, 2, 4]), ("three of 26", [4, 7])])
@@ -290,12 +269,8 @@ def test_resume_is_exact_in_every_stage(tmp_path, arm, pauses):
     whole, trained = run(arm, **changes)
     assert len(whole["history"]) == {"student 8": 4, "three of 26": 12}.get(arm, 6)
     for pause_after in pauses:
-        folder = tmp_path / str(pause_after)
-        context = pausing(folder, pause_after)
-        with pytest.raises(Paused):
-            run(arm, context, **changes)
-        resumed, again = run(arm, Context(checkpoint=folder), **changes)
-        assert resumed["history"] == whole["history"] and resumed["metrics"] == whole["metrics"], pause_after
+        result, again = resumed(lambda context: run(arm, context, **changes), tmp_path / str(pause_after), pause_after)
+        assert same(result, whole), pause_after
         weights = again.model.state_dict()
         assert all(torch.equal(weights[key], value) for key, value in trained.model.state_dict().items())
 

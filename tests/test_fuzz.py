@@ -71,7 +71,6 @@ PLAIN = st.recursive(
     max_leaves=4,
 )
 
-# -- command lines --------------------------------------------------------------------------------------------------
 
 GOOD = {
     "paper": ["hinton_mnist", "fsp", "born_again_trees"],
@@ -167,9 +166,6 @@ def test_keys_of_new_papers(key):
         assert "\n" not in str(error)
     else:
         assert key.isidentifier() and key.isascii() and key not in papers.names()
-
-
-# -- sheets ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -269,9 +265,6 @@ def test_sheets_as_files(data, folder):
         sentence(error)
 
 
-# -- records --------------------------------------------------------------------------------------------------------
-
-
 @examples(40)
 @given(data=st.data())
 def test_records(data):
@@ -312,8 +305,6 @@ def test_records_as_files(data):
             store.loads(changed, "the record x")
         sentence(caught.value)
 
-
-# -- notebooks ------------------------------------------------------------------------------------------------------
 
 PARAMETERS = {"budget": "smoke", "seeds": 1, "device": "cpu", "engine": "local", "results_dir": "no/such/folder"}
 

@@ -12,8 +12,8 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import distinct_configs, noise_images
 from fake_gpu import FakeGPU, Refused, fake_cuda_tensors
+from runs import distinct_configs, noise_images
 
 from kdcore import data, papers
 from kdcore.data.augment import Views

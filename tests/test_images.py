@@ -9,7 +9,7 @@ from kdcore.data.images import ImageData
 from kdcore.data.preprocess import global_contrast_normalise
 from kdcore.models import create
 from kdcore.papers import images as shared
-from kdcore.papers.images import EVALUATED, ImageTrial, spread
+from kdcore.papers.images import EVALUATED, ImageTrial, piecewise, spread
 from kdcore.training import Context
 
 
@@ -124,3 +124,14 @@ def test_a_share_of_each_class(monkeypatch):
     assert len(part.indices(torch.Generator().manual_seed(0))) == 10
     some = part.indices(torch.Generator().manual_seed(0), torch.tensor([3, 7, 11]))
     assert some.shape == (1, 2, 3) and {3, 7, 11} > set(some[0, :, 0].tolist())
+
+
+def test_piecewise():
+    rate, steps = piecewise([0.1, 0.01, 0.001], [4, 6, 8])
+    assert steps == 8
+    assert [rate(step)["lr"] for step in range(8)] == [0.1] * 4 + [0.01] * 2 + [0.001] * 2
+    rate, steps = piecewise([0.1, 0.01], [400, 1000], 0.005)
+    assert [rate(step)["lr"] for step in range(steps)] == [0.1] * 2 + [0.01] * 3
+    # a length that rounds to nothing is skipped
+    rate, steps = piecewise([0.1, 0.01], [1, 100], 0.02)
+    assert [rate(step)["lr"] for step in range(steps)] == [0.01] * 2

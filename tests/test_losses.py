@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 from registry import LABELS, LOGITS, LOSSES, draws_like, sections
 from torch.utils.checkpoint import checkpoint
 
@@ -712,8 +713,6 @@ def test_dkpp_is_least_at_the_permuted_teacher():
     assert loss.item() == pytest.approx(entropy64(teacher.numpy()), rel=1e-9)
 
 
-# ---------------------------------------------------------------- what is refused, by kind, over all losses
-
 WITH_LABELS = {
     "cross_entropy": lambda s, y: losses.cross_entropy(s, y),
     "cwtm": lambda s, y: losses.cwtm(s, torch.zeros_like(s), y),
@@ -723,12 +722,6 @@ WITH_LABELS = {
 def two(name, *batch):
     shape = (*batch, LOSSES[name].shape[-1]) if batch else LOSSES[name].shape
     return [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-
-
-def refused(words, call, *arguments, **options):
-    with pytest.raises(ValueError, match=words) as caught:
-        call(*arguments, **options)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300, "one sentence"
 
 
 @pytest.mark.parametrize("name", LOGIT)
@@ -909,9 +902,6 @@ def test_draws_that_do_not_fit_are_refused(draws, words):
     refused(words, losses.dkpp, torch.randn(4, 3), torch.randn(4, 3), draws)
 
 
-# ---------------------------------------------------------------- attention of maps of different size, and of tokens
-
-
 def test_attention_maps_of_different_size_are_pooled_by_hand():
     # 2 x 4 positions, sums of squares (1, 3, 5, 7) in both rows: windows of 2 x 2 have the means 2 and 6
     large = torch.tensor([1.0, 3.0, 5.0, 7.0]).sqrt().expand(1, 1, 2, 4)
@@ -947,9 +937,6 @@ def test_attention_over_tokens_by_hand():
     assert losses.attention_transfer(*flat).item() == pytest.approx(losses.attention_transfer(a, b).item(), rel=1e-5)
     refused("does not fit", losses.attention_transfer, flat[0], b)
     refused("does not fit", losses.attention_transfer, flat[0], flat[1][:, 1:], resize="pool")
-
-
-# ---------------------------------------------------------------- second derivatives
 
 
 @pytest.mark.parametrize("activation, good", [

@@ -94,9 +94,6 @@ def test_a_divisor_thins_every_layer():
             create(name)
 
 
-# ---------------------------------------------------------------- what a layer computes
-
-
 def naive(conv: MaxoutConv, x: np.ndarray) -> np.ndarray:
     """A maxout layer in float64, one output at a time; pooling windows are cut at the edge."""
     weight, bias, layer = conv.weight.detach().double().numpy(), conv.bias.detach().double().numpy(), conv.layer
@@ -168,9 +165,6 @@ def test_a_tie_gives_its_gradient_once():
     h = torch.zeros(1, 4, 1, 1, requires_grad=True)
     largest(h, 4).sum().backward()
     assert h.grad.flatten().tolist() == [1, 0, 0, 0]
-
-
-# ---------------------------------------------------------------- weights, limits, dropout
 
 
 def test_initial_weights():

@@ -6,7 +6,6 @@ from kdcore import cli, papers
 from kdcore.papers import images
 from kdcore.papers.spec import Cohort, Trial
 from kdcore.trials import order, plan
-from kdcore.trials.store import Store
 
 
 def job(arm: str, *, seed: int = 0, teacher: plan.Job | None = None, paper: str = "fsp", budget: str = "paper") -> plan.Job:
@@ -103,19 +102,3 @@ def test_two_papers_share_a_run(tmp_path, capsys):
     said = capsys.readouterr()
     assert "trials left; the same command goes on from here" in said.err
     assert "of hinton_mnist at smoke are recorded" in said.out and "0 of 3 trials of born_again_trees at smoke are recorded" in said.out
-
-
-def test_progress_says_of_which_paper_it_speaks(tmp_path, capsys, monkeypatch):
-    plans = [plan.make(key, "smoke", [arm], [0], Store(tmp_path)) for key, arm in (("fsp", "student 8"), ("born_again_trees", "glass"))]
-    with cli_progress(order.merged(plans)) as progress:
-        for each in progress.jobs:
-            progress(each, {"event": "ended", "status": "done", "message": ""})
-    assert "1/2 fsp: student 8, seed 0 done" in capsys.readouterr().out
-
-
-def cli_progress(planned: plan.Plan):
-    from kdcore.trials.progress import Progress
-
-    progress = Progress(planned)
-    progress.jobs = planned.jobs
-    return progress

@@ -1,30 +1,23 @@
 """Every command line of the README is run, with the smallest arguments that keep its meaning; a new one must be given its test here."""
 
-import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import bare
 import nbformat
 import pytest
+import torch
+from steps import state
+from torch.nn import functional as F
 
-from kdcore import cli, notebooks, papers
-from kdcore.trials import forecast, plan
-from kdcore.trials.environment import device_name
-from kdcore.trials.record import record
-from kdcore.trials.store import Store
+from kdcore import cli, notebooks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
-
-BARE = """
-from importlib.machinery import PathFinder
-find, absent = PathFinder.find_spec, ("IPython", "papermill", "matplotlib", "pandas", "nbformat", "jinja2", "pydantic", "rich")
-PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in absent else find(name, *rest)
-"""
 
 AT_ONCE = ["--time-limit", "1e-9"]  # the plan is made and nothing starts: exit code 3, as for any time that is up
 
@@ -68,10 +61,8 @@ def stopped_run(line, tmp_path):
 
 def bare_run(line, tmp_path):
     """One cell, on a machine that has torch, numpy, scikit-learn, safetensors and PyYAML alone, in the command line and in its children."""
-    (tmp_path / "sitecustomize.py").write_text(BARE)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     words = [sys.executable, "-m", "kdcore.cli", *shlex.split(line)[1:], "--results", str(tmp_path / "results")]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, env=bare.environment(tmp_path / "site"))
     assert done.returncode == 0 and not done.stderr
     *started, ended = done.stdout.splitlines()
     assert ended == "1 of 1 trials of hinton_mnist at smoke are recorded" and "small with KD, seed 3 done in " in started[-1]
@@ -154,13 +145,24 @@ def test_make_ends_in_one_sentence(variables, capsys):
     assert code in (1, 2) and re.match(r"kdcore( replicate: error)?: ", capsys.readouterr().err.splitlines()[-1])
 
 
-def test_a_forecast_takes_records_that_do_not_say_their_precision(tmp_path):
-    """Those of before it was written down were made in float32."""
-    store = Store(tmp_path)
-    (trial,) = papers.get("hinton_mnist").trials("smoke", ["small"], [0])
-    cost = {"seconds": 12.0, "peak_memory_mb": 1.0, "device": device_name("cpu")}
-    made = record(trial, "done", {"metrics": {"test_errors": 3}, "history": []}, cost, "float32")
-    del made["environment"]["precision"]
-    store.put(made)
-    planned = plan.make("hinton_mnist", "smoke", ["small"], [0, 1], store)
-    assert list(forecast.seconds(planned, "cpu", "float32").values()) == [12.0], "no child had to be asked"
+def test_the_examples_of_the_readme_run(monkeypatch, tmp_path):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## As a library")[2].partition("## How it works")[0]
+    code, distributed = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(code.splitlines()) <= 25
+    names: dict = {}
+    exec(code, names)  # noqa: S102
+    assert F.cross_entropy(names["student"](names["images"]), names["labels"]).isfinite()
+    trained = names["student"].net.state_dict()
+    assert all(value.isfinite().all() for value in trained.values())
+    assert trained["bn1.num_batches_tracked"] > 0 and not names["teacher"].training
+    assert names["teacher"].net.state_dict()["bn1.num_batches_tracked"] == 0, "the teacher is frozen"
+
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(key, value)  # as torchrun sets them, for one process
+    before = state(names["student"].net)
+    try:
+        exec(distributed, names)  # noqa: S102
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not torch.equal(names["student"].net.state_dict()["conv1.weight"], before["conv1.weight"])

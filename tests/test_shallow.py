@@ -16,9 +16,6 @@ def images(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ---------------------------------------------------------------- the geometry
-
-
 def snn(maps: int, side: int) -> tuple[int, int]:
     """Parameters and hidden units of maps-p-1200L-30k where the pool leaves side x side places: recounted by hand."""
     parameters = (75 * maps + maps) + (maps * side**2 * 1200 + 1200) + (1200 * 30_000 + 30_000) + (30_000 * 10 + 10)
@@ -100,9 +97,6 @@ def test_local_filters():
     assert torch.allclose(layer(x)[:, :, 1, 2], layer.bias[:, 1, 2].expand(2, -1))
 
 
-# ---------------------------------------------------------------- stochastic pooling
-
-
 def test_stochastic_pooling_by_hand():
     window = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0], [4.0, 0.0, 0.0]]).view(1, 1, 3, 3)
     assert stochastic_pool(window, training=False).item() == pytest.approx((1 + 4 + 9 + 16) / 10)
@@ -132,9 +126,6 @@ def test_the_gradient_goes_to_what_was_drawn():
     pooled.sum().backward()
     assert h.grad.sum().item() == pooled.numel() and (h.grad == h.grad.round()).all()
     assert torch.isclose((h.detach() * h.grad).sum(), pooled.sum())
-
-
-# ---------------------------------------------------------------- dropout, weights, notation
 
 
 @pytest.mark.parametrize(
@@ -211,9 +202,6 @@ def test_layers_that_cannot_be(layers, complaint):
 def test_unknown_pooling():
     with pytest.raises(ValueError, match="pooling must be 'max' or 'stochastic', not 'mean'"):
         Layered("4c-p", pooling="mean")
-
-
-# ---------------------------------------------------------------- k-means features
 
 
 def brute_force(net: PatchFeatures, image: np.ndarray) -> np.ndarray:

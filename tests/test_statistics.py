@@ -192,9 +192,6 @@ def test_holm_properties(p, random):
     assert holm([p[i] for i in order]) == pytest.approx([adjusted[i] for i in order])
 
 
-# -- the paper's own numbers ------------------------------------------------------------------------------------------
-
-
 def test_reported_difference_by_hand():
     # squared errors 9 / 3 = 3 and 1: standard error 2; degrees of freedom (3 + 1)^2 / ((9 + 1) / 2) = 3.2
     found = reported_test([(10, 3)], [(14, math.sqrt(3))], 3, "<")

@@ -1,6 +1,5 @@
 """Tables and claims from records: the right ones, of one budget; and what a number looks like."""
 
-import dataclasses
 import math
 import re
 
@@ -83,19 +82,6 @@ def test_a_number_that_nobody_could_verify_is_shown_with_its_mark_and_gets_no_ve
     known = tables.table(paper, sheet | {"rows": [row | {"mark": "M"} for row in sheet["rows"]]}, records, "fast")
     assert list(known["verdict"]) == ["not run", "reproduced", "reproduced"], "from memory is not yet doubtful"
     assert "[M]" not in formats.to_markdown(known)
-
-
-def test_stale_and_failed_records_stay_out(paper):
-    good = of_arm(paper, "fast", "small", [145, 146, 147])
-    trial = paper.trial("fast", "small", 3)
-    earlier = made(dataclasses.replace(trial, version=trial.version - 1), {"test_errors": 900})
-    changed = made(dataclasses.replace(trial, config=trial.config | {"epochs": 1}), {"test_errors": 900})
-    gone = made(dataclasses.replace(trial, arm="an arm that was renamed"), {"test_errors": 900})
-    failed = made(paper.trial("fast", "small", 4), {"message": "out of memory"}, status="oom")
-    known, stale = select.current(paper, [earlier, *good, changed, gone, failed])
-    assert known == [*good, failed] and stale == [earlier, changed, gone]
-    row = tables.table(paper, "errors", [earlier, *good, changed, gone, failed], "fast").iloc[1]
-    assert row["n"] == 3 and row["ours"] == 146
 
 
 def test_two_budgets_never_mix(paper):
@@ -258,3 +244,22 @@ def test_html_for_notebooks_says_the_verdict_in_words(paper):
         html = formats.to_html(frame, style=False)
         assert "<style>" not in html and html.count("<tr>") == len(frame) + 1
     assert "we use" in formats.to_html(plain[1]) and paper.sheet["protocol"][0]["ours"] in formats.to_html(plain[1])
+
+
+def test_standard_deviations_stand_beside_reported_numbers():
+    assert words.reported(8.47, 1.11) == "8.47 \u00b1 1.11" and words.reported(8.47) == "8.47" == words.reported(8.47, math.nan)
+    frame = tables.table(papers.get("fisher_darts"), "teachers", [], "paper")
+    assert frame["std"].tolist()[:2] == [1.11, 0.30] and list(frame.columns)[:3] == ["label", "paper", "std"]
+    assert "8.47 \u00b1 1.11" in formats.to_markdown(frame) and "8.47 \u00b1 1.11" in formats.to_html(frame)
+    assert "std" not in tables.table(papers.get("fsp"), "cifar10", [], "paper"), "other papers' tables are as before"
+
+
+def test_cpu_time_is_shown_where_every_record_has_it():
+    paper = papers.get(KEY)
+    records = of_arm(paper, "fast", "small", [145, 146])
+    assert "CPU time" not in formats.to_markdown(tables.table(paper, "errors", records, "fast"))
+    records[0]["cost"]["cpu_seconds"] = 700.0
+    frame = tables.table(paper, "errors", records, "fast")
+    assert "CPU time" not in formats.to_markdown(frame), "the sum would be of one of two"
+    assert "360 s (700 s of CPU time)" in formats.to_html(frame, details=True)
+    assert "hours of wall time" in readme.block([Evidence(paper, records)])

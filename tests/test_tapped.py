@@ -2,18 +2,22 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
+from refusals import refused
+from registry import KD, LABELS, X
+from steps import batch, moved, state, step
 from torch import nn
 from torch.multiprocessing import spawn
 from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torchvision.models import resnet18
 
 from kdcore import losses, methods
 from kdcore.methods import Tapped, freeze
 
-X, LABELS = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3, 4])
 TAPS = {"early": "0", "late": "3"}
 
 
@@ -31,15 +35,6 @@ def normalised(seed=0):
 
 def teacher():
     return freeze(Tapped(plain(6, seed=1), TAPS, X[:1]))
-
-
-def refused(words, call, *arguments, **options):
-    with pytest.raises(ValueError, match=words) as caught:
-        call(*arguments, **options)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500, "one sentence"
-
-
-# ---------------------------------------------------------------- left as it was
 
 
 class Restless(nn.Module):
@@ -116,9 +111,6 @@ def test_a_copy_taps_itself(how):
     assert twin.parameters_before("early")[0] is twin.net[0].weight and twin.taps["late"].shape == (4, 4, 4)
 
 
-# ---------------------------------------------------------------- outputs that are no tensor
-
-
 class Answer(nn.Module):
     def __init__(self, kind, seed=0):
         super().__init__()
@@ -155,9 +147,6 @@ def test_output_makes_logits_of_what_a_network_returns(kind):
     # raw networks in methods of logits
     refused("output=", methods.kd(net, freeze(plain())).stages[0].loss, X, LABELS)
     refused("output=", methods.kd(plain(), freeze(net)).stages[0].loss, X, LABELS)
-
-
-# ---------------------------------------------------------------- raw networks, and a module called features
 
 
 LOGITS = ["plain", "kd", "logit_mimic", "ban", "cwtm", "dkpp", "jacobian"]
@@ -204,9 +193,6 @@ def test_a_network_whose_features_are_a_module():
     assert Tapped(net, {"late": "features.3"}, X[:1]).taps["late"].shape == (4, 4, 4)
 
 
-# ---------------------------------------------------------------- what cannot be tapped
-
-
 class Sometimes(nn.Module):
     def __init__(self):
         super().__init__()
@@ -238,9 +224,6 @@ def test_a_module_that_stops_running_is_noticed():
     for until in (None, ["b"]):
         refused("module 'b' did not run in a forward pass", wrapped.features, X, until)
     refused("no tap 'c': choose one of b", wrapped.features, X, ["c"])
-
-
-# ---------------------------------------------------------------- compiled, and in parallel
 
 
 def test_compiled_networks():
@@ -335,9 +318,6 @@ def test_two_processes_compute_the_gradient_of_the_joint_batch(tmp_path):
     assert "fitnets, hint" in first and "fsp, fsp" in first
 
 
-# ---------------------------------------------------------------- which layers match
-
-
 def test_suggest_by_hand():
     student, deep = plain(4), nn.Sequential(plain(8)[:4], nn.Conv2d(8, 4, 3, padding=1), *list(plain(4).children())[4:])
     table = Tapped.suggest(student, deep, X[:1])
@@ -418,3 +398,110 @@ def test_tapped_in_inference_mode():
     with torch.inference_mode():
         tapped = Tapped(net, TAPS, X[:1].clone())
     assert len(tapped.parameters_before("late")) == 4
+
+
+def torchvision_net(seed=0):
+    torch.manual_seed(seed)
+    return resnet18(num_classes=10)
+
+
+def tapped(seed=0, taps=("layer1", "layer2", "layer3")):
+    return Tapped(torchvision_net(seed), {tap: tap for tap in taps}, torch.zeros(1, 3, 64, 64))
+
+
+def test_taps_of_a_torchvision_net():
+    net = tapped(taps=("relu", "layer1", "layer2.0", "layer3", "avgpool", "fc"))
+    assert net.taps == {"relu": (64, 32), "layer1": (64, 16), "layer2.0": (128, 8), "layer3": (256, 4), "avgpool": (512, 1), "fc": (10, 1)}
+    x, _ = batch(64, 2)
+    net.eval()
+    logits, taps = net.features(x)
+    assert torch.equal(logits, net.net(x)) and torch.equal(net(x), logits) and torch.equal(taps["fc"], logits)
+    h = net.net.layer1(net.net.maxpool(net.net.relu(net.net.bn1(net.net.conv1(x)))))
+    assert torch.equal(taps["layer1"], h) and torch.equal(taps["layer3"], net.net.layer3(net.net.layer2(h)))
+    assert {tap: (tensor.shape[1], tensor.shape[-1] if tensor.dim() == 4 else 1) for tap, tensor in taps.items()} == net.taps
+    assert all(not module._forward_hooks for module in net.modules()), "the user's net is left as it was"
+
+
+def test_parameters_before_a_tap():
+    net = tapped(taps=("relu", "layer2.0", "layer3", "fc"))
+    names = {id(parameter): name for name, parameter in net.net.named_parameters()}
+    before = {tap: [names[id(parameter)] for parameter in net.parameters_before(tap)] for tap in net.taps}
+    every = list(names.values())
+    early = ("conv1", "bn1")
+    assert before["relu"] == [name for name in every if name.startswith(early)]
+    assert before["layer2.0"] == [name for name in every if name.startswith((*early, "layer1", "layer2.0."))]
+    assert before["layer3"] == [name for name in every if name.startswith((*early, "layer1", "layer2", "layer3"))]
+    assert before["fc"] == every
+
+
+def test_parameters_before_do_not_depend_on_the_order_of_registration():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.second, self.first = nn.Linear(4, 2), nn.Conv2d(5, 4, 1), nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x)).mean((2, 3)))
+
+    net = Tapped(Backwards(), {"a": "first", "b": "second"}, torch.zeros(1, 3, 4, 4))
+    assert [tuple(p.shape) for p in net.parameters_before("a")] == [(5, 3, 1, 1), (5,)]
+    assert [tuple(p.shape) for p in net.parameters_before("b")] == [(4, 5, 1, 1), (4,), (5, 3, 1, 1), (5,)]
+
+
+def test_wrapping_changes_nothing():
+    net = torchvision_net()
+    before = state(net)
+    for training in (True, False):
+        wrapped = Tapped(net.train(training), {"layer1": "layer1"}, torch.randn(1, 3, 64, 64))
+        assert wrapped.training == wrapped.net.layer4.training == training
+    assert moved(net, before) == set() and all(parameter.grad is None for parameter in net.parameters())
+    twin = copy.deepcopy(wrapped)
+    assert set(twin.features(torch.randn(2, 3, 64, 64))[1]) == {"layer1"}, "a copy taps itself"
+    frozen = Tapped(freeze(net), {"layer1": "layer1"}, torch.zeros(1, 3, 64, 64))
+    assert not frozen.training and frozen.taps == wrapped.taps
+
+
+def test_a_plain_sequential():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
+    wrapped = Tapped(net, {"hidden1": "2", "hidden2.pre": "3"}, torch.zeros(1, 3, 2, 2))
+    assert wrapped.taps == {"hidden1": (7, 1), "hidden2.pre": (5, 1)}
+    x = torch.randn(4, 3, 2, 2)
+    logits, taps = wrapped.features(x)
+    assert torch.equal(taps["hidden1"], net[:3](x)) and torch.equal(taps["hidden2.pre"], net[:4](x)) and torch.equal(logits, net(x))
+    stopped, taps = wrapped.features(x, until=["hidden1"])
+    assert stopped is None and list(taps) == ["hidden1"]
+    assert len(wrapped.parameters_before("hidden1")) == 2 and len(wrapped.parameters_before("hidden2.pre")) == 4
+
+
+@pytest.mark.parametrize("name, words", [
+    ("layer9", "the network has no module 'layer9': choose one of conv1, bn1"),
+    ("bn1", "the output of 'bn1' is overwritten in place"),
+    ("layer1.0.bn2", "the output of 'layer1.0.bn2' is overwritten in place"),
+    ("layer1.0.relu", "module 'layer1.0.relu' runs more than once"),
+])  # fmt: skip
+def test_modules_that_cannot_be_tapped(name, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Tapped(torchvision_net(), {"tap": name}, torch.zeros(1, 3, 64, 64))
+
+
+def test_an_output_that_is_no_map():
+    net = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 2, 1), nn.Flatten())
+    with pytest.raises(ValueError, match=r"the output of '1' is neither a map \[B, C, H, W\] nor a vector"):
+        Tapped(net, {"a": "1"}, torch.zeros(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("build", [
+    lambda s, t: methods.fitnets(s, t, hint="layer2", guided="layer2"),
+    lambda s, t: methods.fsp(s, t, pairs=[("layer1", "layer2")]),
+    lambda s, t: methods.attention_transfer(s, t, taps=["layer1", "layer2"], task=KD),
+    lambda s, t: methods.jacobian(s, t),
+])  # fmt: skip
+def test_methods_train_wrapped_nets(build):
+    student, teacher = tapped(0, ("layer1", "layer2")), freeze(tapped(1, ("layer1", "layer2")))
+    method, frozen = build(student, teacher), state(teacher)
+    for stage in method.stages:
+        before = state(student)
+        step(method, stage, *batch(32, 4))
+        later = {key for key in before if key.startswith(("net.layer3", "net.layer4", "net.fc"))}
+        assert moved(student, before) == (set(before) - later if stage.loss.until else set(before))
+    assert moved(teacher, frozen) == set()

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -440,3 +441,71 @@ def test_a_forecast_is_of_all_epochs_and_leaves_nothing(tmp_path):
     seconds = forecast(Run(None, net, made, evaluate), Context(checkpoint=tmp_path))
     assert 0 < seconds < 1000 and not list(tmp_path.iterdir())
     assert forecast(Run(None, estimate=lambda: 12.5), Context()) == 12.5
+
+
+def one(epochs=2, **options):
+    """Two weights with gradients 2 and 3, in turn; the rate is 0.1, then 0.01."""
+    net = nn.Module()
+    net.first, net.second = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
+    stage = Stage(
+        name="one",
+        epochs=epochs,
+        indices=lambda generator: torch.tensor([[2], [3]]),
+        loss=lambda index: (net.first + net.second) * index,
+        schedule=lambda epoch: {"lr": (0.1, 0.01, 0.001)[epoch]},
+        **options,
+    )
+    return net, stage
+
+
+def test_rmsprop_and_factors_of_the_rate_by_hand():
+    net, stage = one(rule=torch.optim.RMSprop, optimiser={"alpha": 0.9, "eps": 1e-5}, rate_factors=[1.0, 0.05])
+    fit(net, [stage], dict)
+    square, moved = 0.0, 0.0
+    for rate, gradient in ((0.1, 2.0), (0.1, 3.0), (0.01, 2.0), (0.01, 3.0)):
+        square = 0.9 * square + 0.1 * gradient**2
+        moved += rate * gradient / (square**0.5 + 1e-5)
+    assert net.first.item() == pytest.approx(1 - moved, rel=1e-5)
+    assert net.second.item() == pytest.approx(1 - 0.05 * moved, rel=1e-5)
+
+
+def test_a_stage_ends_when_it_is_told_to():
+    net, stage = one(3, watch=lambda: {"seen": 2 if net.first < 0.5 else 1}, stop=lambda history: history[-1]["seen"] >= 2)
+    first = replace(stage, name="a", indices=lambda generator: torch.tensor([[2]]), schedule=lambda epoch: {"lr": 0.15})
+    fresh = lambda step, epoch: net.first.data.fill_(5.0) if epoch == 0 else None  # noqa: E731
+    last = replace(first, name="b", watch=None, stop=None, before_epoch=fresh)
+    reports = []
+    history = fit(net, [first, last], lambda: {"value": net.first.clone()}, Context(report=reports.append))
+    # 1 - 0.3 = 0.7 goes on, 0.4 ends it
+    assert [(row["stage"], row["epoch"]) for row in history] == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3)]
+    assert [row.get("value") for row in history] == [None, None, *(pytest.approx([5 - 0.3 * n]) for n in (1, 2, 3))]
+    assert [row["total"] for row in reports] == [6, 5, 5, 5, 5] and [row["done"] for row in reports] == [1, 2, 3, 4, 5]
+
+
+def test_rmsprop_resumes_exactly(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3)
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+        stage = Stage(
+            name="s",
+            epochs=3,
+            indices=lambda generator: torch.randperm(8, generator=generator).view(2, 4),
+            loss=lambda index: net(x[index]).square().mean(),
+            schedule=lambda epoch: {"lr": 0.01},
+            optimiser={"alpha": 0.9},
+            rule=torch.optim.RMSprop,
+            rate_factors=[0.5, 1.0],
+        )
+        return net, stage
+
+    whole, stage = build()
+    fit(whole, [stage], dict)
+    net, stage = build()
+    context = Context(checkpoint=tmp_path)
+    context.report = lambda row: setattr(context, "deadline", 0)
+    with pytest.raises(Paused):
+        fit(net, [stage], dict, context)
+    net, stage = build()
+    fit(net, [stage], dict, Context(checkpoint=tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))

@@ -30,9 +30,6 @@ def noisy(cases=120, columns=4, seed=0):
     return x, np.where(rng.random(cases) < 0.25, rng.integers(3, size=cases), y)
 
 
-# -- pruning --------------------------------------------------------------------------------------------------------
-
-
 def test_the_weakest_links_by_hand():
     #        0: .5           g(1) = (.2 - .1) / 1 = .1; g(0) = (.5 - .2) / 2 = .15: node 1 falls first.
     #     1: .2   2: .1      then g(0) = (.5 - .3) / 1 = .2
@@ -139,9 +136,6 @@ def test_cross_validation_against_a_twin(seed):
     assert 1 < chosen.leaves < whole.leaves, "noise is pruned, what there is to learn is not"
 
 
-# -- arcing ---------------------------------------------------------------------------------------------------------
-
-
 def test_arc_x4_by_hand():
     # 1 + m^4 of 0, 1, 2 mistakes: 1, 2, 17
     assert trees.arc_x4_chances(np.array([0.0, 1.0, 2.0])) == pytest.approx([0.05, 0.1, 0.85])
@@ -186,9 +180,6 @@ def test_votes_count_by_their_weight():
 def test_a_case_drawn_no_time_is_not_seen():
     x, y = np.array([[0.0], [1.0], [2.0]], np.float32), np.array([0, 0, 1])
     assert trees.Committee(2).add(x, y, np.array([2.0, 1.0, 0.0]), 0).tolist() == [0, 0, 0]
-
-
-# -- smearing -------------------------------------------------------------------------------------------------------
 
 
 def one_per_column(x, alternate) -> trees.Smearing:
@@ -252,9 +243,6 @@ def test_cases_of_a_region_are_those_that_would_reach_it(alternate):
     assert set(ours) == set(expected)
     bound = 4 * math.sqrt(0.25 / len(inside) + 0.25 / len(drawn))
     assert all(ours[case] == pytest.approx(expected[case], abs=bound) for case in expected)
-
-
-# -- the born-again tree --------------------------------------------------------------------------------------------
 
 
 def every_smeared_case(x, alternate):

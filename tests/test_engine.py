@@ -1,36 +1,34 @@
-"""The engine: resume after kill -9, two runners on one store, failures, time limits, lost weights, shards.
+"""The engine: resume after kill -9, two engines on one store, failures, time limits, lost weights, a full disk.
 
 Nets are tiny. What a child does is done by a thread of this process (``inside``) where no death or signal of it is at stake.
 """
 
-import json
+import dataclasses
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import bare
 import pytest
+from tiny import PAPER, SLOW, TINY, Inside, command, recorded, run
 
-from kdcore import papers, paths, training
+from kdcore import papers, paths
 from kdcore.errors import KdcoreError
 from kdcore.papers.spec import Cohort
-from kdcore.trials import child, engine, environment, forecast, plan, process
+from kdcore.training import loop
+from kdcore.trials import child, engine, plan, process
 from kdcore.trials.child import checkpoint_folder
 from kdcore.trials.progress import Progress
+from kdcore.trials.record import record
 from kdcore.trials.store import Store, lease, read
 from kdcore.trials.weights import weights_path
 
-PAPER = "hinton_mnist"
-VOLATILE = ("cost", "environment", "digest")
-
-
-def contents(results: Path) -> dict[str, dict]:
-    """Records by id, without what differs from run to run by its nature."""
-    found = {path.stem: json.loads(path.read_text()) for path in results.rglob("*.json")}
-    return {id: {key: value for key, value in record.items() if key not in VOLATILE} for id, record in found.items()}
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def nothing_left(results: Path, cache: Path) -> bool:
@@ -38,74 +36,11 @@ def nothing_left(results: Path, cache: Path) -> bool:
     return not strays and not list((cache / "checkpoints").glob("*"))
 
 
-def run(results, arms, seeds=(0,), jobs=1, **more) -> engine.Outcome:
-    store = Store(results)
-    planned = plan.make(PAPER, "smoke", list(arms), list(seeds), store, more.pop("retry_failed", False))
-    return engine.run(planned, store, jobs=jobs, **more)
-
-
-# The same in a command's own process: ``python -c TINY ...``
-TINY = """
-import sys
-from kdcore import cli, papers
-paper = papers.get("hinton_mnist")
-budget = paper.budgets["smoke"]
-budget["config"] |= {"epochs": 8, "batch_size": 250}
-budget["arms"]["cumbersome"]["layers"] = [784, 20, 20, 10]
-budget["arms"]["small*"]["layers"] = [784, 10, 10, 10]
-paper._configs.clear()
-paper._trials.clear()
-if __name__ == "__main__":
-    sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
-# Epochs that are long enough for somebody else to see them pass.
-SLOW = TINY.replace("[784, 10, 10, 10]", "[784, 500, 500, 10]").replace('"epochs": 8, "batch_size": 250', '"epochs": 20')
-
-
-@pytest.fixture(autouse=True)
-def tiny(request):
-    papers._paper.cache_clear()
-    exec(SLOW if "kill_9" in request.node.name else TINY, {"__name__": "tiny"})
-    yield
-    papers._paper.cache_clear()
-
-
-class Inside(process.Child):
-    """A child that is a call: what it would say on its pipe, it says to the function that listens."""
-
-    def __init__(self, store, device, precision, deadline):
-        self.about, self.ended = (store, device, precision, deadline), False
-
-    def ask(self, work, on_event, timeout=None):
-        events = []
-
-        def send(event, **fields):
-            events.append(json.loads(json.dumps({"event": event, **fields})))
-            if event not in ("ended", "measured"):
-                on_event(events[-1])
-
-        child.answer(json.loads(json.dumps(work)), *self.about, send)
-        return events[-1]
-
-    def signal(self, number):
-        pass
-
-    def close(self):
-        pass
-
-
-@pytest.fixture
-def inside(monkeypatch):
-    monkeypatch.setattr(engine, "Child", Inside)
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """Checkpoints after every epoch, in the children too."""
     monkeypatch.setenv("KDCORE_CHECKPOINT_SECONDS", "0")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
 
 
 def whole_run(folder, arms, monkeypatch) -> dict[str, dict]:
@@ -113,7 +48,7 @@ def whole_run(folder, arms, monkeypatch) -> dict[str, dict]:
     with monkeypatch.context() as patch:
         patch.setattr(engine, "Child", Inside)
         assert run(folder, arms).exit_code == 0
-    return contents(folder)
+    return recorded(folder)
 
 
 def test_a_run_trains_the_teacher_first_and_only_once(tmp_path, own_cache, inside):
@@ -144,7 +79,7 @@ def test_lost_weights_are_made_again_and_the_record_stays(tmp_path, inside):
 
 def test_damaged_weights_are_made_again_in_the_same_run(tmp_path, own_cache, capsys, inside):
     assert run(tmp_path, ["small with KD"]).exit_code == 0
-    store, whole = Store(tmp_path), contents(tmp_path)
+    store, whole = Store(tmp_path), recorded(tmp_path)
     teacher, pupil = (papers.get(PAPER).trial("smoke", arm, 0) for arm in ("cumbersome", "small with KD"))
     path = weights_path(teacher.id)
     content = bytearray(path.read_bytes())
@@ -154,14 +89,12 @@ def test_damaged_weights_are_made_again_in_the_same_run(tmp_path, own_cache, cap
     planned = plan.make(PAPER, "smoke", ["small with KD"], [0], store)
     with Progress(planned, quiet=True) as progress:
         assert engine.run(planned, store, watch=progress, jobs=1).exit_code == 0
-    assert contents(tmp_path) == whole
+    assert recorded(tmp_path) == whole
     assert f"{path} is damaged" in (said := capsys.readouterr().out) and "the teacher is trained again" in said
     assert path.with_name(path.name + ".damaged").read_bytes() == content
 
 
 def test_a_failed_teacher_is_not_run_again_unasked(tmp_path, inside):
-    from kdcore.trials.record import record
-
     store, teacher = Store(tmp_path), papers.get(PAPER).trial("smoke", "cumbersome", 0)
     cost = {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}
     store.put(record(teacher, "nan", {"metrics": {"message": "the loss is not finite"}, "history": []}, cost, "float32"))
@@ -173,18 +106,12 @@ def test_a_failed_teacher_is_not_run_again_unasked(tmp_path, inside):
     assert store.get(teacher)["status"] == "done"
 
 
-def command(results, *more, program=TINY) -> list[str]:
-    return [sys.executable, "-c", program, "run", PAPER, "--arm", "small", "--seed", "0", "--jobs", "1", "--results", str(results), *more]
-
-
 KILLS = int(os.environ.get("KDCORE_KILLS", "3"))  # ``make kill`` takes 20
 
 
 def test_kill_9_at_random_moments(tmp_path, own_cache, quick, monkeypatch):
-    """The runner and its child are killed together: at a random moment of a random epoch, or of the start; what is resumed in the
+    """The engine and its child are killed together: at a random moment of a random epoch, or of the start; what is resumed in the
     end equals what never stopped."""
-    import random
-
     whole = whole_run(tmp_path / "whole", ["small"], monkeypatch)
     results, moments, kills, resumed = tmp_path / "killed", random.Random(0), 0, 0
     (job,) = plan.make(PAPER, "smoke", ["small"], [0], Store(results)).jobs
@@ -211,7 +138,7 @@ def test_kill_9_at_random_moments(tmp_path, own_cache, quick, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(engine, "Child", Inside)
         assert run(results, ["small"]).exit_code == 0
-    assert contents(results) == whole
+    assert recorded(results) == whole
     assert nothing_left(results, own_cache)
 
 
@@ -224,15 +151,15 @@ def written(path: Path) -> int:
 
 def children(pid: int) -> list[int]:
     """Process ids of the direct children (they have sessions of their own)."""
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = entry.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid:
-            found.append(int(entry.parent.name))
-    return found
+            pids.append(int(entry.parent.name))
+    return pids
 
 
 def test_a_dead_child_is_replaced_and_resumes(tmp_path, own_cache, quick, monkeypatch):
@@ -247,13 +174,13 @@ def test_a_dead_child_is_replaced_and_resumes(tmp_path, own_cache, quick, monkey
 
     outcome = run(tmp_path / "killed", ["small"], watch=kill_once, jobs=1)
     assert killed and outcome.exit_code == 0
-    assert contents(tmp_path / "killed") == whole
+    assert recorded(tmp_path / "killed") == whole
     assert nothing_left(tmp_path / "killed", own_cache)
 
 
 @pytest.fixture
 def dying(tmp_path, monkeypatch):
-    """dying(code): every child is that, in Python without torch, in place of a worker; ``work`` is what it was asked, ``send`` answers."""
+    """dying(code): every child is that, in Python without torch, in place of ours; ``work`` is what it was asked, ``send`` answers."""
 
     python = sys.executable
 
@@ -398,76 +325,37 @@ def test_a_trial_that_another_store_trains_with_this_cache_waits(tmp_path, insid
     assert ends[-1]["status"] == "busy" and not list(tmp_path.rglob("*.json"))
     assert run(tmp_path / "there", ["small"]).exit_code == 0
     assert run(tmp_path / "here", ["small"]).exit_code == 0
-    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+    assert recorded(tmp_path / "here") == recorded(tmp_path / "there")
 
 
-BARE = """
-import sys
-BLOCKED = "pydantic rich pandas matplotlib seaborn jinja2 IPython papermill nbformat psutil".split()
-class Without:
-    finders = sys.meta_path[:]
-    def find_spec(self, name, *rest):
-        found = (finder.find_spec(name, *rest) for finder in self.finders)
-        return None if name.partition(".")[0] in BLOCKED else next(filter(None, found), None)
-sys.meta_path[:] = [Without()]
-"""
-
-
-def test_a_bare_gpu_machine_has_torch_numpy_sklearn_safetensors_and_yaml(tmp_path, monkeypatch):
-    """The runner and its child, with nothing else to import; the record is then valid where there is pydantic."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(BARE)
-    path = os.pathsep.join([str(tmp_path / "site"), str(Path(papers.__file__).parents[2])])
-    done = subprocess.run(command(tmp_path / "results"), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+def test_a_bare_machine_runs_trials(tmp_path):
+    """The engine and its child, with nothing else to import; the record is then valid where there is pydantic."""
+    done = subprocess.run(command(tmp_path / "results"), capture_output=True, text=True, env=bare.environment(tmp_path / "site"))
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "1/1 small, seed 0 done in" in done.stdout
     assert [record["status"] for record in Store(tmp_path / "results").records(PAPER)] == ["done"]
 
 
-def test_two_runners_on_one_store_never_run_a_trial_twice(tmp_path, own_cache):
+def test_two_engines_on_one_store_never_run_a_trial_twice(tmp_path, own_cache):
     words = [sys.executable, "-c", TINY, "run", PAPER, "--seeds", "0,1", "--jobs", "1", "--results", str(tmp_path)]
     words += ["--arm", "small", "--arm", "small with KD", "--arm", "cumbersome"]
-    runners = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=300) for process in runners]
-    assert [process.returncode for process in runners] == [0, 0], outputs
+    engines = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=300) for process in engines]
+    assert [process.returncode for process in engines] == [0, 0], outputs
     records = Store(tmp_path).records(PAPER)
     assert len(records) == 6
     trained = sum(output.count(" done in ") for output, _ in outputs)
     assert trained >= 6
-    # a line says "already" where the other runner's record was found
+    # a line says so where the other engine had recorded the trial
     assert trained - sum(output.count("recorded by another runner") for output, _ in outputs) == 6
     assert nothing_left(tmp_path, own_cache)
 
 
-def test_a_log_says_where_a_trial_is_once_a_minute_and_how_long_it_took(tmp_path, monkeypatch, capsys):
-    clock = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: clock)
-    planned = plan.make(PAPER, "smoke", ["cumbersome"], [0], Store(tmp_path))
-    (job,) = planned.jobs
-    progress = Progress(planned)
-    for at, event in (
-        (100.0, {"event": "started"}),
-        (130.0, {"event": "epoch", "stage": "train", "done": 1, "total": 4, "loss": 0.5}),  # or none: features and an SVM
-        (160.0, {"event": "epoch", "stage": "train", "done": 2, "total": 4, "loss": [0.3, 0.2], "test_error_percent": [9.0, 8.0]}),
-        (190.0, {"event": "epoch", "stage": "train", "done": 3, "total": 4, "loss": 0.1}),
-        (220.0, {"event": "epoch", "stage": "train", "done": 4, "total": 4, "loss": 0.1}),
-        (222.0, {"event": "ended", "status": "done", "message": ""}),
-    ):
-        clock = at
-        progress(job, event)
-    progress(job, {"event": "ended", "status": "done", "message": "recorded by another runner"})
-    *minutes, whole, other = capsys.readouterr().out.splitlines()
-    assert minutes == [  # one a minute
-        "cumbersome, seed 0: train 2/4, loss 0.25, 8.50 % error, 1.0 min left",
-        "cumbersome, seed 0: train 4/4, loss 0.1, - % error, 0.0 min left",
-    ]
-    assert whole == "1/1 cumbersome, seed 0 done in 122 s"
-    assert other.endswith("done in 0 s: recorded by another runner")
-
-
-def test_timeout_is_a_recorded_failure(tmp_path):
-    outcome = run(tmp_path, ["small"], timeout=0.5)
-    assert outcome.exit_code == 1
+def test_timeout_is_a_recorded_failure(tmp_path, dying):
+    dying("send(event='started'); time.sleep(60)")
+    outcome = run(tmp_path, ["small"], timeout=0.3)
+    (sentence,) = outcome.failed.values()
+    assert outcome.exit_code == 1 and sentence.endswith("timeout (ended after 0 s: raise --timeout)")
     assert Store(tmp_path).records(PAPER)[0]["status"] == "timeout"
 
 
@@ -478,7 +366,7 @@ def test_time_limit_pauses_and_the_same_command_goes_on(tmp_path, inside, quick)
         assert not list((tmp_path / "paused").rglob("*.json")) and len(outcome.paused) == 1
         pauses += 1
     assert pauses and outcome.exit_code == 0, "an epoch is trained however short the limit"
-    assert contents(tmp_path / "paused") == contents(tmp_path / "whole")
+    assert recorded(tmp_path / "paused") == recorded(tmp_path / "whole")
 
 
 def test_ctrl_c_pauses(tmp_path, own_cache, quick):
@@ -495,7 +383,7 @@ def test_ctrl_c_pauses(tmp_path, own_cache, quick):
 
 
 def test_an_error_of_a_child_while_it_is_stopped_is_told(tmp_path, own_cache, monkeypatch):
-    def fail(worker, work, tell, timeout):
+    def fail(child, work, tell, timeout):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.5)  # the main thread sees the signal
         raise process.ChildDied("error", "ValueError: of its own")
@@ -533,18 +421,13 @@ def test_a_damaged_checkpoint_is_told_moved_aside_and_the_trial_starts_over(tmp_
     (folder / "state.safetensors").write_bytes(b"torn")
     with Progress(planned, quiet=True) as progress:
         outcome = engine.run(planned, store, jobs=1, watch=progress)
-    assert outcome.exit_code == 0 and contents(tmp_path / "damaged") == contents(tmp_path / "whole")
+    assert outcome.exit_code == 0 and recorded(tmp_path / "damaged") == recorded(tmp_path / "whole")
     said = capsys.readouterr().out
     assert f"{folder}/state.safetensors is damaged" in said and "moved to state.safetensors.damaged: the trial starts over" in said
     assert [path.read_bytes() for path in folder.iterdir()] == [b"torn"], "neither used nor deleted"
 
 
 def test_a_diverging_trial_is_a_record_of_failure(tmp_path):
-    import dataclasses
-    import math
-
-    from kdcore.papers.spec import Cohort
-
     trial = papers.get(PAPER).trial("smoke", "small", 0)
     trial = dataclasses.replace(trial, config=trial.config | {"lr": 1e30})
     store = Store(tmp_path)
@@ -570,59 +453,6 @@ def test_missing_data_stop_nobody_else(tmp_path, monkeypatch, inside):
     assert outcome.done == [there.trials[0].id] == [path.stem for path in store.results.rglob("*.json")]
 
 
-def test_shards_are_the_whole_grid_without_overlap(tmp_path):
-    store = Store(tmp_path)
-    everything = {id for job in plan.make(PAPER, "smoke", store=store).jobs for id in job.ids}
-    parts = [{id for job in plan.make(PAPER, "smoke", store=store, shard=(i, 3)).jobs for id in job.ids} for i in (1, 2, 3)]
-    assert set.union(*parts) == everything
-    teachers = {trial.teacher for trial in papers.get(PAPER).trials("smoke")}
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert parts[a] & parts[b] <= teachers, "only a teacher may be wanted by two parts"
-
-
-def test_bad_words_are_one_sentence(tmp_path):
-    for arguments, complaint in (
-        (("fsq", "smoke"), "unknown paper 'fsq': choose one of"),
-        ((PAPER, "huge"), "has no budget 'huge': choose one of smoke, laptop, fast, paper"),
-        ((PAPER, "smoke", ["smal"]), "has no arm 'smal': choose one of"),
-        ((PAPER, "laptop", ["30 units, T=4"]), "leaves out"),
-    ):
-        with pytest.raises(KdcoreError, match=complaint):
-            plan.make(*arguments, store=Store(tmp_path))
-    with pytest.raises(KdcoreError, match="device 'cuda:9' is not there"):
-        environment.devices("cuda:9")
-    with pytest.raises(KdcoreError, match="device 'tpu' is none"):
-        environment.devices("tpu")
-
-
-def test_forecast_times_each_kind_once(tmp_path, inside):
-    planned = plan.make(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], Store(tmp_path))
-    seconds = forecast.seconds(planned, "cpu")
-    assert set(seconds) == {job.cohort.id for job in planned.jobs}
-    assert all(0 < value < 600 for value in seconds.values())
-    assert not list(tmp_path.rglob("*.json"))
-
-
-def test_forecast_from_records_of_this_device(tmp_path, inside):
-    store = Store(tmp_path)
-    assert run(tmp_path, ["small"]).exit_code == 0
-    (record,) = store.records(PAPER, "smoke")
-
-    def usual(**cost):
-        store.put(record | {"cost": record["cost"] | cost})
-        planned = plan.make(PAPER, "smoke", ["small", "30 units, T=4"], [0, 1], store)
-        by_arm = forecast.seconds(planned, "cpu")
-        return {job.cohort.trials[0].arm: by_arm[job.cohort.id] for job in planned.jobs}
-
-    seconds = usual(seconds=9999.0, cpu_seconds=1234.5)
-    assert seconds["small"] == 1234.5 and seconds["30 units, T=4"] < 600, "timed where there is no record"
-    assert usual(seconds=1234.5, device="another processor")["small"] < 600
-    # older records have neither CPU seconds nor a precision, which was float32
-    del record["cost"]["cpu_seconds"], record["environment"]["precision"]
-    float32 = papers.get(PAPER).precision("cpu") == "float32"
-    assert (usual(seconds=1234.5)["small"] == 1234.5) == float32
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 8 MB of its own."""
@@ -638,7 +468,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_up_in_a_run_loses_nothing(tmp_path, small_disk, monkeypatch, inside, full):
     """Checkpoints, or records, meet a full disk: one sentence and a non-zero exit; with room again, the same records."""
     assert run(tmp_path / "whole", ["cumbersome", "small with KD"]).exit_code == 0
-    whole = contents(tmp_path / "whole")
+    whole = recorded(tmp_path / "whole")
     results, cache = (small_disk if name == full else tmp_path / f"other_{name}" for name in ("results", "cache"))
     monkeypatch.setenv("KDCORE_CACHE", str(cache))
     ballast = small_disk / "ballast"
@@ -654,5 +484,23 @@ def test_a_disk_that_fills_up_in_a_run_loses_nothing(tmp_path, small_disk, monke
     assert outcome.refused and all("free some disk space and run the same command again" in sentence for sentence in outcome.refused)
     ballast.unlink()
     assert run(results, ["cumbersome", "small with KD"]).exit_code == 0
-    assert contents(results) == whole
+    assert recorded(results) == whole
     assert nothing_left(results, cache)
+
+
+@pytest.mark.parametrize(
+    "limits, complaint",
+    [
+        ({"jobs": 1.5}, "the number of jobs"),
+        ({"jobs": 0}, "the number of jobs"),
+        ({"timeout": float("inf")}, "the timeout"),
+        ({"timeout": 1e11}, "the timeout"),
+        ({"time_limit": float("nan")}, "the time limit"),
+        ({"precision": "half"}, "precision"),
+    ],
+)
+def test_a_run_refuses_limits_before_anything_trains(limits, complaint, tmp_path):
+    planned = plan.make(PAPER, "smoke", ["small"], [0], Store(tmp_path / "results"))
+    with pytest.raises(KdcoreError, match=complaint):
+        engine.run(planned, Store(tmp_path / "results"), **limits)
+    assert not (tmp_path / "results").exists()
