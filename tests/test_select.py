@@ -68,7 +68,8 @@ def test_committed_pairs_that_mix():
     assert pairs >= 9
 
 
-def test_stale_and_failed_records_stay_out(paper):
+def test_stale_and_failed_records_stay_out():
+    paper = papers.get(KEY)
     good = of_arm(paper, "fast", "small", [145, 146, 147])
     trial = paper.trial("fast", "small", 3)
     earlier = made(dataclasses.replace(trial, version=trial.version - 1), {"test_errors": 900})
