@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from steps import state
 
 from kdcore import papers
 from kdcore.data.images import ImageData
@@ -32,7 +33,7 @@ def noise_images(name, train, test, shape=(3, 32, 32), classes=None, labels=None
 
 
 class Spy:
-    """A run that keeps the batches of each stage, and the student's weights before and after."""
+    """A run that keeps the batches of each stage, and the student's weights before and after; of one without a model nothing."""
 
     def __init__(self, run):
         self.run, self.model, self.stages = run, run.model, run.stages
@@ -44,9 +45,9 @@ class Spy:
     def train(self, context=None):
         """The results of ``Run.train``."""
         net = getattr(self.model, "student", self.model)
-        self.start = {key: value.clone() for key, value in net.state_dict().items()}
+        self.start = state(net) if net is not None else {}
         results = self.run.train(context or Context())
-        self.end = {key: value.clone() for key, value in net.state_dict().items()}
+        self.end = state(net) if net is not None else {}
         return results
 
 
