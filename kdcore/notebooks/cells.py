@@ -28,25 +28,23 @@ def standard(paper) -> list[NotebookNode]:
     compared = next((table["id"] for table in paper.tables if any(row["paper"] is not None for row in table["rows"])), None)
     quoted = any(row["arm"] is None for table in paper.tables for row in table["rows"])
     tables = [
-        "Each table stands under its budget, the committed records first.",
+        "Each table is shown per budget, committed records first.",
         *([f"Paper: mean and standard deviation of {runs} runs."] if runs else []),
-        "Ours: mean and 95 % t-interval over seeds. The verdict holds the 90 % interval of the difference against the margin in the last",
+        "Ours: mean and 95 % t-interval over seeds. The verdict compares the 90 % interval of the difference with the margin in the last",
         "column.",
         *(['Rows marked "quoted" are numbers that the paper takes from others.'] if quoted else []),
     ]
     claims = "A claim holds when the 95 % interval of the paired difference excludes 0 (Holm's correction over the claims)."
-    welch = (
-        f" The last two columns ask the same of the paper's own means and standard deviations: Welch's test of {runs} runs, not corrected."
-    )
+    welch = f" The last two columns test it on the paper's own means and standard deviations: Welch's test with {runs} runs, uncorrected."
     cells = [
-        _words("setup", "## Setup\n\nThe next cell holds every parameter. The budgets:\n\n" + "\n".join(map(_wrapped, sizes))),
+        _words("setup", "## Setup\n\nThe next cell holds the parameters. The budgets:\n\n" + "\n".join(map(_wrapped, sizes))),
         _code(
             "parameters",
             f'budget: str = "{names[0]}"  # {chosen}',
-            "seeds: int = 0  # how many seeds; 0 for the number that the budget plans",
+            "seeds: int = 0  # how many seeds; 0 for the budget's own number",
             'device: str = "cpu"  # cpu, cuda or cuda:N',
             'engine: str = "local"  # local: child processes on this machine',
-            'results_dir: str = "results"  # where records lie, relative to the checkout',
+            'results_dir: str = "results"  # the folder of the records, relative to the checkout',
         ),
         _code(
             "page",
@@ -55,16 +53,16 @@ def standard(paper) -> list[NotebookNode]:
             f'page = notebooks.Page("{paper.key}", budget=budget, seeds=seeds, device=device, engine=engine, results_dir=results_dir)',
             "page.run()",
         ),
-        _words("budget-words", "What this budget changes against the paper's protocol:"),
+        _words("budget-words", "What this budget changes in the paper's protocol:"),
         _code("budget", 'page.facts("budget")'),
         _words(
             "protocol-words",
-            "The protocol, fact by fact. Marks: V read in the named source, C recomputed, I inferred, M from memory, ? stated nowhere.",
+            "The protocol, fact by fact. Marks: V read in the named source, C computed, I inferred, M from memory, ? not stated anywhere.",
         ),
         _code("protocol", 'page.facts("protocol")'),
         _words("tables", "## Tables\n\n" + _wrapped(" ".join(tables))),
         *(_code(TABLE + table["id"], f'page.table("{table["id"]}")') for table in paper.tables),
-        _words("plots", "## Plots\n\n### Paper against ours\n\nEvery dot is a seed."),
+        _words("plots", "## Plots\n\n### Paper against ours\n\nEach dot is a seed."),
         *([] if compared is None else [_code("paper-against-ours", f'page.figure("paper_{compared}")')]),
         _words("verdict", "## Verdict\n\n" + _wrapped(claims + (welch if runs else ""))),
         _code("claims", "page.claims()"),

@@ -1,8 +1,9 @@
-"""``docs/equations.md``: every equation of every paper, with what computes it and where it is taught, made of the sheets' ``equations``.
+"""``docs/equations.md``: every equation of every paper, the code that computes it and the notebook cell that teaches it, generated from
+the sheets' ``equations``.
 
-python -m kdcore.papers.equations    # writes it anew; kdcore check says when it is not up to date
+python -m kdcore.papers.equations    # writes it; kdcore check says when it is out of date
 
-Lines are looked up in the source, cells in the notebooks: a cell shows an equation where its LaTeX stands in it, spaces aside.
+Lines are looked up in the source, cells in the notebooks: a cell shows an equation if it contains its LaTeX, ignoring spaces.
 """
 
 import importlib
@@ -15,13 +16,13 @@ from kdcore import papers, paths, validation
 COMMAND = "python -m kdcore.papers.equations"
 PAGE = Path("docs/equations.md")
 INTRODUCTION = f"""\
-<!-- Made of `equations` in the sheets, of the code and of the notebooks by `{COMMAND}`. Change them, not this page. -->
+<!-- Generated from `equations` in the sheets, the code and the notebooks by `{COMMAND}`. Change them, not this page. -->
 
 # Equations
 
-Every equation that a paper of the suite has or uses: its number in the paper, or where it has none the section or the source, the
-code that computes it, and the cell of the notebook that teaches it. A number in brackets has the mark of how sure it is
-([marks](sheet.md#marks)). To find one, search this page for a word, a symbol of the code or a number.
+Every equation that a paper of the suite states or uses: its number in the paper (or the section or source if it has none), the code
+that computes it, and the notebook cell that teaches it. A mark in brackets says how certain the number is ([marks](sheet.md#marks)).
+To find an equation, search this page for a word, a function or a number.
 """
 
 

@@ -1,8 +1,8 @@
-"""What a paper's sheet holds, as pydantic models. The docstring under a key is what ``docs/sheet.md`` and the JSON schema say of it:
-``python -m kdcore.papers.sheet_page`` writes both anew.
+"""What a paper's sheet holds, as pydantic models. The docstring under a key is its description in ``docs/sheet.md`` and in the JSON
+schema, which ``python -m kdcore.papers.sheet_page`` writes.
 
-Only ``papers.problems`` and ``papers.sheet_page`` import it, and ``Paper`` does without where there is no pydantic: a machine that
-trains needs none. The sheet that the code uses stays the plain dict.
+Only ``papers.problems`` and ``papers.sheet_page`` import this module, and ``Paper`` skips it where pydantic is missing: a machine that
+only trains does not need it. The code itself uses the sheet as a plain dict.
 """
 
 from typing import Annotated, Any, Literal
@@ -20,10 +20,10 @@ Mark = Literal["V", "C", "I", "M", "M?", "?"]
 MARKS = {
     "V": "verified: read in the named source",
     "C": "computed: follows from what the source says, such as a count of parameters that comes out exactly",
-    "I": "inferred: not said, but hardly anything else is meant",
+    "I": "inferred: not stated, but hardly anything else can be meant",
     "M": "from memory, not looked up",
-    "M?": "from memory, and not sure",
-    "?": "stated nowhere: what we do is our choice",
+    "M?": "from memory, and unsure",
+    "?": "not stated anywhere: what we do is our choice",
 }
 Sweep = Annotated[dict[Text, Annotated[list[str | float], Field(min_length=1)]], Field(min_length=1)]
 Seeds = Annotated[int, Field(ge=1, le=validation.MOST_SEEDS)]
@@ -34,41 +34,41 @@ class Model(BaseModel):
 
 
 class Fact(Model):
-    """What the paper says of one point of its protocol, what we do, and how sure that is."""
+    """One point of the protocol: what the paper says, what we do, and how certain the paper's side is."""
 
     what: Text
     """The point: data, batch size, loss, ..."""
     paper: Text
-    """What the paper says of it; "not stated" where it says nothing."""
+    """What the paper says; "not stated" if it says nothing."""
     ours: Text
-    """What we do; "the same" where that is all."""
+    """What we do; "the same" if that is all."""
     mark: Mark
-    """How sure ``paper`` is."""
+    """How certain ``paper`` is."""
     source: Text
-    """Section, table, equation or file and line where it is said; none where it is said nowhere."""
+    """Where it is stated: section, table, equation, or file and line; none if nowhere."""
 
 
 class Equation(Model):
-    """An equation that the paper has or uses: where it stands, what computes it. A cell of the notebook shows it with the same LaTeX;
-    ``docs/equations.md`` lists all."""
+    """An equation that the paper states or uses, where it stands, and the code that computes it. A cell of the notebook must show it
+    with the same LaTeX; ``docs/equations.md`` lists all equations."""
 
     what: Text
-    """What it is called."""
+    """Its name."""
     number: Text
-    """The paper's own number, "eq. 2"; where it has none, the section, or whose it is."""
+    """Its number in the paper, "eq. 2"; if it has none, the section or the source."""
     mark: Mark
-    """How sure ``number`` is."""
+    """How certain ``number`` is."""
     latex: Text
-    """The equation, without dollars."""
+    """The equation, without dollar signs."""
     code: Annotated[list[Text], Field(min_length=1)]
-    """What computes it, the closest first: dotted names, such as ``kdcore.losses.kd``."""
+    """The code that computes it, closest first: dotted names such as ``kdcore.losses.kd``."""
 
 
 class Deviation(Model):
-    """Where we do otherwise than the paper, or come to another result, and why."""
+    """Where we depart from the paper, or reach a different result, and why."""
 
     what: Text
-    """The point, and in brackets the budget, if it is about one."""
+    """The point, with the budget in brackets if it concerns only one."""
     paper: Text | Number
     """What the paper does or finds."""
     ours: Text | Number
@@ -78,21 +78,21 @@ class Deviation(Model):
 
 
 class Config(BaseModel):
-    """Every parameter of an arm, with its value at budget ``paper``, and a comment on its unit and meaning where these are not obvious.
-    Apart from the ones below, the paper's ``trial.py`` decides which there are: each that it reads as ``config["..."]`` must stand here,
-    and only what stands here can be set in an arm or a budget. Lengths are multiplied by ``scale`` where a paper has it."""
+    """Every parameter of an arm, with its value at budget ``paper`` and, unless obvious, a comment on its unit and meaning. Apart from
+    the keys below, the paper's ``trial.py`` defines the parameters: each one that it reads as ``config["..."]`` must be listed here, and
+    only parameters listed here can be set in an arm or a budget. Where a paper has ``scale``, it multiplies all lengths."""
 
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
     data: Text | None
-    """Name of a data set (``kdcore.data``); null where each arm names its own."""
+    """Name of a data set (``kdcore.data``); null if each arm names its own."""
     teacher: Text | None
     """The arm that teaches, trained first with the same budget and seed; null for none."""
     is_teacher: bool | Literal["derived"] = False
-    """``derived``: true for an arm that another one names as its teacher. Such an arm keeps its weights."""
+    """``derived``: true for an arm that another arm names as its teacher. Its weights are kept."""
     teacher_network: Text | None = None
-    """``derived``: the teacher's ``network`` at the same budget, null without a teacher."""
+    """``derived``: the teacher's ``network`` at the same budget; null without a teacher."""
     network: Text | None = None
-    """What ``kdcore.models.create`` builds, such as ``resnet_26``."""
+    """A name that ``kdcore.models.create`` knows, such as ``resnet_26``."""
 
     @field_validator("is_teacher", mode="before")
     @classmethod
@@ -106,15 +106,15 @@ class Augmentation(Model):
     """How training images are shifted and mirrored (``kdcore.data.augment.Views``)."""
 
     pad: Annotated[int, Field(ge=0)] = 0
-    """Pixels of padding on each side, of which a random crop is taken."""
+    """Pixels of padding on each side before a random crop."""
     border: Literal["zero", "reflect"] | None = None
-    """What the padding holds: black, or the mirrored image."""
+    """What fills the padding: black, or the mirrored image."""
     flip: bool = False
-    """Mirrored left to right, one time in two."""
+    """Whether to mirror an image left to right, with probability 1/2."""
 
 
 class Moments(Model):
-    """Normalisation by given values of the channels, in units of 0..1."""
+    """Normalisation with given statistics of the channels, for pixel values from 0 to 1."""
 
     mean: Annotated[list[Number], Field(min_length=1)]
     """Of each channel."""
@@ -123,25 +123,25 @@ class Moments(Model):
 
 
 class Ramp(Model):
-    """A value that changes while a stage goes on."""
+    """A value that changes during a stage."""
 
     start: Annotated[Number, Field(alias="from")]
     """The value before the span."""
     to: Number
     """The value after it."""
     span: Annotated[list[Number], Field(min_length=2, max_length=2)]
-    """Shares of the stage between which the value changes."""
+    """The fractions of the stage at which the change starts and ends."""
     geometric: bool = False
-    """By equal factors; otherwise by equal steps."""
+    """Change by equal factors instead of equal steps."""
 
 
 class Rates(Model):
-    """A learning rate that falls in steps: ``lr[i]`` until step ``until[i]``, times ``scale``; the last of them is the length."""
+    """A piecewise constant learning rate: ``lr[i]`` until step ``until[i]`` times ``scale``; the last of these steps is the length."""
 
     lr: Annotated[list[Amount], Field(min_length=1)]
     """The rates."""
     until: Annotated[list[Amount], Field(min_length=1)]
-    """Where each of them ends, in rising order."""
+    """The step at which each rate ends, in increasing order."""
 
     @model_validator(mode="after")
     def _as_many(self):
@@ -151,10 +151,11 @@ class Rates(Model):
 
 
 class Budget(Model):
-    """One size of the replication: what it runs, for how long, with how many seeds. What matches later in ``arms`` wins."""
+    """One scale of the replication: what it runs, for how long, with how many seeds. Of several patterns in ``arms`` that match, the last
+    one wins."""
 
     about: Text
-    """What it shows, in a line: data, lengths, and which arms where these are not all."""
+    """A one-line summary: data, lengths, and which arms if not all."""
     comparable: bool = True
     """Whether its numbers may be compared with the paper's; false for ``smoke``."""
     time: Text
@@ -164,72 +165,72 @@ class Budget(Model):
     only: Annotated[list[Text], Field(min_length=1)] = ["*"]
     """Patterns of the arms that it runs; all by default."""
     config: dict[Text, Any] = {}
-    """Parameters that it changes for every arm, over the arm's own settings."""
+    """Parameters that it changes for every arm, overriding the arm's own settings."""
     arms: dict[Text, dict[Text, Any]] = {}
-    """By pattern of arms: parameters, and ``seeds``, that it changes for these."""
+    """By pattern of arm names: parameters, and ``seeds``, that it changes for the arms that match."""
 
 
 class Row(Model):
     """One number of a table. ``metric``, ``unit``, ``margin`` and ``mark`` are the table's unless the row has its own."""
 
     label: Text
-    """What the reader sees."""
+    """What the row is called."""
     arm: Text | None
-    """Whose mean over seeds stands there; null for a number that the paper quotes from others."""
+    """The arm whose mean over seeds is shown; null for a number that the paper quotes from others."""
     sweep: Sweep | None = None
-    """As of an arm: the row stands for one of each combination."""
+    """As in an arm: the row stands for one row per combination."""
     paper: Number | None | list[Number | None]
-    """The number that the paper reports, null where it has none; for a sweep also a list, one for each combination."""
+    """The number that the paper reports, null if none; for a sweep, also a list with one number per combination."""
     reference: Number | None | list[Number | None] = None
-    """The same from whom the table's ``reference`` names."""
+    """The number from the source that the table's ``reference`` names."""
     std: Amount | None = None
     """The standard deviation that the paper gives with its number."""
     mark: Mark | None = None
-    """How sure the reported number is."""
+    """How certain the reported number is."""
     metric: Metric | None = None
-    """What of a trial is shown: a name in METRICS of the paper's ``trial.py``."""
+    """The metric that is shown: a name in ``METRICS`` of the paper's ``trial.py``."""
     margin: Amount | None = None
-    """How far ours may lie from the paper's number and still be the same result, in the metric's unit."""
+    """How far our number may be from the paper's and still count as the same result, in the metric's unit."""
     unit: Text | None = None
-    """Of the metric."""
+    """The metric's unit."""
 
 
 class Table(Model):
-    """A table of the paper, or one of ours. Its ``metric``, ``unit``, ``margin`` and ``mark`` hold for the rows without their own."""
+    """A table of the paper, or one of ours. Its ``metric``, ``unit``, ``margin`` and ``mark`` apply to rows without their own."""
 
     id: Name
-    """Short, for file names and commands."""
+    """A short name, for files and commands."""
     title: Text
-    """What the reader sees."""
+    """Its heading."""
     number: int | Text | None = None
     """Its number in the paper; none for a table of ours."""
     source: Text
-    """Where the numbers stand."""
+    """Where the numbers come from."""
     reference: Text | None = None
     """Who else reports numbers, in the rows' ``reference``."""
     unit: Text
-    """Of the metric."""
+    """The metric's unit."""
     metric: Metric
-    """What of a trial is shown: a name in METRICS of the paper's ``trial.py``."""
+    """The metric that is shown: a name in ``METRICS`` of the paper's ``trial.py``."""
     margin: Amount
-    """How far ours may lie from the paper's number and still be the same result, in the metric's unit."""
+    """How far our number may be from the paper's and still count as the same result, in the metric's unit."""
     mark: Mark | None = None
-    """How sure the reported numbers are."""
+    """How certain the reported numbers are."""
     curves: bool = True
-    """Whether the errors of its arms over the epochs are drawn."""
+    """Whether to draw the learning curves of its arms."""
     rows: Annotated[list[Row], Field(min_length=1)]
-    """In the order in which the reader sees them."""
+    """In the order in which they are shown."""
 
 
 class Side(Model):
-    """Of a claim: the mean of a metric over arms, seed by seed, or a constant."""
+    """One side of a claim: the mean of a metric over arms, seed by seed, or a constant."""
 
     arms: Annotated[list[Text], Field(min_length=1)] | None = None
     """Their names."""
     metric: Metric | None = None
-    """A name in METRICS of the paper's ``trial.py``."""
+    """A name in ``METRICS`` of the paper's ``trial.py``."""
     value: Number | None = None
-    """The constant, in place of both."""
+    """The constant, instead of ``arms`` and ``metric``."""
 
     @model_validator(mode="after")
     def _one_of_two(self):
@@ -241,12 +242,12 @@ class Side(Model):
 
 
 class Claim(Model):
-    """A sentence of the paper that our numbers can bear out or contradict."""
+    """A statement of the paper that our numbers can support or contradict."""
 
     id: Name
-    """Short, for files."""
+    """A short name, for files."""
     text: Text
-    """The sentence, in our words."""
+    """The statement, in our words."""
     source: Text
     """Where the paper says so."""
     left: Side
@@ -254,9 +255,9 @@ class Claim(Model):
     relation: Literal["<", "same"]
     """``<``: left is smaller. ``same``: they differ by less than ``margin``."""
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """For ``same`` alone, in the metric's unit."""
+    """Only for ``same``, in the metric's unit."""
     right: Side
-    """With what it is compared."""
+    """What it is compared with."""
 
     @model_validator(mode="after")
     def _margin(self):
@@ -268,33 +269,33 @@ class Claim(Model):
 
 
 class Size(Model):
-    """A network of the first table: its size as the paper prints it, and as it is."""
+    """The size of a network in the first table, as the paper prints it and as counted."""
 
     row: Text
-    """Its label."""
+    """The label of its row."""
     layers: Text
     """In the paper's notation."""
     parameters_printed: Annotated[Text, Field(alias="parameters printed")]
     """As the paper prints them."""
     parameters: Amount
-    """As they are."""
+    """As counted."""
     hidden_units_printed: Annotated[Text, Field(alias="hidden units printed")]
     """As the paper prints them."""
     hidden_units: Annotated[Amount, Field(alias="hidden units")]
-    """As they are."""
+    """As counted."""
     note: Text
-    """What the difference comes from."""
+    """What explains the difference."""
 
 
 class Sheet(Model):
-    """Everything that is said of a paper, in this order."""
+    """The sections of a sheet, in this order."""
 
     title: Text
-    """Of the paper."""
+    """The paper's title."""
     authors: Text
     """First names first."""
     year: Annotated[int, Field(ge=1900, le=2100)]
-    """Of publication."""
+    """The year of publication."""
     citation: Text
     """Where it was published, and which sections are replicated."""
     url: Annotated[str, Field(pattern=r"^https?://\S+$")]
@@ -302,28 +303,29 @@ class Sheet(Model):
     short: Text
     """Its name in tables: "Hinton 2015, MNIST"."""
     question: Text
-    """What the paper asks, in a sentence."""
+    """The question that the paper asks, in one sentence."""
     protocol: Annotated[list[Fact], Field(min_length=1)]
     """The paper's protocol and ours, point by point."""
     equations: list[Equation] = []
-    """What the paper computes, and which of our functions does."""
+    """The paper's equations, and the code that computes them."""
     sizes: list[Size] | None = None
-    """One for each row of the first table, for a paper with a figure of sizes of its own."""
+    """One per row of the first table, for a paper that draws a figure of sizes."""
     bfloat16: bool = False
-    """Whether training may multiply in bfloat16 where that is fast: only after ``python -m benchmarks.precision`` found equal errors."""
+    """Whether training may multiply in bfloat16 where that is fast: true only once ``python -m benchmarks.precision`` has found equal
+    errors."""
     config: Config
     """Every parameter of an arm."""
     arms: Annotated[dict[Text, dict[Text, Any]], Field(min_length=1)]
-    """By name, what each way to train a model sets otherwise than ``config``. An arm with a ``sweep`` stands for one of each combination:
-    ``{variable}`` in its name and settings is filled in."""
+    """The ways to train a model, by name: what each sets differently from ``config``. An arm with a ``sweep`` stands for one arm per
+    combination, with ``{variable}`` in its name and settings filled in."""
     budgets: Annotated[dict[Literal["smoke", "laptop", "fast", "paper"], Budget], Field(min_length=1)]
-    """Sizes of the replication, from seconds to the full protocol."""
+    """Scales of the replication, from seconds to the full protocol."""
     runs: Annotated[int, Field(ge=2)] | None = None
-    """How many runs the paper's means and standard deviations are of."""
+    """The number of runs behind the paper's means and standard deviations."""
     tables: Annotated[list[Table], Field(min_length=1)]
-    """Reported numbers and where they stand; the first is the paper's headline."""
+    """Reported numbers and their sources; the first table is the paper's headline."""
     claims: list[Claim]
-    """What the paper says of its numbers."""
+    """What the paper claims about its numbers."""
     deviations: list[Deviation]
     """Where we depart from the paper."""
 

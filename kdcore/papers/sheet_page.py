@@ -1,6 +1,6 @@
-"""``docs/sheet.md`` and ``kdcore/papers/sheet.schema.json``, made of the models in ``papers.sheet``.
+"""``docs/sheet.md`` and ``kdcore/papers/sheet.schema.json``, generated from the models in ``papers.sheet``.
 
-python -m kdcore.papers.sheet_page    # writes both anew; kdcore check says when they are not up to date
+python -m kdcore.papers.sheet_page    # writes both; kdcore check says when they are out of date
 """
 
 import itertools
@@ -17,7 +17,7 @@ EDITORS = "# yaml-language-server: $schema=../sheet.schema.json"  # the first li
 
 # heading, models, and an example: (paper, section, what its entry begins with)
 PARTS = [
-    ("The whole", [sheet.Sheet], None),
+    ("Sections", [sheet.Sheet], None),
     ("protocol", [sheet.Fact], ("fsp", "protocol", "- what: batch size")),
     ("equations", [sheet.Equation], ("fsp", "equations", "- what: FSP loss")),
     ("config", [sheet.Config, sheet.Augmentation, sheet.Moments, sheet.Rates, sheet.Ramp], ("fsp", "config", "")),
@@ -30,38 +30,38 @@ PARTS = [
 ]
 
 INTRODUCTION = f"""\
-<!-- Made of the models in kdcore/papers/sheet.py by `{COMMAND}`. Change them, not this page. -->
+<!-- Generated from the models in kdcore/papers/sheet.py by `{COMMAND}`. Change them, not this page. -->
 
 # A paper's sheet
 
-`kdcore/papers/KEY/sheet.yaml` holds everything that is known of a paper and everything that we run for it: its protocol
-beside ours, each way to train a model, budgets, reported numbers, claims, and where we depart from it. Tables, claims and
-notebooks follow from it and from the records.
+`kdcore/papers/KEY/sheet.yaml` describes a paper and everything that we run for it: its protocol beside ours, each way to train a
+model, budgets, reported numbers, claims, and where we depart from the paper. Tables, claims and notebooks follow from the sheet and
+the records.
 
-It is checked whenever a paper is opened, so before anything trains: a key that is missing, unknown or misspelt, a value of the
-wrong type or out of range, an arm, data set, network or metric that does not exist, a learning rate that is never used. `kdcore
+A sheet is checked whenever its paper is opened, before anything trains, for keys that are missing, unknown or misspelt; values of the
+wrong type or out of range; arms, data sets, networks or metrics that do not exist; and learning rates that are never used. `kdcore
 check` lists all problems of all sheets, one sentence each. Editors with the
-[YAML language server](https://github.com/redhat-developer/yaml-language-server) complete and check as you type: the first line
-of a sheet is `{EDITORS}`.
+[YAML language server](https://github.com/redhat-developer/yaml-language-server) complete and check keys as you type, because the first
+line of a sheet is `{EDITORS}`.
 
-`{COMMAND}` makes this page and the schema anew; `kdcore check` says when they are not up to date.
+`{COMMAND}` generates this page and the schema; `kdcore check` says when they are out of date.
 
-What is written once is not repeated: `is_teacher` and `teacher_network` are `derived`, a row takes its table's `metric`, `unit`,
-`margin` and `mark`, a sweep stands for many arms, and an anchor (`&name`, `*name`, `<<: *name`) for settings that are merely equal.
+A sheet says each thing once. `is_teacher` and `teacher_network` are `derived`; a row inherits its table's `metric`, `unit`, `margin`
+and `mark`; a sweep stands for many arms; and a YAML anchor (`&name`, `*name`, `<<: *name`) shares settings that happen to be equal.
 
-The configuration of a trial is `config`, then what its arm sets, then what its budget sets for all arms, then what the budget sets for
-patterns that match the arm, each over what came before. All of it is part of the trial's id: whoever changes a value makes new trials.
+The configuration of a trial is `config`, overridden in turn by its arm, by its budget's `config`, and by the budget's patterns that
+match the arm. All of it is part of the trial's id, so changing a value makes new trials.
 """
 
 ARMS = """\
-From the name of an arm to the parameters that it sets otherwise than `config`, where every parameter must stand. With a `sweep`, an
-arm stands for one of each combination of its variables: `{variable}` in the name and in the settings is filled in, and a setting
-that is `"{variable}"` alone becomes the value itself, a number for a number. Names of arms in a budget may be patterns as in a
-shell: `*`, `?`, `[...]`.
+Maps the name of an arm to the parameters that it sets differently from `config`, where every parameter must be listed. An arm with a
+`sweep` stands for one arm per combination of its variables: `{variable}` in the name and in the settings is filled in, and a setting
+that consists of `"{variable}"` alone takes the value itself, so that a number stays a number. In a budget, names of arms may be shell
+patterns: `*`, `?`, `[...]`.
 """
 
 MARKS = """\
-How sure a fact or a reported number is. A number that is not verified is shown with its mark.
+How certain a fact or a reported number is. A number that is not verified is shown with its mark.
 
 | mark | meaning |
 | --- | --- |
@@ -71,7 +71,7 @@ How sure a fact or a reported number is. A number that is not verified is shown 
 def pages() -> dict[Path, str]:
     """{path from the root of the repository: what should stand there}."""
     schema = sheet.Sheet.model_json_schema()
-    schema["$comment"] = f"Made by {COMMAND}"
+    schema["$comment"] = f"Generated by {COMMAND}"
     return {
         Path("docs/sheet.md"): _page(schema),
         Path("kdcore/papers/sheet.schema.json"): json.dumps(schema, indent=1, ensure_ascii=False) + "\n",

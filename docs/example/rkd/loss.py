@@ -1,4 +1,4 @@
-"""The losses of Park, Kim, Lu & Cho 2019: how two or three images lie to one another. Nothing in them belongs to a single image."""
+"""The losses of Park, Kim, Lu & Cho 2019, which compare pairs and triplets of images: a single image has no loss of its own."""
 
 import torch
 from torch import Tensor
@@ -8,25 +8,25 @@ from kdcore.losses import no_autocast
 
 
 def distance_wise(student: Tensor, teacher: Tensor) -> Tensor:
-    """l(|t_i - t_j| / mu_t, |s_i - s_j| / mu_s), the mean over all pairs; mu is a net's mean distance of two images, l the Huber loss
-    (section 3.2.1). student [B, C], teacher [B, D] with B of 2 or more: C and D may differ. A scalar. Raises ValueError."""
+    """l(|t_i - t_j| / mu_t, |s_i - s_j| / mu_s), the mean over all pairs; mu is a net's mean distance between two images, l the Huber
+    loss (section 3.2.1). student [B, C], teacher [B, D], B >= 2; C and D may differ. Scalar. Raises ValueError for other shapes."""
     return F.huber_loss(*(_distances(features) for features in _checked(student, teacher, 2)))
 
 
 def angle_wise(student: Tensor, teacher: Tensor) -> Tensor:
-    """l(cos of the angle of i, j, k in the teacher, the same in the student), the mean over all triplets (section 3.2.2). As
-    ``distance_wise``, with B of 3 or more."""
+    """l(cosine of the angle at j between i and k in the teacher, the same in the student), the mean over all triplets (section 3.2.2).
+    Shapes and errors as in ``distance_wise``, but B >= 3."""
     with no_autocast(student):
         return F.huber_loss(*(_cosines(features) for features in _checked(student, teacher, 3)))
 
 
 def _distances(features: Tensor) -> Tensor:
     distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances * (len(features) * (len(features) - 1)) / distances.sum()  # an image is at distance 0 from itself: no pair
+    return distances * (len(features) * (len(features) - 1)) / distances.sum()  # the diagonal is 0, and not counted as pairs
 
 
 def _cosines(features: Tensor) -> Tensor:
-    """[j, i, k]: at the corner j. Two images at one place have no direction: 0, and no gradient, which would be infinite."""
+    """[j, i, k]: the cosine at corner j. Two coinciding images have no direction: 0, without a gradient, which would be infinite."""
     between = features[None] - features[:, None]
     squares = between.square().sum(-1, keepdim=True)
     directions = torch.where(squares > 0, between / squares.where(squares > 0, 1).sqrt(), 0)

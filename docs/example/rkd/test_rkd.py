@@ -1,4 +1,4 @@
-"""Park 2019: the losses by hand, and what a trial adds up."""
+"""Park 2019: the losses, computed by hand, and the sum that each arm trains."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ EVEN = torch.eye(3)  # sides alike; cosines 1/2
 
 
 def test_the_sheet_holds_the_papers_numbers():
-    """Typed here from memory: see their mark."""
+    """Typed from memory: see their mark."""
     assert [row["paper"] for row in PAPER.tables[0]["rows"]] == [77.76, 71.26, 72.27, 72.97, 72.97, 74.26, 74.66]
 
 

@@ -28,7 +28,7 @@ prepare = Trial.prepare
 
 
 def embeddings(batch):
-    """Of the student and of the teacher, at length 1."""
+    """Those of the student and of the teacher, normalised to length 1."""
     return F.normalize(batch.own("pooled")), F.normalize(batch.teacher.taps["pooled"])
 
 
