@@ -33,6 +33,22 @@ def test_a_new_paper_passes_its_test_runs_and_is_checked(tmp_path):
     assert kdcore("new", "my_paper", papers_in=tmp_path)[2] == "kdcore: there is a paper my_paper already: choose another key\n"
 
 
+@pytest.mark.parametrize(
+    "broken, reason",
+    [
+        ("import kdcore.nothing", "ModuleNotFoundError: No module named 'kdcore.nothing'"),
+        ("def f(:", "SyntaxError: "),
+        ("1 / 0", "ZeroDivisionError: "),
+    ],
+)
+def test_a_trial_that_cannot_be_imported_is_one_sentence(broken, reason, tmp_path):
+    assert kdcore("new", "my_paper", papers_in=tmp_path)[0] == 0
+    (tmp_path / "my_paper" / "trial.py").write_text(broken)
+    for command in ("plan", "run"):
+        code, _, err = kdcore(command, "my_paper", papers_in=tmp_path)
+        assert code == 1 and err.count("\n") == 1 and err.startswith(f"kdcore: my_paper/trial.py cannot be imported ({reason}")
+
+
 def test_in_the_checkout_its_notebook_and_test_lie_with_the_others(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "kdcore" / "papers"
     monkeypatch.setattr(papers, "HERE", folder)

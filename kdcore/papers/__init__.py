@@ -117,7 +117,7 @@ class Paper:
 
     @cached_property
     def module(self):
-        return importlib.import_module(f"kdcore.papers.{self.key}.trial")
+        return self._import("trial")
 
     @property
     def notebook(self) -> Path:
@@ -129,7 +129,18 @@ class Paper:
         """What draws the figures of this paper alone, by name, from the records of one budget; what has no record is left out."""
         if not (HERE / self.key / "figures.py").exists():
             return {}
-        return importlib.import_module(f"kdcore.papers.{self.key}.figures").figures(records)
+        return self._import("figures").figures(records)
+
+    def _import(self, part: str):
+        """A Python file of the paper's folder. Raises KdcoreError where it cannot be imported, ModuleNotFoundError for a package that is
+        not installed."""
+        try:
+            return importlib.import_module(f"kdcore.papers.{self.key}.{part}")
+        except Exception as error:  # whatever a file that is being written may raise
+            if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != "kdcore":
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise KdcoreError(f"{self.key}/{part}.py cannot be imported ({reason})") from error
 
     def prepare(self, trials, context, teacher_weights) -> Run:
         """All that the trials of a cohort train, built and not trained yet. teacher_weights: what their teacher's trial handed on;
