@@ -1,1 +1,1 @@
-"""Speed benchmarks: kdcore against the loop that users know, both in one run. ``python -m benchmarks``."""
+"""Speed benchmarks: kdcore against the usual training loop, both in one run. ``python -m benchmarks``."""

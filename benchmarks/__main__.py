@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...]``: measure, print one table, and on request judge or keep it."""
+"""``python -m benchmarks [NAME ...]``: measure, print one table, and optionally check or save it."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from benchmarks.suite import BENCHMARKS, Row, Settings
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 MINIMUM_ROUNDS = 5
-TOO_BUSY = 0.1  # share of the CPU that others may use before ratios are worth little
+TOO_BUSY = 0.1  # share of the CPU that other processes may use before ratios become unreliable
 HEAD = ("id", "benchmark", "what", "baseline", "ours", "unit", "ratio [min-max]", "floor", "target", "verdict", "peak MB")
 
 
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.rounds < 1:
         return _complain("--rounds must be at least 1", 2)
     if options.save and (options.quick or options.rounds < MINIMUM_ROUNDS):
-        return _complain(f"--save keeps full runs only: at least {MINIMUM_ROUNDS} rounds, and no --quick", 2)
+        return _complain(f"--save takes only full runs: at least {MINIMUM_ROUNDS} rounds and no --quick", 2)
     try:
         return _run(options)
     except BenchmarkError as error:
@@ -34,14 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="kdcore's speed against the loop that users know.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="kdcore's speed against the usual training loop.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=MINIMUM_ROUNDS, help="times that every side is measured (default %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="short rounds on a smaller set: to see that it works")
-    parser.add_argument("--seed", type=int, default=0, help="of data, weights and batches (default %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="only the rows of this device (default: every one that is here)")
-    parser.add_argument("--save", action="store_true", help=f"append one JSON row a benchmark to {RESULTS.name}")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a floor is missed")
+    parser.add_argument("--rounds", type=int, default=MINIMUM_ROUNDS, help="how often each side is measured (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="short rounds on a smaller set, to see that it works")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and batches (default %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="only the rows of this device (default: every device of this machine)")
+    parser.add_argument("--save", action="store_true", help=f"append one JSON row per benchmark to {RESULTS.name}")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a floor is missed")
     return parser
 
 
@@ -61,12 +61,12 @@ def _run(options: argparse.Namespace) -> int:
     settings, names = _settings(options), list(dict.fromkeys(options.names)) or list(BENCHMARKS)
     jobs = [(name, device) for name in names for device in suite.devices(name) if options.device in (None, device)]
     if not jobs:
-        return _complain(f"nothing to run: no {options.device} here, or no rows on it for {', '.join(names)}", 2)
+        return _complain(f"nothing to run: this machine has no {options.device}, or it has no rows for {', '.join(names)}", 2)
     trained = [job for job in jobs if job[0] != "munge"]
     for on_cifar, device in dict.fromkeys((name in suite.ON_CIFAR, device) for name, device in trained):
         suite.check_numerics(on_cifar, options.seed, device)
         nets = "convolutional nets" if on_cifar else "MLPs"
-        _progress(f"numerics of {nets} on {device}: kdcore's losses are the plain loop's, the table is the teacher")
+        _progress(f"numerics of {nets} on {device}: kdcore's losses equal the plain loop's, and the table equals the teacher")
     environment = measure.environment(options.seed)
     cells, notes, missed = [], [], []
     for name, device in jobs:
@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
         others = load.share()
         found = [_cells(name, row) for row in outcome.rows]
         for line in found:
-            _progress("  " + "  ".join(line[2:]))  # a long run that is stopped has not been for nothing
+            _progress("  " + "  ".join(line[2:]))  # so that a long run that is stopped has not been for nothing
         cells += found
         missed += [f"{row.id} {row.what}" for row in outcome.rows if row.verdict() == "below floor"]
         notes += [f"{name} ({device}): {note}" for note in (*outcome.notes, _conditions(ceilings, others))]
@@ -133,12 +133,12 @@ def _table(head: tuple[str, ...], lines: list[list[str]]) -> str:
 def _conditions(ceilings: dict[str, float], others: float | None) -> str:
     limits = ", ".join(f"{key} {_number(value)}" for key, value in ceilings.items())
     share = "an unknown share" if others is None else f"{100 * others:.0f} %"
-    advice = ": too much, measure again on an idle machine" if others is not None and others > TOO_BUSY else ""
+    advice = ": too much; measure again on an idle machine" if others is not None and others > TOO_BUSY else ""
     return f"{limits}; other processes used {share} of the CPU{advice}"
 
 
 def _record(name, device, settings: Settings, outcome: suite.Outcome, ceilings: dict, others: float | None, environment: dict) -> dict:
-    """One line of the results file: every round's figure is kept, so that a ratio can be recomputed."""
+    """One line of the results file. Each round's figure is kept, so that ratios can be recomputed."""
     rows = [vars(row) | {"ratio": vars(row.ratio()), "verdict": row.verdict()} for row in outcome.rows]
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,11 +1,11 @@
-"""Image data small enough to be carried to a machine without a network: ``python -m benchmarks.carry pack FOLDER cifar10 mnist``.
+"""Image data made small enough to carry to a machine without a network: ``python -m benchmarks.carry pack FOLDER cifar10 mnist``.
 
     pack FOLDER NAME ...     write parts of at most --mib each, FOLDER/part-1.bin, ...
-    unpack FOLDER DATA       put the parts together, each set as DATA/NAME.safetensors
+    unpack FOLDER DATA       put the parts together; each set becomes DATA/NAME.safetensors
 
-Each pixel is predicted from those above and to its left (the median predictor of JPEG-LS), green from itself, red and blue from
-their difference to green, and what is left is Huffman-coded: CIFAR-10 takes half of its 176 MiB. Nothing is lost, and what is
-unpacked has the fingerprint that each load checks.
+Each pixel is predicted from those above and to its left (the median predictor of JPEG-LS); red and blue are first replaced by their
+difference from green. The residuals are Huffman-coded, and CIFAR-10 then takes half of its 176 MiB. The coding is lossless: unpacked
+data have the fingerprint that each load checks.
 """
 
 import argparse
@@ -24,7 +24,9 @@ MIB = 48
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.carry", description="Image data in parts, to be carried.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.carry", description="Pack image data in parts, to carry to another machine."
+    )
     parser.add_argument("do", choices=("pack", "unpack"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="+", metavar="NAME or DATA")
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def pack(folder: Path, names: list[str], size: int) -> list[Path]:
-    """Write the parts; what an earlier call left in the folder is removed."""
+    """Write the parts, and remove those that an earlier call left in the folder."""
     head, body = {}, []
     for name in names:
         images = data.load(name)
@@ -62,7 +64,7 @@ def pack(folder: Path, names: list[str], size: int) -> list[Path]:
 
 
 def unpack(folder: Path, target: Path) -> list[Path]:
-    """The sets of a folder of parts as files that ``data.load`` reads."""
+    """Put a folder's parts together into files that ``data.load`` reads."""
     from safetensors.numpy import save_file
 
     parts = sorted(folder.glob("part-*.bin"), key=lambda path: int(re.findall(r"\d+", path.stem)[0]))
@@ -81,7 +83,7 @@ def unpack(folder: Path, target: Path) -> list[Path]:
 
 
 def residual(images: np.ndarray) -> np.ndarray:
-    """What the prediction leaves, modulo 256, channel by channel: uint8 [N, C, H, W] -> [C, N, H, W]."""
+    """The residuals of the prediction, modulo 256, channel by channel: uint8 [N, C, H, W] -> [C, N, H, W]."""
     x = images.astype(np.int16).transpose(1, 0, 2, 3)
     if len(x) == 3:
         x[[0, 2]] -= x[1]
@@ -90,7 +92,7 @@ def residual(images: np.ndarray) -> np.ndarray:
 
 
 def restored(found: np.ndarray) -> np.ndarray:
-    """The images of a ``residual``: all of them at once, pixel by pixel."""
+    """The images of a ``residual``, all at once, pixel by pixel."""
     channels, count, height, width = found.shape
     x = np.zeros((height + 1, width + 1, channels, count), np.int16)
     found = found.transpose(2, 3, 0, 1).astype(np.int16)

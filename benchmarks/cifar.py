@@ -1,4 +1,4 @@
-"""Two ways to train a convolutional net on 32 x 32 images: the loop that users know, and kdcore's. And the proof that they agree.
+"""Two ways to train a convolutional net on 32 x 32 images, the usual loop and kdcore's, and a check that they agree.
 
 Both see the same random images, cropped from a border of 4 and mirrored, batch 128, SGD with momentum. The student is WRN-16-2;
 with a teacher, WRN-22-4, its loss is 0.1 CE + 0.9 T^2 KL.
@@ -28,8 +28,8 @@ from kdcore.training import Context, Stage, Step, seed_of
 PAD, CLASSES = 4, 10
 VIEWS = 2 * (2 * PAD + 1) ** 2  # of an image
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # the constants that CIFAR-10 examples carry
-EPOCH, TEST_CASES = 50_000, 10_000  # of the sets that an epoch is extrapolated to
-WORKERS = {"cpu": 2, "cuda": 8}  # of the usual loop: more cores stand beside a GPU
+EPOCH, TEST_CASES = 50_000, 10_000  # sizes of the sets to which an epoch is extrapolated
+WORKERS = {"cpu": 2, "cuda": 8}  # of the usual loop; machines with a GPU have more cores
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def student_net(task: Task, number: int = 0) -> Network:
 
 
 def teacher_net(task: Task) -> Network:
-    """Its logits are spread as those of a trained net: a divergence of two nets that hardly differ would be rounding error."""
+    """Its logits are scaled to spread like a trained net's; the divergence of two nets that hardly differ would be rounding error."""
     net = freeze(models.create(task.teacher, CLASSES).reset(seed_of(task.seed, "teacher")))
     net.linear.weight.mul_(10)
     return net
 
 
 def operations(name: str, *, training: bool) -> int:
-    """Floating point operations of one image in the products of the net ``name``: forward, or a step's forward and backward."""
+    """Floating point operations per image in the matrix products of the net ``name``: forward, or the forward and backward of a step."""
     from torch.utils.flop_counter import FlopCounterMode
 
     net, image = models.create(name, CLASSES).train(training), torch.zeros(1, 3, 32, 32)
@@ -73,11 +73,11 @@ def operations(name: str, *, training: bool) -> int:
     return counter.get_total_flops()
 
 
-# ---------------------------------------------------------------- the loop that users know
+# ---------------------------------------------------------------- the usual loop
 
 
 class PilImages(Dataset):
-    """Images in memory that become PIL images, then views of them, then tensors, one at a time."""
+    """Images in memory, turned one at a time into PIL images, then augmented views, then tensors."""
 
     def __init__(self, images: numpy.ndarray, labels: Tensor, train: bool = True):
         from torchvision import transforms  # slow to import: only this side pays for it
@@ -96,8 +96,8 @@ class PilImages(Dataset):
 
 
 class PeerLoop(mlp.PeerLoop):
-    """The usual loop on colour images: as for the MLP, with float32 nets in PyTorch's own memory format and, of the teacher,
-    all features on every batch."""
+    """The usual loop on colour images: as for the MLP, with float32 nets in PyTorch's default memory format, and all of the teacher's
+    features computed on every batch."""
 
     def __init__(self, task: Task, distil: bool = False, device: str = "cpu", worker: int = 0):
         self.device, self.workers = device, WORKERS[device]
@@ -110,7 +110,7 @@ class PeerLoop(mlp.PeerLoop):
         self.batches, self.losses = None, []
 
     def warm_up(self) -> None:
-        """Start the loader's workers: their queue is full after one step of such a net."""
+        """Start the loader's workers; their queue is full after one step of such a net."""
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
         self.step()
 
@@ -124,12 +124,12 @@ class PeerFeed(PeerLoop):
 
     def warm_up(self) -> None:
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
-        for _ in range(20):  # until nothing is left of what was fetched ahead
+        for _ in range(20):  # until everything that was fetched ahead is used up
             self.step()
 
 
 class PeerEpoch(PeerLoop):
-    """An epoch of distillation and its evaluation, extrapolated from a share of both."""
+    """An epoch of distillation and its evaluation, extrapolated from a part of each."""
 
     def __init__(self, task: Task, worker: int = 0):
         super().__init__(task, distil=True)
@@ -142,7 +142,7 @@ class PeerEpoch(PeerLoop):
         return 1, EPOCH * training + TEST_CASES * self._evaluate(int(steps) * BATCH)
 
     def _evaluate(self, cases: int) -> float:
-        """Seconds an image, in batches of 32; the start of the loader's workers is not counted."""
+        """Seconds per image, in batches of 32; starting the loader's workers is not counted."""
         test = PilImages(self.images[: cases + 32], self.labels, train=False)
         batches, correct = iter(DataLoader(test, batch_size=32, num_workers=self.workers)), 0
         next(batches)
@@ -180,7 +180,7 @@ def views(task: Task, device: str) -> Views:
 
 @functools.cache
 def table(task: Task, device: str) -> LogitTable:
-    """The teacher's logits on any of them, none known yet."""
+    """A table for the teacher's logits on these views, still empty."""
     return LogitTable(_on(teacher_net(task), device), views(task, device), CLASSES)
 
 
@@ -191,8 +191,8 @@ def _on(net: nn.Module, device: str) -> nn.Module:
 def engine(
     task: Task, names: Sequence[str], tabled: bool = False, device: str = "cpu", rate: float = RATE, batch: int = BATCH
 ) -> tuple[nn.ModuleList, Stage]:
-    """Students that share their batches and one teacher, one for each of ``names``, and the stage (each method's first stage)
-    that trains them, from kdcore's parts. tabled: the teacher is a table of logits."""
+    """Students that share their batches and one teacher, one for each of ``names``, and the stage (each method's first) that trains
+    them, built from kdcore's parts. tabled: the teacher is a table of logits."""
     look, labels, teacher = views(task, device), raw(task)[1].to(device), _on(teacher_net(task), device)
     logits = table(task, device) if tabled else lambda index, x: None
     students = [_on(student_net(task, number), device) for number in range(len(names))]
@@ -216,9 +216,9 @@ def engine(
 
 
 class EngineLoop:
-    """kdcore's inner loop. One student for each of ``names``: together in one step, with one teacher, or each in its own."""
+    """kdcore's inner loop, with one student for each of ``names``: all in one step, with one teacher, or each in its own step."""
 
-    TABLED_BATCHES = 4  # known to a CPU's table, and gone through again and again: the whole table takes it hours
+    TABLED_BATCHES = 4  # the part of the table that is filled on a CPU, and used over and over: the whole table takes hours
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class EngineLoop:
         self.totals = [total + step(row).double() for total, step in zip(self.totals, self.steps, strict=True)]
 
     def warm_up(self) -> None:
-        """Once: it takes long, and nothing cools down between the rounds."""
+        """Runs only once: it takes long, and nothing cools down between rounds."""
         if self.warm:
             return
         if self.tabled and self.device != "cpu":
@@ -270,7 +270,7 @@ class EngineLoop:
 
 
 class EngineFeed(EngineLoop):
-    """Its batches, without a net."""
+    """The batches of ``EngineLoop``, without a net."""
 
     def __init__(self, task: Task, device: str = "cpu", worker: int = 0):
         super().__init__(task, device=device, worker=worker)
@@ -282,7 +282,7 @@ class EngineFeed(EngineLoop):
 
 
 class EngineEpoch(EngineLoop):
-    """An epoch of its students and their evaluation, extrapolated from a share of both."""
+    """An epoch of the students and their evaluation, extrapolated from a part of each."""
 
     def run(self, steps: float) -> tuple[int, float]:
         start = time.perf_counter()
@@ -293,7 +293,7 @@ class EngineEpoch(EngineLoop):
         return self.students, EPOCH * training + TEST_CASES * self._evaluate(images)
 
     def _evaluate(self, cases: int) -> float:
-        """Seconds an image, all students."""
+        """Seconds per image, for all students together."""
         look, labels = views(self.task, self.device), raw(self.task)[1]
         start = time.perf_counter()
         with torch.no_grad():
@@ -309,13 +309,13 @@ class EngineEpoch(EngineLoop):
 
 
 class PeerTable(mlp.PeerTable):
-    """Trials one after the other, each a fresh ``PeerLoop``: two of the eight, since the others go at the same rate."""
+    """Trials in sequence, each a fresh ``PeerLoop``: two of the eight, since the others run at the same rate."""
 
     loop, trials = PeerLoop, 2
 
 
 class EngineTable:
-    """The methods of one seed, one ``fit()`` with one teacher; the other seed runs beside it."""
+    """The methods of one seed, in one ``fit()`` with one teacher; the other seed runs in parallel."""
 
     def __init__(self, task: Task, worker: int = 0):
         self.task, self.seed, self.warm = task, worker, False
@@ -341,7 +341,7 @@ class EngineTable:
 
 
 def seconds_a_view(task: Task) -> float:
-    """What one entry of the table of logits costs on this machine."""
+    """Seconds per entry of the table of logits on this machine."""
     entries, look = table(task, "cpu"), views(task, "cpu")
     first, second = (look.plain(torch.arange(start, start + BATCH)) for start in (0, BATCH))
     entries(first, look(first))  # allocates
@@ -353,21 +353,21 @@ def seconds_a_view(task: Task) -> float:
 # ---------------------------------------------------------------- the two agree
 
 CHECKED = Task(cases=640, student="wrn_16_1", teacher="wrn_10_2")
-# BatchNorm divides by the spread of a batch, so that a rounding error grows from step to step, the faster the larger the rate:
-# at 0.01 two right orders of summation differ by 1e-4 after 20 steps, at this one by 1e-6.
+# BatchNorm divides by the standard deviation of a batch, so rounding errors grow from step to step, faster at a larger rate: at
+# 0.01, two correct orders of summation differ by 1e-4 after 20 steps, at this rate by 1e-6.
 CHECKED_RATE = 0.001
-MANY_PARTS = ("darts_v2_5_4", 0.00005)  # a network of the kind of darts_step: the more of them one after another, the faster still
+MANY_PARTS = ("darts_v2_5_4", 0.00005)  # a network like that of darts_step; with more layers in sequence, errors grow faster still
 
 
 def check_numerics(task: Task = CHECKED, device: str = "cpu", tamper: Callable[[nn.ModuleList], object] = lambda cohort: None) -> None:
-    """Same weights, same views: the first losses of kdcore's loop, alone and in a cohort, must be those of a plain one on PIL
-    images, and the table must be the teacher. Raises BenchmarkError where not.
+    """With the same weights and views, the first losses of kdcore's loop, alone and in a cohort, must equal those of a plain loop on
+    PIL images, and the table must equal the teacher. Raises BenchmarkError otherwise.
 
-    Small nets, in float32 proper (a GPU's convolutions would round to TF32), at a small rate.
-    tamper: changes kdcore's nets before they train (for the test of this check).
+    Small nets, in true float32 (a GPU's convolutions would round to TF32), at a small rate.
+    tamper: changes kdcore's nets before they train (to test this check).
     """
     threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    torch.set_num_threads(1)  # on a busy machine two threads wait for each other for minutes
+    torch.set_num_threads(1)  # on a busy machine, two threads can wait for each other for minutes
     torch.backends.cudnn.allow_tf32 = False
     try:
         _check(task, device, tamper)
@@ -396,7 +396,7 @@ def _check(task: Task, device: str, tamper: Callable[[nn.ModuleList], object]) -
 
 
 def pil_views(task: Task, index: Tensor) -> Tensor:
-    """Views as torchvision makes them of PIL images, float32 [B, 3, 32, 32]."""
+    """Views made by torchvision from PIL images, float32 [B, 3, 32, 32]."""
     from PIL import Image
     from torchvision.transforms import functional
 

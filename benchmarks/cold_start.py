@@ -1,7 +1,7 @@
-"""A process from nothing to its first optimiser step, then one line: its peak memory in MB. Started by ``suite``.
+"""A process from its start to its first optimiser step; it then prints one line, its peak memory in MB. Started by ``suite``.
 
-``python -m benchmarks.cold_start ours``: what a kdcore worker imports and does. ``... peer``: torchvision and a
-DataLoader, as a script that users know. The two share no import beyond torch, so nothing stands at the top.
+``python -m benchmarks.cold_start ours``: what a child process of kdcore imports and does. ``... peer``: torchvision and a DataLoader,
+as in a typical script. The two share no import beyond torch, so nothing is imported at the top.
 """
 
 import sys
@@ -32,7 +32,7 @@ def ours() -> None:
 def peer() -> None:
     import numpy
     import torch
-    import torchvision  # noqa: F401 (users' scripts import it first of all)
+    import torchvision  # noqa: F401 (typical scripts import it first)
     from torch import nn
     from torch.utils.data import DataLoader
 

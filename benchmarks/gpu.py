@@ -1,12 +1,12 @@
-"""An hour of GPU, or less, spent well: ``make gpu OUT=folder MINUTES=10``, or ``python -m benchmarks.gpu --out folder --minutes 10``.
+"""Make the most of an hour of GPU, or less: ``make gpu OUT=folder MINUTES=10``, or ``python -m benchmarks.gpu --out folder --minutes 10``.
 
-Four parts in turn, each a process with its share of the time, and none stops the next: the checks that only a GPU can make, the
-numerics gate, the speed rows, then the trials that are missing, by value for time. Records, rows, a log and what is worth keeping
-for a later session (weights of teachers, checkpoints) are packed into tar files of less than 16 MiB each, again and again while
-the trials run: what stops this, SIGTERM too, costs no more than what was not packed yet.
+It runs four parts in sequence, each in its own process with its share of the time; a part that fails does not stop the next. They are
+the checks that need a GPU, the numerics gate, the speed rows, and the missing trials, ordered by value for time. Records, rows, a log
+and whatever helps a later session (teachers' weights, checkpoints) are packed into tar files of less than 16 MiB each, repeatedly while
+the trials run, so an interruption, including SIGTERM, costs only what has not been packed yet.
 
-It needs torch, torchvision, numpy, scikit-learn, pandas, safetensors, rich and PyYAML; no Jupyter, no pytest. See README.md beside
-this file for how data get to a machine without a network.
+It needs torch, torchvision, numpy, scikit-learn, pandas, safetensors, rich and PyYAML, but neither Jupyter nor pytest. README.md in
+this folder explains how to get data to a machine without a network.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"checks": 0.12, "numerics": 0.12, "speed": 0.25, "trials": 1.0}  # of the time that is left when it begins, at most
-RESERVE = 20.0  # seconds for the last packing and the summary, a tenth of the time where that is less
-GRACE = 15.0  # seconds that a part has after SIGTERM: a trial pauses at the end of its epoch
+PARTS = {"checks": 0.12, "numerics": 0.12, "speed": 0.25, "trials": 1.0}  # largest share of the time left when the part begins
+RESERVE = 20.0  # seconds for the last packing and the summary; a tenth of the time if that is less
+GRACE = 15.0  # seconds that a part has after SIGTERM, since a trial pauses at the end of its epoch
 PACKED_EVERY = 60.0
-TAR = 15 * 2**20  # bytes of files in a tar, at most
-TARS = 5  # of 16 MiB: as many as come back from a lent machine beside log and summary
-# What is asked for first: protocols whose tables have many numbers that a GPU fills in minutes; then all the rest.
+TAR = 15 * 2**20  # most bytes of files in a tar
+TARS = 5  # of 16 MiB; no more come back from a lent machine beside log and summary
+# What runs first: protocols whose tables have many numbers that a GPU fills in minutes. All others follow.
 FIRST = (
     ("hinton_mnist", ["*"]),
     ("fsp", ["teacher 26", "student 8", "FitNet 8", "FSP 8", "KD 8"]),  # table 3
@@ -42,13 +42,13 @@ FIRST = (
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Checks, numerics, speed and missing trials on a GPU.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of log, summary and tar files")
-    parser.add_argument("--minutes", type=float, default=10.0, help="all parts together (default: %(default)s)")
-    parser.add_argument("--device", default="cuda", help="cuda (default), or cpu to rehearse")
-    parser.add_argument("--budget", default="paper", help="of the trials (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for log, summary and tar files")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time for all parts together (default: %(default)s)")
+    parser.add_argument("--device", default="cuda", help="cuda (default), or cpu for a rehearsal")
+    parser.add_argument("--budget", default="paper", help="budget of the trials (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time (default: %(default)s)")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, in this order (default: %(default)s)")
-    parser.add_argument("--work", type=Path, help="folder of results and cache (default: one of its own in the system's)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, in this order (default: %(default)s)")
+    parser.add_argument("--work", type=Path, help="folder for results and cache (default: one in the system's temporary folder)")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Session:
-    """The parts one after the other, and what of their work is kept."""
+    """Runs the parts in sequence and keeps their results."""
 
     def __init__(self, options):
         self.options, self.started = options, time.monotonic()
@@ -98,7 +98,7 @@ class Session:
     def _part(self, part: str) -> None:
         left = self.deadline - time.monotonic()
         if left < 1:
-            self.rows.append((part, "left out", 0.0, "no time was left"))
+            self.rows.append((part, "skipped", 0.0, "no time left"))
             return
         seconds = PARTS[part] * left
         self._say(f"== {part}, at most {seconds:.0f} s")
@@ -114,7 +114,7 @@ class Session:
         environment["KDCORE_CACHE"] = str(self.work / "cache")
         output, self.copied = self.work / f"{part}.txt", 0
         with output.open("w", encoding="utf-8") as written:
-            # a session of its own: a signal to all reaches this process, which asks the part to stop
+            # a new session: a signal to the process group reaches only this process, which asks the part to stop
             self.child = subprocess.Popen(
                 command, cwd=ROOT, stdout=written, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
@@ -127,7 +127,7 @@ class Session:
         self.rows.append((part, status, time.monotonic() - start, lines[-1] if lines else ""))
 
     def _wait(self, end: float, output: Path) -> bool:
-        """Until the part is over, or its time: whether it was the time. Its output goes on to the log, its work into tars."""
+        """Wait until the part ends, and copy its output to the log and its work into tars. Whether it ran out of time."""
         late, packed = False, time.monotonic()
         while self.child.poll() is None:
             now = time.monotonic()
@@ -145,7 +145,7 @@ class Session:
         return late
 
     def _copy(self, output: Path) -> None:
-        """What the part wrote since the last time, to the terminal and the log."""
+        """Copy what the part has written since the last call to the terminal and the log."""
         with output.open(encoding="utf-8", errors="replace") as file:
             file.seek(self.copied)
             text = file.read()
@@ -175,22 +175,22 @@ def _data() -> Path:
 
 
 def _copy_records(results: Path) -> None:
-    """The committed records, so that what is missing is missing; what an earlier session of this machine made stays."""
+    """Copy the committed records, so that only missing trials run; records of an earlier session on this machine stay."""
     shutil.copytree(ROOT / "results" / "records", results / "records", dirs_exist_ok=True)
 
 
 def new_records(results: Path) -> list[Path]:
-    """Records that the checkout does not have; all of smoke, which no checkout hands over."""
+    """Records that the checkout does not have, and all smoke records, which no checkout contains."""
     made = [path for path in (results / "records").glob("*/*.json") if not (ROOT / "results" / path.relative_to(results)).exists()]
     found = [*made, *(results / "smoke" / "records").glob("*/*.json")]
-    return sorted(path for path in found if not path.name.startswith("."))  # without one that is being written
+    return sorted(path for path in found if not path.name.startswith("."))  # leaves out files that are still being written
 
 
 def pack(work: Path, out: Path) -> list[Path]:
-    """Tar files of what is new, the most valuable first, each written beside the old one and put in its place.
+    """Write tar files of what is new, the most valuable first; each replaces the old one once it is complete.
 
-    Records, rows and the parts' output come first, then weights, then checkpoints, as far as ``TARS`` of them hold; a file that is
-    larger than one is left out.
+    Records, rows and the parts' output come first, then weights, then checkpoints, as far as they fit into ``TARS`` files. A file too
+    large for one tar is left out.
     """
     results, cache = work / "results", work / "cache"
     files = [*new_records(results), *work.glob("*.jsonl"), *work.glob("*.txt")]
@@ -199,7 +199,7 @@ def pack(work: Path, out: Path) -> list[Path]:
     tars, size = [[]], 0
     for path in files:
         with contextlib.suppress(OSError):  # a checkpoint may be gone
-            own = path.stat().st_size + 2048  # its head and padding
+            own = path.stat().st_size + 2048  # header and padding
             if own > TAR or path.name.startswith(".tmp-") or path.suffix == ".lease":
                 continue
             if size + own > TAR:
@@ -249,8 +249,8 @@ COMPARED_STEPS = 10
 
 
 def numerics(options) -> int:
-    """The first losses of a distilled MLP and of three methods on convolutional nets: as a graph in float32 against the CPU,
-    eager steps, and bfloat16."""
+    """The first losses of a distilled MLP and of three methods on convolutional nets: a float32 CUDA graph against the CPU, eager
+    steps and bfloat16."""
     import torch
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -274,7 +274,7 @@ def numerics(options) -> int:
 
 
 def _losses(net, stage, device: str, precision: str, eager: bool):
-    """float64 [steps, ...] of ``COMPARED_STEPS`` steps, on the CPU."""
+    """The losses of ``COMPARED_STEPS`` steps, float64 [steps, ...], on the CPU."""
     import torch
 
     from kdcore.training import Step
@@ -304,13 +304,13 @@ def _net_losses(device: str, precision: str, eager: bool):
     from benchmarks import cifar
 
     task = replace(cifar.CHECKED, cases=COMPARED_STEPS * 32)
-    torch.manual_seed(0)  # of the connectors
+    torch.manual_seed(0)  # for the connectors
     cohort, stage = cifar.engine(task, cifar.THREE, device=device, rate=cifar.CHECKED_RATE, batch=32)
     return _losses(cohort, stage, device, precision, eager)
 
 
 def speed(options) -> int:
-    """The rows of ``python -m benchmarks`` for this device, as many as there is time for, kept as they come."""
+    """The rows of ``python -m benchmarks`` for this device, as many as time allows, each saved once measured."""
     from benchmarks import __main__ as table
     from benchmarks import suite
 
@@ -330,7 +330,7 @@ def speed(options) -> int:
 
 
 def trials(options) -> int:
-    """What is missing of ``FIRST``, then of all papers, each group by its value for time; as one run with one time limit."""
+    """The missing trials of ``FIRST``, then of all papers, each group ordered by value for time, in one run with one time limit."""
     from kdcore import papers
     from kdcore.errors import KdcoreError
     from kdcore.trials import engine, order, plan

@@ -1,4 +1,4 @@
-"""What only a GPU can show, as functions that raise AssertionError: a test calls them, and so does a machine without pytest.
+"""Checks that need a GPU, as functions that raise AssertionError, so that they also run on machines without pytest.
 
 for name, check in CHECKS.items():
     check()
@@ -24,13 +24,13 @@ Y = torch.randint(5, (400,), generator=torch.Generator().manual_seed(1))
 
 
 def close(found, expected, tolerance: float) -> None:
-    """Raises AssertionError where numbers differ by more, relative to the expected."""
+    """Raises AssertionError if numbers differ by more than ``tolerance``, relative to the expected ones."""
     for one, other in zip(found, expected, strict=True):
         assert abs(one - other) <= tolerance * abs(other), f"{one} is not {other} within {tolerance:g}"
 
 
 def trained(device: str, *, after_step: bool = False, dropout: float = 0.0, context: Context | None = None) -> tuple[list[dict], nn.Module]:
-    """History and net of a short run whose momentum moves, so that its graph is recorded anew in each epoch."""
+    """History and net of a short run whose momentum changes, so that its graph is captured again in each epoch."""
     net = MLP((20, 16, 5), members=3, hidden_dropout=dropout).reset([1, 2, 3]).to(device)
     x, y = X.to(device), Y.to(device)
     stage = Stage(
@@ -57,7 +57,7 @@ def graph_trains_as_the_cpu(after_step: bool) -> None:
 
 
 def graph_trains_as_eager_steps(rule: type[torch.optim.Optimizer]) -> None:
-    """Dropout draws the same in both; weights, statistics and moments agree after 12 steps of two shapes."""
+    """Dropout draws the same numbers in both; weights, statistics and moments agree after 12 steps with two shapes."""
     found, x, y = [], X.cuda(), Y.cuda()
     for eager in (False, True):
         torch.manual_seed(5)
@@ -82,7 +82,7 @@ def graph_trains_as_eager_steps(rule: type[torch.optim.Optimizer]) -> None:
 
 
 def resume_is_exact() -> None:
-    """A run that pauses in the middle, dropout and momenta included, ends with the weights of one that never did."""
+    """A run with dropout and momentum that pauses in the middle ends with the same weights as one that does not."""
     history, whole = trained("cuda", dropout=0.3)
     with tempfile.TemporaryDirectory() as folder:
         context = Context(device="cuda", checkpoint=Path(folder))
@@ -95,7 +95,7 @@ def resume_is_exact() -> None:
 
 
 def failed_recording_goes_on() -> None:
-    """A loss that reads a value cannot be recorded: its steps run eagerly, dropout included, and later graphs are recorded."""
+    """A loss that reads a value cannot be captured: its steps run eagerly, dropout included, and later graphs are captured again."""
     net = nn.Sequential(nn.Linear(20, 16), nn.Dropout(0.5), nn.Linear(16, 5)).cuda()
     x, y = X.cuda(), Y.cuda()
 
@@ -119,7 +119,7 @@ def failed_recording_goes_on() -> None:
 
 
 def no_host_sync_in_the_loop() -> None:
-    """50 steps under the driver's own watch."""
+    """50 steps in CUDA's own sync debug mode."""
     net = MLP((20, 16, 5)).reset([1]).cuda()
     x, y = X.cuda(), Y.cuda()
     stage = Stage(
@@ -136,9 +136,9 @@ def no_host_sync_in_the_loop() -> None:
 
 
 def run_without_sync(step: Step, rows: torch.Tensor) -> None:
-    """The loop raises on a sync; what it trained must be sound, too."""
+    """The loop raises on a sync; its losses must be finite as well."""
     step(rows[0])
-    assert not step.eager, "the step was not recorded"
+    assert not step.eager, "the step was not captured"
     torch.cuda.set_sync_debug_mode("error")
     try:
         for row in rows:
@@ -149,7 +149,7 @@ def run_without_sync(step: Step, rows: torch.Tensor) -> None:
 
 
 def no_host_sync_with_a_convolutional_net(tabled: bool, precision: str) -> None:
-    """With augmentation and the teacher, as a table and live, in the step."""
+    """With augmentation in the step, and the teacher as a table or live."""
     images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     views = Views(images.cuda(), 1, flip=True, memory_format=torch.channels_last)
     labels = torch.randint(10, (64,), device="cuda")
@@ -162,7 +162,7 @@ def no_host_sync_with_a_convolutional_net(tabled: bool, precision: str) -> None:
     except ValueError as error:
         assert "filled before it is read" in str(error)
     else:
-        raise AssertionError("a table on a GPU that was not filled is read")
+        raise AssertionError("a table on a GPU was read before it was filled")
     table.fill()
     assert table.logits.isfinite().all()
 
@@ -191,5 +191,5 @@ CHECKS = {
         )
         for tabled, precision in itertools.product((True, False), ("float32", "bfloat16"))
     },
-    "a recording that fails goes on eagerly": failed_recording_goes_on,  # the last: it breaks off a recording on purpose
+    "a recording that fails goes on eagerly": failed_recording_goes_on,  # last, because it breaks off a capture on purpose
 }

@@ -1,4 +1,4 @@
-"""How speed is measured: interleaved rounds in child processes, a ratio for each round, the machine's own limits."""
+"""How speed is measured: interleaved rounds in child processes, a ratio per round, and the machine's own limits."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class BenchmarkError(Exception):
-    """A benchmark that cannot give a figure: the message is one clear sentence."""
+    """A benchmark cannot give a figure; the message is one clear sentence."""
 
 
 # ---------------------------------------------------------------- statistics
@@ -39,14 +39,14 @@ class Spread:
 
 
 def speedups(baseline: Sequence[float], ours: Sequence[float], lower_is_better: bool = False) -> list[float]:
-    """How many times faster we are in each round. Neighbours in time are compared, so that a slow minute of the
-    machine slows both sides of a ratio."""
+    """How many times faster we are in each round. Measurements close in time are compared, so that a slow minute of the machine
+    affects both sides of a ratio."""
     pairs = zip(baseline, ours, strict=True)
     return [base / own if lower_is_better else own / base for base, own in pairs]
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure every side once a round. Odd rounds go backwards: no side always runs in another's wake."""
+    """Measure every side once per round. Odd rounds run in reverse, so that no side always follows the same one."""
     found = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
@@ -55,8 +55,8 @@ def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
 
 
 def timed_steps(step: Callable[[], object], seconds: float, chunk: int, wait: Callable[[], None]) -> tuple[int, float]:
-    """Repeat ``step`` for about ``seconds``; the number of steps and the seconds they took. ``wait`` ends a chunk: it
-    lets a GPU catch up, which takes as little time as possible when chunks are long."""
+    """Repeat ``step`` for about ``seconds``, and return the number of steps and the seconds that they took. ``wait`` ends each chunk
+    to let a GPU catch up; long chunks keep its cost small."""
     count, start = 0, time.perf_counter()
     while (passed := time.perf_counter() - start) < seconds:
         for _ in range(chunk):
@@ -68,37 +68,37 @@ def timed_steps(step: Callable[[], object], seconds: float, chunk: int, wait: Ca
 
 # ---------------------------------------------------------------- sides
 
-DIED = "a benchmark process died: its own words stand above"
+DIED = "a benchmark process died: see its output above"
 
 
 class Side:
-    """One contestant: processes of its own, so that memory, threads and imports of the sides never mix.
+    """One contestant, in its own processes, so that memory, threads and imports of the sides never mix.
 
-    make: a module-level function; ``make(**arguments)`` gives a loop with ``warm_up()``, ``run(request)`` -> (amount
-    of work, seconds it took) and ``rest()``. With several processes all run the same loop, each with its own
-    ``worker`` number as an argument, and start together.
+    make: a module-level function; ``make(**arguments)`` returns a loop with ``warm_up()``, ``run(request)`` -> (amount of work,
+    seconds) and ``rest()``. Several processes all run the same loop, each with its own ``worker`` number as an argument, and start
+    together.
     """
 
     def __init__(self, make: Callable, arguments: Mapping, processes: int = 1, threads: int = 1):
         context = multiprocessing.get_context("spawn")
-        self.barrier = context.Barrier(processes)  # kept: a child that is still starting looks it up by name
+        self.barrier = context.Barrier(processes)  # kept, because a child that is still starting looks it up by name
         self.pipes, self.children = [], []
         for worker in range(processes):
             ours, theirs = context.Pipe()
             child = context.Process(target=_serve, args=(theirs, self.barrier, threads, make, {**arguments, "worker": worker}))
             child.start()
-            theirs.close()  # so that a child's death is seen as the end of its pipe
+            theirs.close()  # so that a child's death shows as the end of its pipe
             self.pipes.append(ours)
             self.children.append(child)
         self.peak_memory_mb = 0.0
         try:
-            self._answers()  # all are ready: a side that is still starting would slow the one that is measured
+            self._answers()  # wait until all are ready: a side that is still starting would slow the one being measured
         except BenchmarkError:
             self.close()
             raise
 
     def rate(self, request: float) -> float:
-        """Work per second of all processes together, from their common start to the end of the last."""
+        """Work per second of all processes together, from their common start until the last one ends."""
         answers = self._ask(request)
         self.peak_memory_mb = sum(memory for _, _, memory in answers)
         return sum(amount for amount, _, _ in answers) / max(seconds for _, seconds, _ in answers)
@@ -134,7 +134,7 @@ class Side:
 
 
 def _serve(pipe, barrier, threads: int, make: Callable, arguments: dict) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the pipe
     torch.set_num_threads(threads)
     loop = make(**arguments)
     try:
@@ -147,11 +147,11 @@ def _serve(pipe, barrier, threads: int, make: Callable, arguments: dict) -> None
             loop.rest()
             pipe.send((amount, seconds, peak_memory_mb()))
     except (EOFError, ConnectionError):
-        return  # the parent closed its end: the race is over
+        return  # the parent has closed its end: nothing more to measure
 
 
 def peak_memory_mb() -> float:
-    """Largest memory of this process so far: on the GPU where it used one, else resident (without its children)."""
+    """Peak memory of this process: on the GPU if it used one, else resident memory (without its children)."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     # not getrusage: that counts the parent's memory at the time of the fork
@@ -166,7 +166,7 @@ def peak_memory_mb() -> float:
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """What the machine gives at this moment: matrix products and copies, the limits of every loop here."""
+    """What the machine can do at this moment: matrix products and copies, which limit every loop here."""
     if device == "cuda":
         return {
             "fp32_matmul_tflops": _matmul(4096, torch.float32, device) / 1e12,
@@ -195,7 +195,7 @@ def _copy(size: int, device: str) -> float:
 
 
 def _best_of(work: Callable[[], object], device: str, repeats: int = 7) -> float:
-    """Median seconds; the first call is not counted: it allocates."""
+    """Median seconds; the first call, which allocates, is not counted."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -213,7 +213,7 @@ class OtherLoad:
         self.start = self._read()
 
     def share(self) -> float | None:
-        """0..1, or None where the system does not tell. Children count once they have ended."""
+        """From 0 to 1, or None if the system does not say. Children count once they have ended."""
         now = self._read()
         if self.start is None or now is None:
             return None
@@ -231,7 +231,7 @@ class OtherLoad:
 
 
 def environment(seed: int) -> dict:
-    """Where the figures come from."""
+    """The machine and code that the figures come from."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -275,5 +275,5 @@ def seconds_to_first_line(command: Sequence[str]) -> tuple[float, str]:
         seconds = time.perf_counter() - start
         child.communicate()
     if child.returncode or not line:
-        raise BenchmarkError(f"'python {' '.join(command)}' failed: its own words stand above")
+        raise BenchmarkError(f"'python {' '.join(command)}' failed: see its output above")
     return seconds, line.strip()

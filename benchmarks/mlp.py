@@ -1,6 +1,6 @@
-"""Two ways to train an MLP on 28 x 28 images: the loop that users know, and kdcore's. And the proof that they agree.
+"""Two ways to train an MLP on 28 x 28 images, the usual loop and kdcore's, and a check that they agree.
 
-Both see the same random images (speed does not depend on what they show), batch 128, SGD with momentum. The student
+Both see the same random images (speed does not depend on their content), batch 128, SGD with momentum. The student
 is 784-800-800-10; with a teacher 784-1200-1200-10 its loss is 0.1 CE + 0.9 T^2 KL.
 """
 
@@ -52,11 +52,11 @@ def train_operations(sizes: Sequence[int]) -> int:
     return 2 * (3 * sum(products) - products[0])
 
 
-# ---------------------------------------------------------------- the loop that users know
+# ---------------------------------------------------------------- the usual loop
 
 
 class PilImages(Dataset):
-    """Images in memory that become PIL images, then tensors, one at a time, as torchvision's data sets do it."""
+    """Images in memory, turned into PIL images and then tensors one at a time, as in torchvision's data sets."""
 
     def __init__(self, images: numpy.ndarray, labels: Tensor):
         from torchvision import transforms  # slow to import: only this side pays for it
@@ -90,8 +90,8 @@ def plain_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) ->
 
 
 class PeerLoop:
-    """The usual loop: DataLoader with two workers, float32, SGD as it comes, the loss read at every step, the
-    teacher run on every batch."""
+    """The usual loop: a DataLoader with two workers, float32, PyTorch's default SGD, the loss read at every step, the teacher run on
+    every batch."""
 
     def __init__(self, task: Task, distil: bool, device: str = "cpu", worker: int = 0):
         self.device = device
@@ -116,7 +116,7 @@ class PeerLoop:
         self.losses.append(loss.item())
 
     def warm_up(self) -> None:
-        """Start the loader's workers and let their queue settle: start-up is not what is measured here."""
+        """Start the loader's workers and let their queue settle, since start-up is not measured here."""
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
         for _ in range(6):
             self.step()
@@ -126,7 +126,7 @@ class PeerLoop:
         return count * BATCH, passed
 
     def rest(self) -> None:
-        """Stop the workers: they would fetch ahead while the other side is being timed."""
+        """Stop the workers, which would otherwise fetch ahead while the other side is being timed."""
         self.batches = None
         self.losses.clear()
 
@@ -136,13 +136,13 @@ class PeerLoop:
 
 @functools.cache
 def inputs(task: Task) -> Tensor:
-    """The whole set as the net sees it, float32 [N, 784]: what ToTensor and Normalize make of each image."""
+    """The whole set as the net sees it, float32 [N, 784]: each image after ToTensor and Normalize."""
     return torch.from_numpy(raw(task)[0]).flatten(1).float().div_(255).sub_(MEAN).div_(STD)
 
 
 def engine(task: Task, table: Tensor | None, members: int | None = None, device: str = "cpu") -> tuple[MLP, Stage]:
-    """A net (a stack for ``members``, each with its own weights and batches) and the stage that trains it, from
-    kdcore's parts. table: the teacher's logits [N, 10], or None to learn from labels alone."""
+    """A net (for ``members``, a stack, each with its own weights and batches) and the stage that trains it, built from kdcore's
+    parts. table: the teacher's logits [N, 10], or None to learn from labels alone."""
     x, labels = inputs(task).to(device), raw(task)[1].to(device)
     table = None if table is None else table.to(device)
     net = MLP(task.student, members=members).reset([seed_of(task.seed, "net", k) for k in range(members or 1)]).to(device)
@@ -172,7 +172,7 @@ def engine(task: Task, table: Tensor | None, members: int | None = None, device:
 
 
 class EngineLoop:
-    """kdcore's inner loop: ``Step`` on rows of indices drawn an epoch at a time, the loss summed on the device."""
+    """kdcore's inner loop: ``Step`` on rows of indices drawn one epoch at a time, with the loss summed on the device."""
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ def teacher_net(task: Task) -> MLP:
 
 @torch.no_grad()
 def teacher_table(task: Task, teacher: MLP | None = None) -> numpy.ndarray:
-    """The teacher's logits on every image, float32 [N, 10]: what replaces it in the student's loop."""
+    """The teacher's logits on every image, float32 [N, 10]: they replace it in the student's loop."""
     teacher = teacher or teacher_net(task)
     return torch.cat([teacher(part) for part in inputs(task).split(10_000)]).numpy()
 
@@ -228,12 +228,12 @@ def teacher_table(task: Task, teacher: MLP | None = None) -> numpy.ndarray:
 # ---------------------------------------------------------------- a small table: several trials
 
 
-ARMS = 4  # trials of a seed
+ARMS = 4  # trials per seed
 
 
 class PeerTable:
-    """The trials of one seed one after the other, each a fresh ``PeerLoop`` (a user starts a script eight times): the other
-    seed's take as long again, at the same rate."""
+    """The trials of one seed in sequence, each a fresh ``PeerLoop`` (as a user would start a script eight times). Those of the other
+    seed take as long again, at the same rate."""
 
     loop, trials = PeerLoop, ARMS
 
@@ -260,7 +260,7 @@ class PeerTable:
 
 
 class EngineTable:
-    """The arms of one seed, one ``fit()`` after the other in one process; the other seeds run beside it."""
+    """The arms of one seed, one ``fit()`` after the other in one process; the other seeds run in parallel."""
 
     def __init__(self, task: Task, table: numpy.ndarray, precision: str = "float32", worker: int = 0):
         self.task, self.table, self.precision, self.seed = task, _tensor(table), precision, worker
@@ -287,19 +287,19 @@ class EngineTable:
 
 # ---------------------------------------------------------------- the two agree
 
-# The first losses are of the same weights: a few roundings apart. Later ones are apart by more than that wherever a ReLU's input
-# rounds to the other side of 0 and a case's gradient jumps: by 7e-5 on some processors. A rate 1 % off shows as 1e-3 and more.
+# The first losses come from the same weights and differ by a few roundings. Later ones differ by more wherever a ReLU's input rounds
+# to the other side of 0 and a case's gradient jumps: by 7e-5 on some processors. A rate that is 1 % off shows as 1e-3 or more.
 FIRST_TOLERANCE, LOSS_TOLERANCE, KL_TOLERANCE, CHECKED_STEPS = 1e-5, 3e-4, 1e-4, 20
 
 
 def check_numerics(task: Task, device: str = "cpu", tamper: Callable[[MLP], object] = lambda net: None) -> None:
-    """Same weights, same batches: the first losses of kdcore's loop must be those of a plain one, and the table must be
-    the teacher. Raises BenchmarkError where not: a figure for a loop that computes something else is worth nothing.
+    """With the same weights and batches, the first losses of kdcore's loop must equal those of a plain loop, and the table must equal
+    the teacher. Raises BenchmarkError otherwise: the speed of a loop that computes something else is worthless.
 
-    tamper: changes kdcore's net before it trains (for the test of this check).
+    tamper: changes kdcore's net before it trains (to test this check).
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine two threads wait for each other for minutes
+    torch.set_num_threads(1)  # on a busy machine, two threads can wait for each other for minutes
     try:
         _check(task, device, tamper)
     finally:
@@ -328,7 +328,7 @@ def _check(task: Task, device: str, tamper: Callable[[MLP], object]) -> None:
 
 
 def _copied(net: MLP, member: int) -> nn.Sequential:
-    """The same weights in a plain net."""
+    """A plain net with the same weights."""
     plain = plain_net(net.sizes)
     with torch.no_grad():
         for layer, weight, bias in zip(plain[1::2], net.weights, net.biases, strict=True):
@@ -356,7 +356,7 @@ def compare(ours: list[float], plain: list[float]) -> None:
         tolerance = FIRST_TOLERANCE if number == 1 else LOSS_TOLERANCE
         if not abs(own - reference) <= tolerance * abs(reference):  # also caught: nan
             raise BenchmarkError(
-                f"no speed is reported: kdcore's loop does not train as the plain loop does (step {number}: loss {own:.8g} "
+                f"no speed is reported: kdcore's loop does not train like the plain loop (step {number}: loss {own:.8g} "
                 f"against {reference:.8g}, allowed {tolerance:g} relative)"
             )
 

@@ -1,8 +1,8 @@
 """May a paper train in bfloat16? ``python -m benchmarks.precision hinton_mnist --budget fast --arm small``
 
-B10's third part: the same arm and seeds in float32 and in bfloat16, test errors compared pair by pair with an
-equivalence test (two one-sided t-tests, margin 0.2 percentage points unless told). Records go to the cache, never to results/; those
-of results/ that were made in the precision asked for are taken as they are. A sheet says ``bfloat16: true`` only after this.
+Trains the same arm and seeds in float32 and in bfloat16, and compares test errors in pairs with an equivalence test (two one-sided
+t-tests, margin 0.2 percentage points by default). New records go to the cache, never to results/; records in results/ that were made in
+the required precision are reused. A sheet says ``bfloat16: true`` only once this test has passed.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from kdcore.report.statistics import claim_test
 from kdcore.trials import engine, plan
 from kdcore.trials.store import Store
 
-MARGIN = 0.2  # percentage points of test error; on CIFAR, where seeds differ more, the margin of the paper's table
+MARGIN = 0.2  # percentage points of test error; on CIFAR, where seeds differ more, use the margin of the paper's table
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(options, arm: str) -> bool:
-    """Run what is missing, print one line, and say whether the two precisions are equivalent."""
+    """Run what is missing, print one line, and return whether the two precisions are equivalent."""
     errors = {precision: _errors(options, arm, precision) for precision in PRECISIONS}
     test = claim_test(errors["bfloat16"], errors["float32"], "same", options.margin)
     verdict = "equivalent" if test["p"] < 0.05 else "not shown to be equivalent"

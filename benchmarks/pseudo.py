@@ -1,4 +1,4 @@
-"""Both sides of the benchmark of MUNGE: the algorithm as public ports write it, and ours. Cases a second from 4,000."""
+"""Both sides of the MUNGE benchmark: the algorithm as public ports write it, and ours. Cases per second, from 4,000 cases."""
 
 import math
 import random
@@ -16,7 +16,7 @@ def _cases(seed: int) -> np.ndarray:
 
 
 class PeerMunge:
-    """A loop over cases around a loop over candidates, as the ports have it. ``request``: our side's cases, a five-hundredth here."""
+    """A loop over cases around a loop over candidates, as in the ports. ``request``: our side's cases, of which this runs 1 in 500."""
 
     def __init__(self, seed: int, worker: int):
         self.values = (_cases(seed) / 15).tolist()
@@ -45,7 +45,7 @@ class PeerMunge:
 
 
 class EngineMunge:
-    """``munge.munge``. ``request``: cases."""
+    """``munge.munge``. ``request``: the number of cases."""
 
     def __init__(self, seed: int, worker: int):
         self.values, self.rng = _cases(seed), np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The benchmarks: who runs against whom, and what must be reached. Numbers B2, B4, ... are those of the design."""
+"""The benchmarks: what runs against what, and the floors and targets. README.md lists the ids B1, B2, ..."""
 
 import functools
 import time
@@ -13,13 +13,13 @@ from benchmarks.measure import Side, Spread, interleave, seconds_to_first_line, 
 from benchmarks.mlp import STUDENT, EngineLoop, EngineTable, PeerLoop, PeerTable, Task, teacher_table, train_operations
 from kdcore.training import fast_precision
 
-CORES = 2  # threads, or processes, of either side: floors and targets were set on a machine with two cores
-EPOCH_STEPS = 1  # of the share that an epoch is extrapolated from
+CORES = 2  # threads, or processes, per side: floors and targets were set on a machine with two cores
+EPOCH_STEPS = 1  # steps from which an epoch is extrapolated
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is made: rounds, seconds a side and round, optimiser steps of a trial of ``table`` and of ``wrn_table``
+    """Settings of a run: rounds, seconds per side and round, optimiser steps per trial of ``table`` and of ``wrn_table``
     (``wrn_trial_steps``), cases of ``munge``, the data."""
 
     rounds: int = 5
@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass
 class Row:
-    """One line of the table. ``floor`` and ``target`` hold for ``judged``: the ratio, or our own figure."""
+    """One line of the table. ``floor`` and ``target`` apply to ``judged``: the ratio, or our own figure."""
 
     id: str
     what: str
@@ -55,7 +55,7 @@ class Row:
         return Spread.of(speedups(self.baseline, self.ours, self.lower_is_better))
 
     def verdict(self) -> str:
-        """pass, target met, below floor; "-" where no floor is set."""
+        """pass, target met or below floor; "-" if no floor is set."""
         if self.floor is None:
             return "-"
         value = self.ratio().median if self.judged == "ratio" else Spread.of(self.ours).median
@@ -73,7 +73,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Variant:
-    """One of our ways, and what it must reach against the first side of its benchmark."""
+    """One of our variants, and what it must reach against the first side of its benchmark."""
 
     what: str
     side: Side
@@ -92,7 +92,7 @@ def _race(id: str, unit: str, baseline: Side, variants: list[Variant], request: 
 
 
 def _by_precision(what: str, side: Callable[[str], Side], floor: float | None = None, target: float | None = None) -> list[Variant]:
-    """Our way in the precision that a trial takes here by default, which is judged; beside it float32, where that is another."""
+    """Our loop in the default precision of trials on this machine, which is judged, and in float32 if that differs."""
     default = fast_precision("cpu")
     judged = Variant(f"{what}, {default}", side(default), floor, target)
     return [judged] if default == "float32" else [judged, Variant(f"{what}, float32", side("float32"))]
@@ -108,7 +108,7 @@ def mlp_step(settings: Settings, device: str) -> Outcome:
 
         peer = side(PeerLoop, distil=False)
         if device == "cuda":
-            # our own images a second, all members together: the graph's rate, whatever the peer's loader does
+            # our own images per second, all members together: the graph's rate does not depend on the peer's loader
             variants = [
                 Variant("GPU, one net", side(EngineLoop), 1e6, 2.5e6, "ours"),
                 Variant("GPU, 16 nets stacked", side(EngineLoop, members=16), 1e6, 2.5e6, "ours"),
@@ -125,7 +125,7 @@ def mlp_step(settings: Settings, device: str) -> Outcome:
 
 
 def kd_step(settings: Settings, device: str) -> Outcome:
-    """Distillation: the teacher as a table of logits, against the usual loop that runs the teacher on every batch."""
+    """Distillation with the teacher as a table of logits, against the usual loop, which runs the teacher on every batch."""
     start = time.perf_counter()
     table = teacher_table(settings.task)
     building = time.perf_counter() - start
@@ -141,11 +141,13 @@ def kd_step(settings: Settings, device: str) -> Outcome:
             *_by_precision("2 processes", lambda precision: ours(processes=CORES, precision=precision), 5.0, 5.5),
         ]
         rows = _race("B4", "img/s", peer, variants, settings.seconds, settings.rounds)
-    return Outcome(rows, [f"the table of {settings.task.cases:,} logits took {building:.1f} s, once for all students; not in the rates"])
+    return Outcome(
+        rows, [f"the table of {settings.task.cases:,} logits took {building:.1f} s, once for all students; not included in the rates"]
+    )
 
 
 def many_trials(settings: Settings, device: str) -> Outcome:
-    """Several seeds at once, against the same kdcore loop one seed after the other."""
+    """Several seeds at once, against the same kdcore loop run one seed at a time."""
     common = {"task": settings.task, "device": device}
     with ExitStack() as open_sides:
 
@@ -179,7 +181,7 @@ def cold_start(settings: Settings, device: str) -> Outcome:
 
 
 def table(settings: Settings, device: str) -> Outcome:
-    """A small table of distilled students, 4 arms x 2 seeds, against 8 usual loops one after the other."""
+    """A small table of distilled students, 4 arms x 2 seeds, against 8 usual loops in sequence."""
     logits = teacher_table(settings.task)
     steps = settings.trial_steps
     with ExitStack() as open_sides:
@@ -193,7 +195,7 @@ def table(settings: Settings, device: str) -> Outcome:
 
 
 def munge(settings: Settings, device: str) -> Outcome:
-    """Pseudo cases from 4,000 of 16 variables, against the algorithm as a double loop; 100,000 must take less than a minute."""
+    """Pseudo cases from 4,000 cases of 16 variables, against the algorithm as a double loop; 100,000 must take less than a minute."""
     arguments = {"seed": settings.task.seed}
     with Side(pseudo.PeerMunge, arguments) as peer, Side(pseudo.EngineMunge, arguments) as ours:
         variants = [Variant("1 process, cases a second", ours, 1e5 / 60, 1e5 / 20, "ours")]
@@ -204,9 +206,9 @@ def munge(settings: Settings, device: str) -> Outcome:
 
 
 def feed(settings: Settings, device: str) -> Outcome:
-    """Batches of augmented images alone: cropped, mirrored, normalised."""
+    """Only batches of augmented images: cropped, mirrored, normalised."""
     common = {"task": settings.images, "device": device}
-    # one thread of ours: a batch takes less than a millisecond, and two threads would wait for each other
+    # ours runs in one thread: a batch takes less than a millisecond, and two threads would wait for each other
     with Side(cifar.PeerFeed, common, threads=CORES) as peer, Side(cifar.EngineFeed, common) as ours:
         variant = Variant("GPU", ours, 50.0, 50.0) if device == "cuda" else Variant("1 thread", ours, 10.0, 15.0)
         return Outcome(_race("B1", "img/s", peer, [variant], settings.seconds, settings.rounds))
@@ -240,7 +242,7 @@ def wrn_step(settings: Settings, device: str) -> Outcome:
 
 
 def darts_step(settings: Settings, device: str) -> Outcome:
-    """Training a DARTS network of many small operations from labels, against the usual loop: launches count, not products."""
+    """Training a DARTS network of many small operations from labels, against the usual loop: launches dominate, not products."""
     common = {"task": replace(settings.images, student="darts_v2_10_16"), "device": device}
     with ExitStack() as open_sides:
 
@@ -257,7 +259,7 @@ def wrn_kd(settings: Settings, device: str) -> Outcome:
     """Distillation from WRN-22-4: its logits as a table, and live, against the usual loop."""
     peer_arguments = {"task": settings.images, "distil": True, "device": device}
     if device == "cuda":
-        # a table of all views of all images belongs before the run: here, of fewer images
+        # a table of all views of all images is filled before the run: here, for fewer images
         ours = {"names": ("kd",), "task": replace(settings.images, cases=2_000), "device": device, "precision": fast_precision(device)}
         with Side(cifar.PeerLoop, peer_arguments) as peer, Side(cifar.EngineLoop, {**ours, "tabled": True}) as tabled:
             return Outcome(_race("B4", "img/s", peer, [Variant("GPU, table", tabled, 8.0, 12.0)], settings.seconds, settings.rounds))
@@ -271,12 +273,12 @@ def wrn_kd(settings: Settings, device: str) -> Outcome:
         rows = _race("B4", "img/s", peer, variants, settings.seconds, settings.rounds)
     count = cifar.EPOCH * cifar.VIEWS
     hours = count * seconds / 3600
-    note = f"a view of the table takes {1e3 * seconds:.1f} ms, all {count:,} of 50,000 images {hours:.0f} h here; not in the rates"
+    note = f"a view of the table takes {1e3 * seconds:.1f} ms, all {count:,} of 50,000 images {hours:.0f} h here; not included in the rates"
     return Outcome(rows, [note])
 
 
 def shared_teacher(settings: Settings, device: str) -> Outcome:
-    """Three methods that share one teacher's forward pass, features included, against the same three one after the other."""
+    """Three methods that share one teacher's forward pass, features included, against the same three in sequence."""
     ours = {"task": settings.images, "names": cifar.THREE}
     with (
         Side(cifar.EngineLoop, {**ours, "together": False}, threads=CORES) as separate,
@@ -289,7 +291,7 @@ def shared_teacher(settings: Settings, device: str) -> Outcome:
 
 
 def many_nets(settings: Settings, device: str) -> Outcome:
-    """Two seeds at once in two processes, against one after the other."""
+    """Two seeds at once in two processes, against one at a time."""
     rows = []
     for name, net, bounds in (("WRN-16-2", settings.images.student, (1.1, 1.25)), ("ResNet-8", "resnet_8", ())):
         common = {"task": replace(settings.images, student=net)}
@@ -299,7 +301,7 @@ def many_nets(settings: Settings, device: str) -> Outcome:
 
 
 def epoch(settings: Settings, device: str) -> Outcome:
-    """Epochs of distillation with evaluation, 50,000 and 10,000 images, extrapolated from a share of both."""
+    """Epochs of distillation with evaluation, 50,000 and 10,000 images, extrapolated from a part of each."""
     ours = {"task": settings.images}
     with (
         Side(cifar.PeerEpoch, ours, threads=CORES) as peer,
@@ -310,11 +312,11 @@ def epoch(settings: Settings, device: str) -> Outcome:
         rows = _race("B8", "epochs/h", peer, variants, EPOCH_STEPS, settings.rounds, scale=3600)
     figures = [("usual loop", rows[0].baseline), *((row.what, row.ours) for row in rows)]
     seconds = ", ".join(f"{what} {3600 / Spread.of(rates).median:,.0f}" for what, rates in figures)
-    return Outcome(rows, [f"seconds a student's epoch: {seconds}"])
+    return Outcome(rows, [f"seconds per epoch of a student: {seconds}"])
 
 
 def wrn_table(settings: Settings, device: str) -> Outcome:
-    """A small table of distilled WRN-16-2, 4 methods x 2 seeds, against 8 usual loops one after the other."""
+    """A small table of distilled WRN-16-2, 4 methods x 2 seeds, against 8 usual loops in sequence."""
     ours, steps = {"task": settings.images}, settings.wrn_trial_steps
     with Side(cifar.PeerTable, ours, threads=CORES) as peer, Side(cifar.EngineTable, ours, CORES) as double:
         variants = [Variant(f"WRN, 8 trials of {steps} steps", double, 2.3, 2.8)]
@@ -342,12 +344,12 @@ ON_CIFAR = ("feed", "wrn_step", "darts_step", "wrn_kd", "shared_teacher", "many_
 
 
 def devices(name: str) -> list[str]:
-    """Where a benchmark runs on this machine."""
+    """The devices on which a benchmark runs on this machine."""
     return ["cpu", "cuda"] if name in ON_GPU and torch.cuda.is_available() else ["cpu"]
 
 
 def check_numerics(on_cifar: bool, seed: int, device: str) -> None:
-    """Raises BenchmarkError where the loops, of convolutional nets or of MLPs, do not compute the same."""
+    """Raises BenchmarkError if the loops, for convolutional nets or for MLPs, do not compute the same."""
     if on_cifar:
         cifar.check_numerics(replace(cifar.CHECKED, seed=seed), device)
     else:

@@ -171,7 +171,7 @@ def test_cases_are_those_of_the_benchmark():
     [
         (["mlp_stepp"], "unknown benchmark 'mlp_stepp': choose from feed, mlp_step, wrn_step, darts_step, kd_step, wrn_kd,"),
         (["--rounds", "0"], "--rounds must be at least 1"),
-        (["--save", "--quick"], "--save keeps full runs only"),
+        (["--save", "--quick"], "--save takes only full runs"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_status_2(arguments, sentence, capsys):
