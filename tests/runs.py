@@ -58,15 +58,15 @@ class Arms:
     def __init__(self, key, config_of, weights, budget="paper"):
         self.paper, self.config_of, self.weights, self.budget = papers.get(key), config_of, weights, budget
 
-    def prepared(self, arm, context=None, budget=None, teacher=None, **changes):
-        """The run of an arm, not trained yet, with what it will see; teacher: the weights of its teacher."""
+    def prepared(self, arm, context=None, budget=None, teacher_weights=None, **changes):
+        """The run of an arm, not trained yet, with what it will see; teacher_weights: where they are not those of ``weights``."""
         config = self.config_of(budget or self.budget, arm, **changes)
-        teacher = self.weights(config) if teacher is None else teacher
-        return Spy(self.paper.module.prepare([SimpleNamespace(config=config, arm=arm)], context or Context(), teacher))
+        handed = self.weights(config) if teacher_weights is None else teacher_weights
+        return Spy(self.paper.module.prepare([SimpleNamespace(config=config, arm=arm)], context or Context(), handed))
 
-    def run(self, arm, context=None, budget=None, teacher=None, **changes):
+    def run(self, arm, context=None, budget=None, teacher_weights=None, **changes):
         """The result of an arm, and its run."""
-        spy = self.prepared(arm, context, budget, teacher, **changes)
+        spy = self.prepared(arm, context, budget, teacher_weights, **changes)
         (result,) = spy.train(context)
         return result, spy
 

@@ -227,7 +227,7 @@ def test_a_single_teacher_is_the_first_and_an_ensemble_is_all():
     known, other = logits(), logits()
     other["logits"][1:] += torch.randn(3, 3 * CASES, 10, generator=torch.Generator().manual_seed(1))
     for arm, alike in (("SNN-CNN-MIMIC-30k, 128c", True), ("SNN-ECNN-MIMIC-30k, 128c", False)):
-        ends = [run(arm, teacher=teacher)[1].end for teacher in (known, other)]
+        ends = [run(arm, teacher_weights=teacher)[1].end for teacher in (known, other)]
         assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0]) == alike, arm
 
 
@@ -246,7 +246,7 @@ def test_a_mimic_learns_the_logits():
     known = logits(members=1, views=0)
     known["logits"] = known["logits"] * torch.linspace(0.2, 3, 10) + torch.linspace(-2, 2, 10)
     arm, changes = "SNN-CNN-MIMIC-30k, 128c, no views", {"epochs": 150, "lr": 0.003, "width": 1 / 32}
-    result, _ = run(arm, teacher=known, **changes)
+    result, _ = run(arm, teacher_weights=known, **changes)
     assert result["history"][0]["loss"] > 2 and result["history"][-1]["loss"] < 0.05
     labels = data.load("cifar10").train_labels
     wrong = 100 * (known["logits"][0].argmax(1) != labels).double().mean().item()
@@ -312,7 +312,7 @@ def test_unlabelled_pictures_join_the_transfer_set_and_no_labels(monkeypatch):
     known = logits(views=0)
     known["logits"] = torch.randn(4, 2 * (CASES + 2), 10, generator=torch.Generator().manual_seed(0))
     for arm, steps in (("SNN-CNN-MIMIC-30k, 128c", 7), ("SNN-30k, labels of the views", 6), ("SNN-CNN-MIMIC-30k, 128c, no views", 3)):
-        _, spy = run(arm, teacher=known if "MIMIC" in arm else None, views=1, unlabelled=unlabelled, epochs=1)
+        _, spy = run(arm, teacher_weights=known if "MIMIC" in arm else None, views=1, unlabelled=unlabelled, epochs=1)
         assert len(spy.seen[0]) == steps, arm
 
 

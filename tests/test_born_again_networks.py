@@ -299,7 +299,7 @@ def test_a_chain_of_four_and_its_ensembles():
     """Each generation is taught by the one before; Ens*2 and Ens*3 are the last two and three, recomputed here."""
     labels, said, teacher = data.load("cifar10").test_labels.numpy(), [], None
     for number, name in enumerate(("teacher", "BAN-1", "BAN-2", "BAN-3"), 1):
-        result, spy = run(CHAIN.format(name), teacher=teacher)
+        result, spy = run(CHAIN.format(name), teacher_weights=teacher)
         measures, trial = result["metrics"], ban.Trial(config_of("paper", CHAIN.format(name)), Context())
         said.append(trial.logits(spy.model.student, trial.test_views).numpy())
         wrong = [100 * np.mean(logits.argmax(-1) != labels) for logits in said]
@@ -440,7 +440,7 @@ def test_as_coded_batches_of_the_test_set_mix_the_classes():
 
 def test_as_intended_a_generation_starts_anew_and_is_taught():
     first, one = run(INTENDED.format(1))
-    second, two = run(INTENDED.format(2), teacher=first["weights"])
+    second, two = run(INTENDED.format(2), teacher_weights=first["weights"])
     assert any(not torch.equal(one.start[key], two.start[key]) for key in one.start)
     trained = first["weights"]
     assert all(not torch.equal(two.start[key], trained[key]) for key in two.start if "conv" in key)

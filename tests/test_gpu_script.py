@@ -1,6 +1,5 @@
 """``make gpu`` rehearsed on the CPU: no pytest, no Jupyter, no pydantic; stopped in the middle, everything made is packed."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,28 +7,16 @@ import tarfile
 import time
 from pathlib import Path
 
+import bare
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import carry, gpu, gpu_checks
 from kdcore import data
+from kdcore.data.images import ARRAYS
 
 ROOT = Path(gpu.__file__).resolve().parents[1]
-BLOCKED = ("pydantic", "papermill", "jupyter", "jupyter_client", "nbformat", "nbclient", "IPython", "pytest", "matplotlib", "seaborn")
-
-
-def bare(folder: Path) -> dict[str, str]:
-    """An environment in which every Python process lacks what a bare GPU machine lacks."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(
-        "import sys\nclass Block:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] in {BLOCKED}:\n"
-        "            raise ModuleNotFoundError(f'{name} is not on this machine', name=name)\n"
-        "sys.meta_path.insert(0, Block())\n"
-    )
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "OMP_NUM_THREADS": "1"}
 
 
 def test_it_runs_on_a_bare_machine_and_packs_what_it_has_when_it_is_stopped(tmp_path):
@@ -37,7 +24,7 @@ def test_it_runs_on_a_bare_machine_and_packs_what_it_has_when_it_is_stopped(tmp_
     words = ["--out", str(out), "--work", str(work), "--device", "cpu", "--budget", "smoke", "--minutes", "8", "--parts", "checks,trials"]
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gpu", *words], cwd=ROOT, env=bare(tmp_path / "bare"), stdout=said, stderr=said
+            [sys.executable, "-m", "benchmarks.gpu", *words], cwd=ROOT, env=bare.environment(tmp_path / "bare"), stdout=said, stderr=said
         )
         try:
             end = time.monotonic() + 300  # on a busy machine; a record comes after half a minute on a quiet one
@@ -165,10 +152,11 @@ def test_a_data_set_goes_through_parts_and_is_the_one_that_loads(tmp_path, monke
     (path,) = carry.unpack(tmp_path / "parts", tmp_path / "data")
     from safetensors.numpy import load_file
 
-    found = load_file(path)
-    assert all(
-        np.array_equal(found[key], getattr(digits, key).numpy()) and found[key].dtype == getattr(digits, key).numpy().dtype for key in found
-    )
+    unpacked = load_file(path)
+    assert set(unpacked) == set(ARRAYS)
+    for key, value in unpacked.items():
+        own = getattr(digits, key).numpy()
+        assert np.array_equal(value, own) and value.dtype == own.dtype
 
 
 def test_new_records_are_those_that_the_checkout_lacks_and_all_of_smoke(tmp_path, monkeypatch):

@@ -238,16 +238,20 @@ def test_parameters_before_a_tap_are_those_with_a_gradient():
         assert [id(p) for p in net.parameters_before(tap)] == [id(p) for p in reached], tap
 
 
-def test_maxout_of_equal_pieces_is_the_linear_net():
-    """The limit in which the maximum does nothing: two equal pieces."""
+def test_maxout_of_equal_pieces_is_the_net_of_one_piece():
+    """The limit in which the maximum over pieces does nothing: a net of plain convolutions, and of pooling where the paper has it."""
     net = shaken(create("fitnet_mnist/4"))
     with torch.no_grad():
         for conv in net.convs:
             conv.weight.copy_(conv.weight[: conv.layer.channels].repeat(conv.layer.pieces, 1, 1, 1))
             conv.bias.copy_(conv.bias[: conv.layer.channels].repeat(conv.layer.pieces))
-    x = torch.randn(2, 1, 28, 28)
-    conv, layer = net.convs[0], net.convs[0].layer
-    assert torch.allclose(conv(x), F.conv2d(x, conv.weight[: layer.channels], conv.bias[: layer.channels]), atol=1e-6)
+    x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    h = x
+    for conv in net.convs:
+        layer = conv.layer
+        h = F.conv2d(h, conv.weight[: layer.channels], conv.bias[: layer.channels], padding=layer.pad)
+        h = F.max_pool2d(h, layer.pool, layer.stride, ceil_mode=True)
+    assert torch.allclose(net(x), F.linear(h.flatten(1), net.linear.weight, net.linear.bias), atol=1e-5)
 
 
 def test_create_gives_a_maxout_net():

@@ -62,15 +62,20 @@ def test_norm_limit_touches_only_what_is_too_long():
     assert (net.weights[0][0, 0, 0] / net.weights[0][0, 0, 1]).item() == pytest.approx(0.75), "the direction stays"
 
 
+@torch.no_grad()
 def test_dropout_only_in_training_and_at_its_rates():
-    net = MLP((1000, 500, 10), input_dropout=0.2, hidden_dropout=0.5).reset([0])
-    x = torch.ones(64, 1000)
-    net.eval()
-    assert torch.equal(net(x), net(x))
-    net.train()
-    assert not torch.equal(net(x), net(x))
-    seen = torch.nn.functional.dropout(x, net.input_dropout, True)
-    assert (seen == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    """Through identities a one stays what dropout makes of it: 0, or 1 over the share that stays; two places of it in a row."""
+    net = MLP((500, 500, 500), input_dropout=0.2, hidden_dropout=0.5)
+    for weight in net.weights:
+        weight[0] = torch.eye(500)
+    x = torch.ones(64, 500)
+    torch.manual_seed(0)
+    logits, taps = net.train().features(x)
+    hidden = taps["hidden1"]
+    assert torch.allclose(hidden.unique(), torch.tensor([0.0, 1 / 0.8])) and torch.allclose(logits.unique(), torch.tensor([0.0, 1 / 0.4]))
+    assert (hidden == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert (logits[hidden > 0] == 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(net.eval()(x), x)
 
 
 def test_taps_name_what_features_gives():

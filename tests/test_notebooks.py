@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import bare
 import nbformat
+import papermill
 import pytest
+from papermill.exceptions import PapermillExecutionError
 
 from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
@@ -38,8 +41,6 @@ def test_sources_are_stripped_and_have_the_headings(source):
 
 
 def test_the_first_code_cell_holds_typed_parameters_with_help(source):
-    import papermill
-
     first = next(cell for cell in nbformat.read(source, 4).cells if cell.cell_type == "code")
     assert first.metadata.tags == ["parameters"]
     for line in first.source.splitlines():
@@ -64,19 +65,19 @@ def test_every_number_and_figure_of_the_sheet_is_shown(source):
 
 def test_replicate_end_to_end(tmp_path, capsys):
     """papermill, children, records, tables and figures, on one seed of the embedded data."""
-    assert cli.main(["replicate", "hinton_mnist", "--seeds", "1", "--results", str(tmp_path)]) == 0
-    executed = tmp_path / "smoke" / "executed" / "hinton_mnist.ipynb"
+    assert cli.main(["replicate", "born_again_trees", "--seeds", "1", "--results", str(tmp_path)]) == 0
+    executed = tmp_path / "smoke" / "executed" / "born_again_trees.ipynb"
     assert batch.unfinished(executed) is None
     assert str(ROOT) not in executed.read_text(), "no folder of this machine in the copy"
     html = "".join(str(output) for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", []))
-    assert "146" in html and "not comparable" in html, "the paper's number stands beside ours, which is no verdict on it"
+    assert "28.2" in html and "not comparable" in html, "the paper's number stands beside ours, which is no verdict on it"
     assert "image/png" in html
-    records = list((tmp_path / "smoke" / "records" / "hinton_mnist").glob("*.json"))
-    assert len(records) == len(papers.get("hinton_mnist").trials("smoke", seeds=[0]))
+    records = list((tmp_path / "smoke" / "records" / "born_again_trees").glob("*.json"))
+    assert len(records) == len(papers.get("born_again_trees").trials("smoke", seeds=[0]))
     assert not (tmp_path / "records").exists(), "smoke never touches what is committed"
     # a second run trains nothing
     before = {path: path.stat().st_mtime_ns for path in records}
-    assert cli.main(["replicate", "hinton_mnist", "--seeds", "1", "--results", str(tmp_path)]) == 0
+    assert cli.main(["replicate", "born_again_trees", "--seeds", "1", "--results", str(tmp_path)]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in records}
     assert cli.main(["check", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().err == "", "records are valid, and nothing is committed that could be out of date"
@@ -90,12 +91,11 @@ def test_unknown_parameters_are_refused_before_anything_trains(tmp_path):
         match="unknown parameter bugdet: hinton_mnist.ipynb has budget, seeds, device, engine, results_dir .did you mean budget",
     ):
         parameters.refuse_unknown(source, {"bugdet": "fast"})
-    words = ["-p", "bugdet", "fast", "-p", "results_dir", str(tmp_path / "results"), "-k", "python3", "--cwd", str(ROOT)]
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"), *words], capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    assert "unknown parameter bugdet: this notebook has budget, seeds, device, engine, results_dir" in done.stderr
+    values = {"bugdet": "fast", "results_dir": str(tmp_path / "results")}
+    with pytest.raises(
+        PapermillExecutionError, match="unknown parameter bugdet: this notebook has budget, seeds, device, engine, results_dir"
+    ):
+        papermill.execute_notebook(source, tmp_path / "out.ipynb", values, kernel_name="python3", cwd=ROOT, progress_bar=False)
     assert not (tmp_path / "results").exists()
 
 
@@ -228,7 +228,7 @@ def checkout(tmp_path, monkeypatch):
 
 def test_a_killed_kernel_never_yields_a_notebook_that_looks_finished(checkout):
     folder, execute = checkout
-    with pytest.raises(KdcoreError, match="the kernel of hinton_mnist.ipynb died|did not finish"):
+    with pytest.raises(KdcoreError, match="the kernel of hinton_mnist.ipynb died"):
         execute("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert not list(folder.rglob("executed/*")), "neither the notebook nor a temporary file"
 
@@ -261,19 +261,13 @@ def test_unfinished_notebooks_are_told_apart(tmp_path):
     assert batch.unfinished(written(outputs=[error])) == "ValueError: no"
 
 
-def test_workers_need_no_jupyter():
+def test_a_child_needs_no_jupyter(tmp_path):
     """A bare GPU machine has torch, numpy, scikit-learn, safetensors and PyYAML: nothing else may be imported to train."""
     code = (
-        "import sys, importlib.abc\n"
-        "class Block(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] in ('IPython', 'papermill', 'matplotlib', 'pandas', 'nbformat', 'jinja2', 'pydantic', 'rich'):\n"
-        "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Block())\n"
-        "import kdcore.trials.child, kdcore.papers.hinton_mnist.trial, kdcore.cli\n"
+        "import sys, kdcore.trials.child, kdcore.papers.hinton_mnist.trial, kdcore.cli\n"
         "assert 'torchvision' not in sys.modules, 'slow to import, and only the download needs it'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=bare.environment(tmp_path / "site"))
     assert done.returncode == 0, done.stderr
 
 

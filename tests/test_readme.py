@@ -133,16 +133,26 @@ def test_the_commands_are_found():
     assert len(commands()) > 12 and "make test" in commands() and "kdcore run hinton_mnist --budget paper --shard 2/8" in commands()
 
 
-@pytest.mark.parametrize("variables", ["SEEDS=x", "SEEDS=1000000000000", "PAPER=typo", "BUDGET=typo", "ENGINE=slurm", "DEVICE=cuda:x"])
-def test_make_ends_in_one_sentence(variables, capsys):
-    """The first line of its recipe, as make would run it."""
+@pytest.mark.parametrize(
+    "variables, exit_code, sentence",
+    [
+        ("SEEDS=x", 2, "kdcore replicate: error: argument --seeds: 'x' is neither"),
+        ("SEEDS=1000000000000", 2, "kdcore replicate: error: argument --seeds: the number of seeds must be"),
+        ("PAPER=typo", 1, "kdcore: unknown paper 'typo'"),
+        ("BUDGET=typo", 1, "kdcore: activation_boundaries has no budget 'typo'"),
+        ("ENGINE=slurm", 1, "kdcore: unknown engine 'slurm'"),
+        ("DEVICE=cuda:x", 2, "kdcore replicate: error: argument --device: device 'cuda:x' is none"),
+    ],
+)
+def test_make_ends_in_one_sentence(variables, exit_code, sentence, capsys):
+    """The first line of its recipe, as make would run it; usage stands above the sentence where it is wrong."""
     done = subprocess.run(["make", "replicate", variables, "-n", "-o", ".venv/ready"], cwd=ROOT, capture_output=True, text=True, check=True)
     line = next(line for line in done.stdout.splitlines() if "kdcore replicate" in line)
     try:
         code = cli.main(shlex.split(line)[1:])
     except SystemExit as exit:
         code = exit.code
-    assert code in (1, 2) and re.match(r"kdcore( replicate: error)?: ", capsys.readouterr().err.splitlines()[-1])
+    assert code == exit_code and capsys.readouterr().err.splitlines()[-1].startswith(sentence)
 
 
 def test_the_examples_of_the_readme_run(monkeypatch, tmp_path):

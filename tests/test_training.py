@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from runs import resumed
 from torch import nn
 
 from kdcore import models
@@ -100,19 +101,13 @@ def test_momentum_forgotten_by_hand():
 
 @pytest.mark.parametrize("pause_after", [1, 2, 3])
 def test_momentum_is_forgotten_once_over_a_pause(tmp_path, pause_after):
-    whole, stages, evaluate = problem(before_epoch=forgetting(2))
-    history = fit(whole, stages, evaluate)
-    context = Context(checkpoint=tmp_path)
+    def run(context):
+        net, stages, evaluate = problem(before_epoch=forgetting(2))
+        return fit(net, stages, evaluate, context), net
 
-    def stop(row):
-        context.deadline = 0 if row["done"] == pause_after else context.deadline
-
-    context.report = stop
-    net, stages, evaluate = problem(before_epoch=forgetting(2))
-    with pytest.raises(Paused):
-        fit(net, stages, evaluate, context)
-    net, stages, evaluate = problem(before_epoch=forgetting(2))
-    assert fit(net, stages, evaluate, Context(checkpoint=tmp_path)) == history
+    history, whole = run(Context())
+    again, net = resumed(run, tmp_path, pause_after)
+    assert again == history
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))
     kept, stages, evaluate = problem()
     assert fit(kept, stages, evaluate)[-1]["loss"] != history[-1]["loss"]
@@ -242,7 +237,7 @@ def test_dropout_is_on_in_every_epoch_and_off_in_evaluation():
 
 
 @pytest.mark.parametrize("stages, pause_after", [(1, 1), (1, 3), (2, 1), (2, 3), (2, 4), (2, 5)])  # 4 epochs a stage
-def test_resume_is_exact(tmp_path, stages, pause_after):
+def test_resume_is_exact(tmp_path, monkeypatch, stages, pause_after):
     net, made, evaluate = problem(stages=stages)
     whole = fit(net, made, evaluate)
     final = [p.detach().clone() for p in net.parameters()]
@@ -250,21 +245,17 @@ def test_resume_is_exact(tmp_path, stages, pause_after):
     class Kill(Exception):
         pass
 
-    def killed(row, seen=[]):  # noqa: B006
-        if len(seen) == pause_after:
+    def killed(row):
+        if row["done"] == pause_after + 1:
             raise Kill
-        seen.append(row)
 
-    seconds, loop.CHECKPOINT_SECONDS = loop.CHECKPOINT_SECONDS, 0
-    try:
-        net, made, evaluate = problem(stages=stages)
-        with pytest.raises(Kill):
-            fit(net, made, evaluate, Context(checkpoint=tmp_path, report=killed))
-        net, made, evaluate = problem(stages=stages)
-        torch.manual_seed(999)  # what is left in the generators does not matter
-        again = fit(net, made, evaluate, Context(checkpoint=tmp_path))
-    finally:
-        loop.CHECKPOINT_SECONDS = seconds
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    net, made, evaluate = problem(stages=stages)
+    with pytest.raises(Kill):
+        fit(net, made, evaluate, Context(checkpoint=tmp_path, report=killed))
+    net, made, evaluate = problem(stages=stages)
+    torch.manual_seed(999)  # what is left in the generators does not matter
+    again = fit(net, made, evaluate, Context(checkpoint=tmp_path))
     assert json.dumps(again) == json.dumps(whole)
     assert all(torch.equal(a, b) for a, b in zip(final, net.parameters(), strict=True))
 
@@ -302,13 +293,18 @@ def test_a_checkpoint_at_the_end_trains_nothing_more(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), fresh.parameters(), strict=True))
 
 
-def test_deadline_pauses_and_keeps_the_seconds(tmp_path):
-    net, made, evaluate = problem()
+def test_a_deadline_ends_a_run_after_an_epoch_and_what_is_left_is_trained_later(tmp_path):
+    rows = []
+
+    def run(context):
+        net, made, evaluate = problem()
+        return fit(net, made, evaluate, context)
+
     with pytest.raises(Paused):
-        fit(net, made, evaluate, Context(checkpoint=tmp_path, deadline=0))
-    context = Context(checkpoint=tmp_path)
-    context.started += 1000  # whatever this process has spent: the saved seconds come on top
-    assert len(fit(problem()[0], problem()[1], evaluate, Context(checkpoint=tmp_path))) == 4
+        run(Context(checkpoint=tmp_path, deadline=0, report=rows.append))
+    assert [row["done"] for row in rows] == [1], "however short the time"
+    assert len(run(Context(checkpoint=tmp_path, report=rows.append))) == 4
+    assert [row["done"] for row in rows] == [1, 2, 3, 4], "no epoch twice"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "bit", "another cohort's", "another network's"])
@@ -436,10 +432,20 @@ def test_seeds_depend_on_every_part():
     assert len(seeds) == 6 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_forecast_is_of_all_epochs_and_leaves_nothing(tmp_path):
-    net, made, evaluate = problem(epochs=1000)
-    seconds = forecast(Run(None, net, made, evaluate), Context(checkpoint=tmp_path))
-    assert 0 < seconds < 1000 and not list(tmp_path.iterdir())
+def test_a_forecast_is_of_all_epochs_and_leaves_nothing(tmp_path, monkeypatch):
+    """On a clock that a step moves by 2 s and a measurement by 5: 10 epochs of 4 steps and 10 measurements, or 3 of them."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def of(**options):
+        net, made, evaluate = problem(epochs=10, **options)
+        plain = made[0].loss
+        made[0].loss = lambda index: (now.__setitem__(0, now[0] + 2), plain(index))[1]
+        run = Run(None, net, made, lambda: now.__setitem__(0, now[0] + 5) or evaluate())
+        return forecast(run, Context(checkpoint=tmp_path))
+
+    assert of() == pytest.approx(10 * 4 * 2 + 10 * 5) and of(measured=(2, 5)) == pytest.approx(10 * 4 * 2 + 3 * 5)
+    assert not list(tmp_path.iterdir())
     assert forecast(Run(None, estimate=lambda: 12.5), Context()) == 12.5
 
 
@@ -499,13 +505,10 @@ def test_rmsprop_resumes_exactly(tmp_path):
         )
         return net, stage
 
-    whole, stage = build()
-    fit(whole, [stage], dict)
-    net, stage = build()
-    context = Context(checkpoint=tmp_path)
-    context.report = lambda row: setattr(context, "deadline", 0)
-    with pytest.raises(Paused):
+    def run(context):
+        net, stage = build()
         fit(net, [stage], dict, context)
-    net, stage = build()
-    fit(net, [stage], dict, Context(checkpoint=tmp_path))
+        return net
+
+    whole, net = run(Context()), resumed(run, tmp_path, 1)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))
