@@ -86,8 +86,8 @@ class _Pretend(TorchFunctionMode):
         if func is torch.device:
             return func(*args, **kwargs)
         if func == DEVICE:
-            found = func(*args)
-            return CUDA if found == META else found
+            result = func(*args)
+            return CUDA if result == META else result
         if func == IS_CUDA:
             return DEVICE(args[0]) == META
         if func in (torch.randn, torch.rand) and kwargs.get("generator") is not None:
@@ -120,10 +120,10 @@ class _Watch(TorchDispatchMode):
         ours, others = ([t for t in tensors if t.is_meta == there] for there in (True, False))
         arrives = kwargs.get("device") == META
         if not ours and not arrives:
-            found = func(*args, **kwargs)
-            if strict and (others or (isinstance(found, Tensor) and found.numel())):  # torch.utils.checkpoint makes an empty one
+            result = func(*args, **kwargs)
+            if strict and (others or (isinstance(result, Tensor) and result.numel())):  # torch.utils.checkpoint makes an empty one
                 raise Refused(f"{name} runs on the CPU: once, when the graph is recorded")
-            return found
+            return result
         if name in COPIES and (others or kwargs.get("device") == CPU):
             if strict:
                 raise Refused(f"{name} copies between host and device: a host sync")
@@ -157,19 +157,19 @@ class _Watch(TorchDispatchMode):
             args = (args[0], indices, *args[2:])
         if others and name in ("index", "index_put_", "index_put"):
             args = tree_map(lambda leaf: leaf.to(META) if isinstance(leaf, Tensor) and not leaf.is_meta else leaf, args)
-        found = func(*args, **kwargs)
-        self._follow(func, args, kwargs, ours, found)
-        return found
+        result = func(*args, **kwargs)
+        self._follow(func, args, kwargs, ours, result)
+        return result
 
-    def _follow(self, func, args, kwargs, ours: list[Tensor], found) -> None:
+    def _follow(self, func, args, kwargs, ours: list[Tensor], results) -> None:
         """Keep the values of a small result whose operands are known."""
         values = self.gpu.values
         if func._schema.is_mutable:
             for tensor in ours:
                 values.pop(tensor, None)
-        elif isinstance(found, Tensor) and found.numel() <= (SMALL if ours else 1) and all(tensor in values for tensor in ours):
+        elif isinstance(results, Tensor) and results.numel() <= (SMALL if ours else 1) and all(tensor in values for tensor in ours):
             args, kwargs = tree_map(lambda leaf: values[leaf] if isinstance(leaf, Tensor) and leaf in values else leaf, (args, kwargs))
-            values[found] = func(*args, **kwargs | ({"device": CPU} if "device" in kwargs else {}))
+            values[results] = func(*args, **kwargs | ({"device": CPU} if "device" in kwargs else {}))
 
     def _value(self, tensor: Tensor):
         known = self.gpu.values.get(tensor)
@@ -183,10 +183,10 @@ class _Watch(TorchDispatchMode):
             made = torch.ones(args[0].shape) if known is None else known
             return made.to(kwargs.get("dtype") or args[0].dtype)
         if name == "_to_copy":
-            found = func(*args, **kwargs)
+            result = func(*args, **kwargs)
             if args[0].dim() < 2 or not args[0].is_floating_point():  # labels and the like
-                self.gpu.values[found] = args[0].detach().to(kwargs.get("dtype") or args[0].dtype)
-            return found
+                self.gpu.values[result] = args[0].detach().to(kwargs.get("dtype") or args[0].dtype)
+            return result
         if name == "copy_" and not args[0].is_meta:
             return args[0].zero_()
         return args[0]
@@ -207,8 +207,8 @@ class _AsFake(TorchFunctionMode):
         self.mode, self.known, self.originals = mode, {}, {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        found = func(*tree_map(self._fake, args), **tree_map(self._fake, kwargs or {}))
-        return self.originals.get(id(found), found)  # of what changed in place: a module that assigns it keeps its own buffer
+        result = func(*tree_map(self._fake, args), **tree_map(self._fake, kwargs or {}))
+        return self.originals.get(id(result), result)  # of what changed in place: a module that assigns it keeps its own buffer
 
     def _fake(self, value):
         if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
@@ -235,8 +235,8 @@ def fake_cuda_tensors(monkeypatch):
     def gradient(outputs, inputs, *more, create_graph: bool = False, **options):
         many = not isinstance(inputs, Tensor)
         outputs = outputs if isinstance(outputs, Tensor) else outputs[0]
-        found = [(tensor * outputs.sum()).to(tensor.dtype) for tensor in (inputs if many else [inputs])]
-        return tuple(found if create_graph else [each.detach() for each in found])
+        results = [(tensor * outputs.sum()).to(tensor.dtype) for tensor in (inputs if many else [inputs])]
+        return tuple(results if create_graph else [each.detach() for each in results])
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.autograd, "grad", gradient)

@@ -12,7 +12,7 @@ README = "# kdcore\n\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\n\nThe end.
 
 
 def made(trial: Trial, metrics: dict, status: str = "done", history: list | None = None) -> dict:
-    """A valid record of a trial, as a worker would write it."""
+    """A valid record of a trial, as a child would write it."""
     asked = dataclasses.asdict(trial)
     return asked | {
         "id": trial.id,

@@ -341,9 +341,9 @@ def test_sides_by_hand():
         {"stage": "train"},
         {"stage": "train", "same_side_percent": [7.0, 8.0, 9.0]},
     ]
-    found = ab._sides(rows)
-    assert found["layer2_same_side_epoch_1"] == 2.0 and found["layer3_same_side_stage_1"] == 6.0 and found["layer1_same_side_end"] == 7.0
-    assert len(found) == 9 and ab._sides([{"stage": "train"}]) == {}
+    result = ab._sides(rows)
+    assert result["layer2_same_side_epoch_1"] == 2.0 and result["layer3_same_side_stage_1"] == 6.0 and result["layer1_same_side_end"] == 7.0
+    assert len(result) == 9 and ab._sides([{"stage": "train"}]) == {}
 
 
 def test_sides_are_watched_where_neurons_correspond():

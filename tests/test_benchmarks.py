@@ -115,9 +115,9 @@ def test_verdicts():
 
 def test_rounds_alternate_in_direction():
     order = []
-    found = interleave({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, rounds=3)
+    result = interleave({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, rounds=3)
     assert "".join(order) == "abbaab"
-    assert found == {"a": [1, 4, 5], "b": [2, 3, 6]}
+    assert result == {"a": [1, 4, 5], "b": [2, 3, 6]}
 
 
 def test_train_operations():

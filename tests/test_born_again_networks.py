@@ -97,12 +97,12 @@ SLIDES_100 = {
 
 
 def rows(table):
-    return next(found["rows"] for found in PAPER.tables if found["id"] == table)
+    return next(results["rows"] for results in PAPER.tables if results["id"] == table)
 
 
 def test_the_sheet_holds_the_numbers_of_the_slides():
-    found = {row["arm"]: row["paper"] for row in rows("cifar10")}
-    assert found == {
+    results = {row["arm"]: row["paper"] for row in rows("cifar10")}
+    assert results == {
         f"{net} on cifar10: {name}": v for net, vs in SLIDES_10.items() for name, v in zip(("teacher", "BAN"), vs, strict=True)
     }
     expected = {}
@@ -231,14 +231,16 @@ def test_every_arm_of_every_budget_runs(budget, arm):
 
 
 def test_objectives_share_weights_and_batches_and_generations_do_not():
-    found = {name: run(CHAIN.format(name))[1] for name in ("teacher", "BAN", "CWTM", "DKPP, fixed", "BAN-1")}
-    ours = found["BAN"]
+    results = {name: run(CHAIN.format(name))[1] for name in ("teacher", "BAN", "CWTM", "DKPP, fixed", "BAN-1")}
+    ours = results["BAN"]
     assert len(ours.seen[0]) == 10 and {len(index) for index in ours.seen[0]} == {4}
     for name in ("CWTM", "DKPP, fixed"):
-        assert found[name].seen[0] == ours.seen[0] and all(torch.equal(found[name].start[key], value) for key, value in ours.start.items())
+        assert results[name].seen[0] == ours.seen[0] and all(
+            torch.equal(results[name].start[key], value) for key, value in ours.start.items()
+        )
     for name in ("teacher", "BAN-1"):
-        assert found[name].seen[0] != ours.seen[0] and any(
-            not torch.equal(found[name].start[key], value) for key, value in ours.start.items()
+        assert results[name].seen[0] != ours.seen[0] and any(
+            not torch.equal(results[name].start[key], value) for key, value in ours.start.items()
         )
     assert run(CHAIN.format("BAN"), Context(seed=1))[1].seen[0] != ours.seen[0]
 
@@ -321,8 +323,8 @@ def test_what_an_ensemble_takes_the_mean_of():
     logits = torch.tensor([[[9.0, 0.0, 0.0]], [[0.0, 5.0, 4.99]], [[0.0, 5.0, 4.99]]])
     labels = torch.tensor([0])
     p = softmax64(logits.numpy()).mean(0)[0]
-    found = {what: ensembles(logits, 1, labels, what) for what in ("probabilities", "logits")}
-    assert [found[what]["ensemble_3_test_error_percent"] for what in found] == [p.argmax() * 100.0, 100.0] == [0.0, 100.0]
+    results = {what: ensembles(logits, 1, labels, what) for what in ("probabilities", "logits")}
+    assert [results[what]["ensemble_3_test_error_percent"] for what in results] == [p.argmax() * 100.0, 100.0] == [0.0, 100.0]
 
 
 def test_earlier_generations_of_one_trial_have_a_prefix():
@@ -332,12 +334,12 @@ def test_earlier_generations_of_one_trial_have_a_prefix():
     first = torch.tensor([[sure, 0], [sure, 0], [0, sure], [sure, 0]])
     second = torch.tensor([[0, doubtful], [sure, 0], [doubtful, 0], [0, sure]])
     third = torch.tensor([[sure, 0], [sure, 0], [0, sure], [0, 2 * sure]])
-    found = ensembles(torch.stack([first, second, third]), 3, labels, "logits")
-    assert [found[f"generation_{n}_test_error_percent"] for n in (1, 2)] == [25.0, 50.0]
+    result = ensembles(torch.stack([first, second, third]), 3, labels, "logits")
+    assert [result[f"generation_{n}_test_error_percent"] for n in (1, 2)] == [25.0, 50.0]
     # case 4: 4 + 0 for class 0, 0 + 4 for class 1: a tie, which the first class wins; the others go to the surer net
-    assert found["generation_2_ensemble_2_test_error_percent"] == 25.0
-    assert found["ensemble_2_test_error_percent"] == found["ensemble_3_test_error_percent"] == 0.0
-    assert found["best_generation_test_error_percent"] == 0.0 and "generation_3_test_error_percent" not in found
+    assert result["generation_2_ensemble_2_test_error_percent"] == 25.0
+    assert result["ensemble_2_test_error_percent"] == result["ensemble_3_test_error_percent"] == 0.0
+    assert result["best_generation_test_error_percent"] == 0.0 and "generation_3_test_error_percent" not in result
 
 
 @pytest.mark.parametrize("arm", [CHAIN.format("BAN-1"), CHAIN.format("DKPP"), CODED, INTENDED.format(2)])
@@ -353,11 +355,11 @@ def test_resume_is_exact(tmp_path, arm):
 def test_importance_weights_by_hand():
     """Two sure cases (0.95, right) and one doubtful (0.55, wrong) of a teacher; the student is even."""
     p = torch.tensor([[0.95, 0.05], [0.05, 0.95], [0.45, 0.55]]).log()
-    found = importance(torch.zeros(3, 2), p, torch.tensor([0, 1, 0]))
-    assert found["cases"] == [0] * 5 + [1] + [0] * 3 + [2]
-    assert found["cwtm_weight"][5] == pytest.approx(0.55 / (2.45 / 3)) and found["cwtm_weight"][9] == pytest.approx(0.95 / (2.45 / 3))
-    assert found["true_class_weight"][5] == pytest.approx(0.05 / 0.5) and found["true_class_weight"][9] == pytest.approx(0.45 / 0.5)
-    assert found["cwtm_weight"][0] is None and found["true_class_weight"][0] is None
+    result = importance(torch.zeros(3, 2), p, torch.tensor([0, 1, 0]))
+    assert result["cases"] == [0] * 5 + [1] + [0] * 3 + [2]
+    assert result["cwtm_weight"][5] == pytest.approx(0.55 / (2.45 / 3)) and result["cwtm_weight"][9] == pytest.approx(0.95 / (2.45 / 3))
+    assert result["true_class_weight"][5] == pytest.approx(0.05 / 0.5) and result["true_class_weight"][9] == pytest.approx(0.45 / 0.5)
+    assert result["cwtm_weight"][0] is None and result["true_class_weight"][0] is None
 
 
 def test_as_coded_nothing_is_ever_taught():
@@ -398,7 +400,7 @@ def test_as_coded_the_statistics_become_those_of_the_test_set():
     before = {key: value.clone() for key, value in net.state_dict().items()}
     seen = []
     hook = net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    found = trial.drifting()
+    result = trial.drifting()
     hook.remove()
     assert not net.training
     changed = {key.rsplit(".")[-1] for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
@@ -417,8 +419,8 @@ def test_as_coded_the_statistics_become_those_of_the_test_set():
     net.train()
     logits = [net(x[:3]), net(x[3:])]
     hand = [F.cross_entropy(z.double(), y).item() for z, y in zip(logits, labels.split(3), strict=True)]
-    assert found["test_loss"].item() == pytest.approx(np.mean(hand), rel=1e-4)
-    assert found["test_error_percent"] == pytest.approx(100 * np.mean(torch.cat(logits).argmax(-1).numpy() != labels.numpy()))
+    assert result["test_loss"].item() == pytest.approx(np.mean(hand), rel=1e-4)
+    assert result["test_error_percent"] == pytest.approx(100 * np.mean(torch.cat(logits).argmax(-1).numpy() != labels.numpy()))
 
 
 def test_as_coded_batches_of_the_test_set_mix_the_classes():
@@ -433,8 +435,8 @@ def test_as_coded_batches_of_the_test_set_mix_the_classes():
             return F.one_hot(labels[part], 10).float()
 
     shown = {"test_labels": labels, "test_views": Views(), "student": nn.Identity()}
-    found = ban.Trial.drifting(SimpleNamespace(config={"batch_size": 20}, context=Context(), **shown))
-    assert found["test_error_percent"] == 0 and torch.equal(torch.cat(batches).sort().values, labels)
+    result = ban.Trial.drifting(SimpleNamespace(config={"batch_size": 20}, context=Context(), **shown))
+    assert result["test_error_percent"] == 0 and torch.equal(torch.cat(batches).sort().values, labels)
     assert len(batches) == 10 and min(len(batch.unique()) for batch in batches) > 4
 
 

@@ -33,8 +33,8 @@ def test_a_broken_sheet_is_told(monkeypatch):
     assert "'smal' in budget smoke matches no arm" in text and "names the arm 'tiny'" in text
     monkeypatch.setitem(paper.sheet["protocol"][0], "mark", "sure")
     monkeypatch.setitem(paper.sheet["claims"][0], "relation", "smaller")
-    found = checks.sheet_problems("hinton_mnist")  # what is no sheet at all comes first
-    assert len(found) == 2 and "mark 'sure'" in found[0] and "relation 'smaller'" in found[1]
+    result = checks.sheet_problems("hinton_mnist")  # what is no sheet at all comes first
+    assert len(result) == 2 and "mark 'sure'" in result[0] and "relation 'smaller'" in result[1]
 
 
 def test_unknown_parameters_in_a_sheet_are_told(monkeypatch):

@@ -158,12 +158,12 @@ def test_taps_of_other_names():
     pair = {tap: (f"my {tap}", tap) for tap in SMALL_TAPS}
     others = SMALL._replace(maps=[pair["b"]], pre=[pair["b"]], pairs=[(pair["a"], pair["b"])], guided="my b")
     for name in OF_FEATURES:
-        found = []
+        results = []
         for taps, student in ((SMALL, small_tapped()), (others, mine)):
             torch.manual_seed(4)
             method = METHODS[name].build(student, teacher, taps)
-            found.append(gradients(method, method.stages[0], X, LABELS))
-        assert all(torch.equal(p, q) for p, q in zip(*found, strict=True)), name
+            results.append(gradients(method, method.stages[0], X, LABELS))
+        assert all(torch.equal(p, q) for p, q in zip(*results, strict=True)), name
     # one layer of the student may learn from two of the teacher, each through a connector of its own
     method = methods.activation_boundary(mine, freeze(small_tapped(6)), taps=[("my b", "b")], weights=[1.0])
     assert len(method.connectors) == 1

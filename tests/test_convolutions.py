@@ -36,7 +36,7 @@ class Convolutions(TorchDispatchMode):
 
 def networks():
     """Every network that a config of any paper and budget names, by its name: what builds it."""
-    found = {}
+    results = {}
     for key in papers.names():
         paper = papers.get(key)
         for budget in paper.budgets:
@@ -44,14 +44,14 @@ def networks():
                 config = paper.config(budget, arm)
                 for name in (config.get("network"), config.get("teacher_network")):
                     if name is not None:
-                        found[name] = lambda name=name: models.create(name)
+                        results[name] = lambda name=name: models.create(name)
                 if config.get("search"):
                     cells, channels = config["search"]["cells"], config["search"]["channels"]
-                    found[f"search {cells} {channels}"] = lambda cells=cells, channels=channels: MixedDarts(cells, channels)
+                    results[f"search {cells} {channels}"] = lambda cells=cells, channels=channels: MixedDarts(cells, channels)
                 if isinstance(config.get("layers"), str) and config["method"] != "features":
                     name = scaled(config["layers"], config["width"])
-                    found[name] = lambda name=name, config=config: models.create(name, kernel=config["kernel"])
-    return found
+                    results[name] = lambda name=name, config=config: models.create(name, kernel=config["kernel"])
+    return results
 
 
 @cache
@@ -89,13 +89,13 @@ def test_gradients_are_those_of_plain_kernels(part):
         cases = 1 if products(shape) > LARGE else 3
         x = torch.randn(cases, *inputs, generator=generator).contiguous(memory_format=torch.channels_last).requires_grad_()
         weight = torch.randn(weights, generator=generator).contiguous(memory_format=torch.channels_last).requires_grad_()
-        found = []
+        results = []
         for onednn in (True, False):
             with torch.backends.mkldnn.flags(enabled=onednn):
                 y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
                 direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
-                found.append((y, *torch.autograd.grad(y, (x, weight), direction)))
-        for name, ours, plain in zip(("output", "input's gradient", "weight's gradient"), *found, strict=True):
+                results.append((y, *torch.autograd.grad(y, (x, weight), direction)))
+        for name, ours, plain in zip(("output", "input's gradient", "weight's gradient"), *results, strict=True):
             # sums of so many products of normal numbers, in another order: far below one such product
             scale = plain.abs().max().item()
             worst = (ours - plain).abs().max().item()

@@ -85,10 +85,10 @@ def test_head_is_counted_apart():
 
 
 def test_layout():
-    found = layout(10, 16)
-    assert [(width, size) for _, width, size, _, _ in found] == [(16, 32)] * 3 + [(32, 16)] * 3 + [(64, 8)] * 4
-    assert [i for i, cell in enumerate(found) if cell[3]] == [3, 6] and [i for i, cell in enumerate(found) if cell[4]] == [4, 7]
-    assert [inputs for inputs, *_ in found][:5] == [(48, 48), (48, 64), (64, 64), (64, 64), (64, 128)]
+    result = layout(10, 16)
+    assert [(width, size) for _, width, size, _, _ in result] == [(16, 32)] * 3 + [(32, 16)] * 3 + [(64, 8)] * 4
+    assert [i for i, cell in enumerate(result) if cell[3]] == [3, 6] and [i for i, cell in enumerate(result) if cell[4]] == [4, 7]
+    assert [inputs for inputs, *_ in result][:5] == [(48, 48), (48, 64), (64, 64), (64, 64), (64, 128)]
     with pytest.raises(ValueError, match="3 cells or more, not 2"):
         layout(2, 16)
     with pytest.raises(ValueError, match="2 groups for 3 cells"):
@@ -127,13 +127,13 @@ def grouped64(h, weight, groups, dilation, stride):
 def pool64(h, kind, stride):
     """3x3 windows, those over the edge smaller."""
     height, width = h.shape[2:]
-    found = torch.empty(*h.shape[:2], -(-height // stride), -(-width // stride), dtype=h.dtype)
-    for i in range(found.shape[2]):
-        for j in range(found.shape[3]):
+    result = torch.empty(*h.shape[:2], -(-height // stride), -(-width // stride), dtype=h.dtype)
+    for i in range(result.shape[2]):
+        for j in range(result.shape[3]):
             y, x = i * stride, j * stride
             window = h[:, :, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].flatten(2)
-            found[:, :, i, j] = window.amax(2) if kind == "max" else window.mean(2)
-    return found
+            result[:, :, i, j] = window.amax(2) if kind == "max" else window.mean(2)
+    return result
 
 
 def separable64(h, layers, stride):
@@ -201,16 +201,16 @@ def test_network_equals_a_float64_twin(genotype):
     x = random(2, 3, 8, 8)
     h = norm64(grouped64(x.double(), net.stem[0].weight, 1, 1, 1), net.stem[1])
     before, kinds = h, GENOTYPES.get(genotype) if isinstance(genotype, str) else genotype
-    found = {"stem": h}
+    results = {"stem": h}
     for i, cell in enumerate(net.cells):
         reduction = i in (1, 2)
         before, h = h, cell64(cell, kinds.reduce if reduction else kinds.normal, before, h, reduction)
-        found[f"cell{i}"] = h
-    found["pooled"] = h.mean((2, 3))
-    logits = found["pooled"] @ net.linear.weight.double().T + net.linear.bias.double()
+        results[f"cell{i}"] = h
+    results["pooled"] = h.mean((2, 3))
+    logits = results["pooled"] @ net.linear.weight.double().T + net.linear.bias.double()
     ours, taps = net.features(x)
     assert torch.allclose(ours.double(), logits, atol=1e-4)
-    assert list(taps) == list(found) and all(torch.allclose(taps[name].double(), found[name], atol=1e-4) for name in found)
+    assert list(taps) == list(results) and all(torch.allclose(taps[name].double(), results[name], atol=1e-4) for name in results)
 
 
 def test_initial_weights_are_pytorchs():
@@ -355,9 +355,9 @@ def test_genotype_from_alphas_by_hand():
     ):
         net.alphas[0, edge, operation_] = value
     net.alphas[0, 7, 0] = 20.0  # its softmax is small then: edge 5, an even one, is not better than edge 8
-    found = net.genotype()
-    assert found.normal[:4] == (("skip_connect", 1), ("sep_conv_3x3", 0), ("max_pool_3x3", 0), ("sep_conv_5x5", 2))
-    assert found.normal[4] == ("dil_conv_5x5", 3), "edge 8 is node 4's from node 3"
-    assert found.normal[6] == ("dil_conv_3x3", 4)
-    assert len(found.normal) == len(found.reduce) == 8
-    assert Darts(found, 3, 4)(random(2, 3, 8, 8)).shape == (2, 10), "what is found can be built"
+    result = net.genotype()
+    assert result.normal[:4] == (("skip_connect", 1), ("sep_conv_3x3", 0), ("max_pool_3x3", 0), ("sep_conv_5x5", 2))
+    assert result.normal[4] == ("dil_conv_5x5", 3), "edge 8 is node 4's from node 3"
+    assert result.normal[6] == ("dil_conv_3x3", 4)
+    assert len(result.normal) == len(result.reduce) == 8
+    assert Darts(result, 3, 4)(random(2, 3, 8, 8)).shape == (2, 10), "what is found can be built"

@@ -299,12 +299,12 @@ def test_class_names():
 
 @pytest.mark.parametrize("name, train, test, classes", [("colour_digits", 1437, 360, 10), ("digit_pairs", 5000, 1000, 100)])
 def test_embedded_colour_sets(name, train, test, classes):
-    found = data.load(name)  # compared with its pinned fingerprint
-    assert found.train_images.shape == (train, 3, 32, 32) and found.test_images.shape == (test, 3, 32, 32)
-    assert found.train_images.dtype == torch.uint8 and found.train_labels.dtype == torch.int64
-    counts = found.test_labels.bincount(minlength=classes)
-    assert len(counts) == len(found.classes) == classes and counts.min() > 0
-    channels = found.train_images.double().mean((2, 3))
+    result = data.load(name)  # compared with its pinned fingerprint
+    assert result.train_images.shape == (train, 3, 32, 32) and result.test_images.shape == (test, 3, 32, 32)
+    assert result.train_images.dtype == torch.uint8 and result.train_labels.dtype == torch.int64
+    counts = result.test_labels.bincount(minlength=classes)
+    assert len(counts) == len(result.classes) == classes and counts.min() > 0
+    channels = result.train_images.double().mean((2, 3))
     assert (channels - channels.mean(1, keepdim=True)).abs().mean() > 10, "coloured"
 
 

@@ -48,7 +48,7 @@ def test_channel_information_by_hand():
 def test_information_equals_one_case_at_a_time(variant):
     net, x, labels = Two(), random(6, 3, 5, 4), torch.tensor([0, 4, 2, 2, 1, 3])
     modules = {"first": net.first, "second": net.second}
-    found = fisher.information(lambda: F.cross_entropy(net(x), labels, reduction="none"), modules, variant=variant)
+    result = fisher.information(lambda: F.cross_entropy(net(x), labels, reduction="none"), modules, variant=variant)
     expected = {"first": torch.zeros(8, dtype=torch.float64), "second": torch.zeros(12, dtype=torch.float64)}
     for n in range(6):
         first = net.first(x[n : n + 1])
@@ -58,13 +58,13 @@ def test_information_equals_one_case_at_a_time(variant):
             for c in range(a.shape[1]):
                 value = sum((a[0, c, i, j] if variant == "code" else 1) * g[0, c, i, j] for i in range(5) for j in range(4))
                 expected[name][c] += value.item() ** 2 / 12
-    assert all(torch.allclose(found[name], expected[name], rtol=1e-9) for name in modules)
-    assert all(parameter.grad is None for parameter in net.parameters()) and not found["first"].requires_grad
+    assert all(torch.allclose(result[name], expected[name], rtol=1e-9) for name in modules)
+    assert all(parameter.grad is None for parameter in net.parameters()) and not result["first"].requires_grad
     # the same cases twice tell as much
     twice = fisher.information(
         lambda: F.cross_entropy(net(x.repeat(2, 1, 1, 1)), labels.repeat(2), reduction="none"), modules, variant=variant
     )
-    assert all(torch.allclose(found[name], twice[name]) for name in modules)
+    assert all(torch.allclose(result[name], twice[name]) for name in modules)
 
 
 def test_the_codes_form_is_what_switching_a_channel_off_costs():
@@ -108,10 +108,10 @@ def test_groups_are_halved():
 
 def test_odd_groups():
     layer = nn.Conv2d(36, 36, 1, groups=36)
-    found = []
+    results = []
     while fisher.halve_groups(layer, generator()):
-        found.append(layer.groups)
-    assert found == [18, 9, 3, 1]
+        results.append(layer.groups)
+    assert results == [18, 9, 3, 1]
 
 
 def size_with_head(net):
@@ -176,8 +176,8 @@ def test_information_chooses_what_matters():
         net = Sum(scales)
         modules = dict(net.branches.named_children())
         rank = fisher.by_information(lambda net=net: F.cross_entropy(net(x), labels, reduction="none"), modules)
-        names, found = rank({})
-        assert names[0] == best and found[best] > 100 * min(found.values())
+        names, results = rank({})
+        assert names[0] == best and results[best] > 100 * min(results.values())
         path = fisher.grow(modules, rank, lambda net=net: sum(p.numel() for p in net.parameters()), 81, generator())
         assert [step["module"] for step in path] == [best]
 

@@ -88,19 +88,19 @@ TEACHERS = {
 @pytest.mark.parametrize("table_id, reported", [("matrix", MATRIX), ("teachers", TEACHERS)])
 def test_the_sheet_holds_the_papers_numbers(table_id, reported):
     (table,) = (table for table in PAPER.tables if table["id"] == table_id)
-    found = {(row["arm"], row["metric"]): (row["paper"], row["std"]) for row in table["rows"]}
+    results = {(row["arm"], row["metric"]): (row["paper"], row["std"]) for row in table["rows"]}
     expected = {}
     for arm, (top1, std1, top5, std5) in reported.items():
         expected |= {(arm, "test_error_percent"): (top1, std1), (arm, "top5_error_percent"): (top5, std5)}
-    assert found == expected
+    assert results == expected
 
 
 def test_the_thesis_rows():
-    found = {(t["id"], r["arm"], r["metric"][:4]): r["paper"] for t in PAPER.tables for r in t["rows"]}
-    assert found["open", "calibrated Fisher -> DARTS", "test"] == 7.105 and found["open", "calibrated Fisher -> DARTS", "top5"] == 0.14
-    own = {arm: [found["own", f"{arm} teacher", kind] for kind in ("test", "top5")] for arm in ("DARTS", "uniform", "Fisher")}
+    results = {(t["id"], r["arm"], r["metric"][:4]): r["paper"] for t in PAPER.tables for r in t["rows"]}
+    assert results["open", "calibrated Fisher -> DARTS", "test"] == 7.105 and results["open", "calibrated Fisher -> DARTS", "top5"] == 0.14
+    own = {arm: [results["own", f"{arm} teacher", kind] for kind in ("test", "top5")] for arm in ("DARTS", "uniform", "Fisher")}
     assert own == {"DARTS": [6.85, 0.16], "uniform": [7.32, 0.23], "Fisher": [6.91, 0.20]}
-    assert found["darts", "evaluation network", "test"] == 2.76
+    assert results["darts", "evaluation network", "test"] == 2.76
 
 
 def test_the_papers_protocol():
@@ -108,14 +108,14 @@ def test_the_papers_protocol():
         config = PAPER.config("paper", arm)
         search = "search" in arm
         assert config["data"] == "cifar10" and config["augmentation"] == {"pad": 4, "flip": True} and config["momentum"] == 0.9
-        found = (config["batch_size"], config["epochs"], config["lr"], config["weight_decay"], config["drop_path"], config["beta"])
+        results = (config["batch_size"], config["epochs"], config["lr"], config["weight_decay"], config["drop_path"], config["beta"])
         if not search and arm != "evaluation network":
-            assert found == (64, 200, 0.1, 5e-4, 0.2, 1000) and config["cutout"] == 0 and config["auxiliary_weight"] == 0, arm
+            assert results == (64, 200, 0.1, 5e-4, 0.2, 1000) and config["cutout"] == 0 and config["auxiliary_weight"] == 0, arm
         elif search:
-            assert found == (64, 50, 0.025, 3e-4, 0.0, 1000) and config["clip"] == 5
+            assert results == (64, 50, 0.025, 3e-4, 0.0, 1000) and config["clip"] == 5
             assert config["search"]["order"] == (1 if "first" in arm else 2)
         else:
-            assert found == (96, 600, 0.025, 3e-4, 0.2, 1000) and (config["cutout"], config["auxiliary_weight"], config["clip"]) == (
+            assert results == (96, 600, 0.025, 3e-4, 0.2, 1000) and (config["cutout"], config["auxiliary_weight"], config["clip"]) == (
                 16,
                 0.4,
                 5,
@@ -165,8 +165,8 @@ def test_how_much_there_is_to_train():
     ],
 )
 def test_rates_of_the_paper(arm, epoch, lr, drop_path):
-    found = rates(PAPER.config("paper", arm), epoch)
-    assert found == {"lr": pytest.approx(lr), "drop_path": pytest.approx(drop_path)}
+    result = rates(PAPER.config("paper", arm), epoch)
+    assert result == {"lr": pytest.approx(lr), "drop_path": pytest.approx(drop_path)}
 
 
 def test_fast_and_laptop_drop_the_rate_at_the_same_shares():
@@ -185,18 +185,18 @@ def test_every_arm_of_every_budget_runs(budget, arm, monkeypatch):
     if PAPER.config(budget, arm)["auxiliary_weight"]:
         monkeypatch.setattr(data, "load", lambda name: images_of(32))
     result, spy = run(arm, budget=budget, batch_size=2 if "search" in arm else 4)
-    config, found = PAPER.config(budget, arm), result["metrics"]
+    config, measures = PAPER.config(budget, arm), result["metrics"]
     (stage,) = spy.stages
     assert stage.name == ("search" if config["method"] == "search" else "train") and len(result["history"]) == 1
     assert len(spy.seen[0]) == 1
-    assert math.isfinite(result["history"][0]["loss"]) and found["test_error_percent"] >= 0
+    assert math.isfinite(result["history"][0]["loss"]) and measures["test_error_percent"] >= 0
     assert ("weights" in result) == config["is_teacher"]
-    assert ("map_similarity" in found) == (config["method"] == "attention")
-    assert ("maps" in found) == config["keep_maps"] and ("growth" in found) == (config["grow"] is not None)
-    assert ("genotype" in found) == (config["method"] == "search") == ("top5_error_percent" not in found)
+    assert ("map_similarity" in measures) == (config["method"] == "attention")
+    assert ("maps" in measures) == config["keep_maps"] and ("growth" in measures) == (config["grow"] is not None)
+    assert ("genotype" in measures) == (config["method"] == "search") == ("top5_error_percent" not in measures)
     if config["is_teacher"]:
         assert ("groups" in result["weights"]) == config["network"].startswith("darts")
-    json.dumps([found, result["history"]])
+    json.dumps([measures, result["history"]])
 
 
 def test_arms_of_a_seed_start_alike_and_see_the_same_batches():
@@ -243,8 +243,8 @@ def test_the_loss_of_attention_transfer(arm):
 
 def test_points_of_the_papers_students():
     with torch.device("meta"):
-        found = {name: maps.attended(create(name)) for name in ("darts_v2_10_16", "darts_v2_25_16")}
-    assert found == {"darts_v2_10_16": ["cell0", "cell3", "cell6"], "darts_v2_25_16": ["cell0", "cell8", "cell16"]}
+        results = {name: maps.attended(create(name)) for name in ("darts_v2_10_16", "darts_v2_25_16")}
+    assert results == {"darts_v2_10_16": ["cell0", "cell3", "cell6"], "darts_v2_25_16": ["cell0", "cell8", "cell16"]}
 
 
 def test_beta_changes_the_gradient():
@@ -321,10 +321,10 @@ def test_drop_path_is_scheduled():
 
 
 def test_parameters_as_published_and_as_they_are():
-    found, _ = run("none -> DARTS", budget="paper", batch_size=4)
-    assert (found["metrics"]["parameters"], found["metrics"]["published_parameters"]) == (338_794, 774_260)
-    found, _ = run("evaluation network", budget="smoke", auxiliary_weight=0.0)
-    assert found["metrics"]["published_parameters"] - found["metrics"]["parameters"] == 64 * 128 + 256 + 393_216 + 1536 + 7690
+    results, _ = run("none -> DARTS", budget="paper", batch_size=4)
+    assert (results["metrics"]["parameters"], results["metrics"]["published_parameters"]) == (338_794, 774_260)
+    results, _ = run("evaluation network", budget="smoke", auxiliary_weight=0.0)
+    assert results["metrics"]["published_parameters"] - results["metrics"]["parameters"] == 64 * 128 + 256 + 393_216 + 1536 + 7690
 
 
 def test_growth_of_each_kind():
@@ -394,15 +394,15 @@ def test_similarity_of_maps(monkeypatch):
 def test_maps_of_a_record(monkeypatch):
     trial, images = built("none -> DARTS"), images_of(8).test_images
     net, views = trial.student, trial.test_views
-    found = maps.shown(net, views, images)
-    assert len(found) == 3 and [each["shape"] for each in found[0]["maps"]] == [[8, 8], [4, 4], [2, 2]]
-    assert base64.b64decode(found[1]["image"]) == images[1].numpy().tobytes()
+    result = maps.shown(net, views, images)
+    assert len(result) == 3 and [each["shape"] for each in result[0]["maps"]] == [[8, 8], [4, 4], [2, 2]]
+    assert base64.b64decode(result[1]["image"]) == images[1].numpy().tobytes()
     with torch.no_grad():
         h = net.features(views(views.plain(torch.arange(3))))[1]["cell1"].square().sum(1)[2]
-    values = torch.frombuffer(bytearray(base64.b64decode(found[2]["maps"][1]["values"])), dtype=torch.uint8).view(4, 4)
+    values = torch.frombuffer(bytearray(base64.b64decode(result[2]["maps"][1]["values"])), dtype=torch.uint8).view(4, 4)
     assert torch.equal(values, (255 * h / h.max()).round().byte())
     monkeypatch.setattr(maps, "spread", lambda count, wanted: torch.tensor([2, 0]) if wanted == 3 else None)
-    assert [each["image"] for each in maps.shown(net, views, images)] == [found[2]["image"], found[0]["image"]]
+    assert [each["image"] for each in maps.shown(net, views, images)] == [result[2]["image"], result[0]["image"]]
 
 
 def test_the_search_learns_from_two_halves():

@@ -189,10 +189,10 @@ def known_places(key):
 @functools.cache
 def some_records(key):
     """Committed records of a paper, a few of each budget."""
-    found = {}
+    results = {}
     for record in Store(ROOT / "results").records(key):
-        found.setdefault((record["budget"], record["arm"]), record)
-    return list(found.values())[:40]
+        results.setdefault((record["budget"], record["arm"]), record)
+    return list(results.values())[:40]
 
 
 @st.composite
@@ -284,11 +284,11 @@ def test_records(data):
     except (TypeError, ValueError, KeyError):  # nothing that could be written
         return
     try:
-        found = store.loads(content, "the record x")
+        result = store.loads(content, "the record x")
         paper = papers.get(key)
         for table in paper.tables:
-            formats.to_markdown(tables.table(paper, table, [found], found["budget"]))
-        claims.claims(paper, [found], found["budget"])
+            formats.to_markdown(tables.table(paper, table, [result], result["budget"]))
+        claims.claims(paper, [result], result["budget"])
     except KdcoreError as error:
         sentence(error)
 

@@ -50,20 +50,20 @@ def structure(paper, config: dict) -> dict:
             return [bool(int(number)) for number in re.findall(r"\d+", value)]
         return bool(value)
 
-    found = {key: size(value) if key in AMOUNTS else value for key, value in config.items()}
+    results = {key: size(value) if key in AMOUNTS else value for key, value in config.items()}
     if "normalisation" in config:  # None stands for the data's own mean and deviation
-        found["normalisation"] = config["normalisation"] == "whitened"
+        results["normalisation"] = config["normalisation"] == "whitened"
     if isinstance(config.get("init"), int):
-        del found["init"]
+        del results["init"]
     for key in INDEPENDENT:
-        found.pop(key, None)
+        results.pop(key, None)
     for key in ("network", "teacher_network", "layers"):  # the family; each size of net has a kind of its own as well
         if isinstance(config.get(key), str):
-            found[key] = re.sub(r"\d+", "N", config[key])
-    found["same network"] = config.get("network") == config.get("teacher_network")
-    found["data"] = IMAGES.get(config["data"], config["data"]) if paper.key != "model_compression" else ""
-    found["teacher"] = config["teacher"] is not None
-    return found
+            results[key] = re.sub(r"\d+", "N", config[key])
+    results["same network"] = config.get("network") == config.get("teacher_network")
+    results["data"] = IMAGES.get(config["data"], config["data"]) if paper.key != "model_compression" else ""
+    results["teacher"] = config["teacher"] is not None
+    return results
 
 
 def kinds():
@@ -115,22 +115,22 @@ THIN = {"densenet_bc_": "densenet_bc_10_4", "wrn_": "wrn_10_1", "resnet": "resne
 
 def small(paper, config: dict, thin: bool) -> dict:
     """A trial's config for few cases; the nets stay as large as they are, but where ``thin`` is enough."""
-    found = dict(config)
+    result = dict(config)
     for key in ("network", "teacher_network"):
-        family = next((family for family in THIN if thin and (found.get(key) or "").startswith(family)), None)
-        found |= {key: THIN[family]} if family else {}
+        family = next((family for family in THIN if thin and (result.get(key) or "").startswith(family)), None)
+        result |= {key: THIN[family]} if family else {}
     if paper.key == "model_compression":
         smoke = paper.config("smoke", "letter.p1: ensemble")
-        found |= {key: smoke[key] for key in ("data", "positive", "train", "hill", "test", "pseudo_data", "epoch_steps")}
-        found["cases"] = found["cases"] and 600
-    if found.get("holdout", 0) > 1:
-        found["holdout"] = HELD_OUT
-    found |= {key: few for key, few in (("views", 2), ("patches", 500), ("iterations", 2)) if key in found}
-    if found.get("search"):
-        found["search"] = found["search"] | {"cells": 3, "channels": 2}
-    if found.get("method") == "features":
-        found["width"] = 0.002
-    return found
+        result |= {key: smoke[key] for key in ("data", "positive", "train", "hill", "test", "pseudo_data", "epoch_steps")}
+        result["cases"] = result["cases"] and 600
+    if result.get("holdout", 0) > 1:
+        result["holdout"] = HELD_OUT
+    result |= {key: few for key, few in (("views", 2), ("patches", 500), ("iterations", 2)) if key in result}
+    if result.get("search"):
+        result["search"] = result["search"] | {"cells": 3, "channels": 2}
+    if result.get("method") == "features":
+        result["width"] = 0.002
+    return result
 
 
 @cache

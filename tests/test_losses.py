@@ -918,8 +918,8 @@ def test_attention_maps_of_different_size_are_pooled_by_hand():
     own = np.array([2, 6]) / math.sqrt(40)
     expected = own[0] ** 2 + (own[1] - 1) ** 2
     for student, teacher in ((large, small), (small, large)):
-        found = losses.attention_transfer(student, teacher, resize="pool").item()
-        assert found == pytest.approx(expected / 2, rel=1e-5)
+        result = losses.attention_transfer(student, teacher, resize="pool").item()
+        assert result == pytest.approx(expected / 2, rel=1e-5)
         paper = losses.attention_transfer(student, teacher, resize="pool", variant="paper").item()
         assert paper == pytest.approx(math.sqrt(expected) / 2, rel=1e-5)
     # a larger height and a smaller width: both are pooled

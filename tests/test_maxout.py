@@ -198,8 +198,8 @@ def test_limits_of_each_layer():
             p.fill_(3.0)
     net.limit_norms()
     norms = [torch.linalg.vector_norm(layer.weight.flatten(1), dim=1) for layer in (*net.convs, net.linear)]
-    for found, limit in zip(norms, (0.9, 1.9365, 1.9365, 1.9365), strict=True):
-        assert torch.allclose(found, torch.tensor(limit), atol=1e-4)
+    for results, limit in zip(norms, (0.9, 1.9365, 1.9365, 1.9365), strict=True):
+        assert torch.allclose(results, torch.tensor(limit), atol=1e-4)
     assert all((layer.bias == 3).all() for layer in (*net.convs, net.linear)), "biases are free"
     student = create("fitnet_1/4")
     with torch.no_grad():

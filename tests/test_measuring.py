@@ -145,7 +145,7 @@ IDLE |= {"temperature", "untrained", "variant", "weight_decay"}
 
 def distinct(key):
     """One (budget, arm) for each config; methods that ask a teacher for one forward pass a step are one."""
-    found, paper = {}, papers.get(key)
+    results, paper = {}, papers.get(key)
     for budget in paper.budgets:
         for arm in paper.budget_arms(budget):
             config = small(key, paper.config(budget, arm)) | {"teacher": paper.config(budget, arm)["teacher"] and "teacher"}
@@ -155,8 +155,8 @@ def distinct(key):
                     counted["method"] = "KD"
                 if config.get("objective") in ("BAN+L", "CWTM", "DKPP", "DKPP, fixed", "KD"):
                     counted["objective"] = "KD"
-                found.setdefault(json.dumps(counted, sort_keys=True), (budget, arm, config))
-    return list(found.values())
+                results.setdefault(json.dumps(counted, sort_keys=True), (budget, arm, config))
+    return list(results.values())
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -103,8 +103,8 @@ def test_the_loss_is_the_sum_by_hand(name, task):
     assert set(hand) <= {stage.name for stage in method.stages}
     for stage in method.stages:
         expected = hand.get(stage.name, lambda seen: seen.task)(Seen.of(method, student, teacher, taps, x, labels, task))
-        found = stage.loss(x, labels)
-        assert found.dim() == 0 and found.item() == pytest.approx(expected.item(), rel=1e-9)
+        result = stage.loss(x, labels)
+        assert result.dim() == 0 and result.item() == pytest.approx(expected.item(), rel=1e-9)
         assert x.grad is None and not x.requires_grad, "the caller's batch is left as it was"
 
 
@@ -130,9 +130,9 @@ def combined(first, second, a, b):
     return [a * p + b * q for p, q in zip(first, second, strict=True)]
 
 
-def close(found, expected):
+def close(results, expected):
     scale = max(q.abs().max().item() for q in expected)
-    return all(torch.allclose(p, q, atol=1e-4 * scale) for p, q in zip(found, expected, strict=True))
+    return all(torch.allclose(p, q, atol=1e-4 * scale) for p, q in zip(results, expected, strict=True))
 
 
 @pytest.mark.parametrize("build", [
@@ -146,25 +146,25 @@ def close(found, expected):
 ])  # fmt: skip
 def test_a_weight_moves_the_gradient_linearly(build):
     x, labels = batch()
-    found = {}
+    results = {}
     for weight in (0.0, 0.25, 1.0):
         method = build(*equal(), weight)
-        found[weight] = gradients(method, method.stages[0], x, labels)
-    assert not close(found[0.25], found[0.0])
-    assert close(found[0.25], combined(found[0.0], found[1.0], 0.75, 0.25))
+        results[weight] = gradients(method, method.stages[0], x, labels)
+    assert not close(results[0.25], results[0.0])
+    assert close(results[0.25], combined(results[0.0], results[1.0], 0.75, 0.25))
 
 
 def test_lambda_is_a_knob():
     x, labels = batch()
     method = methods.fitnets(*equal(), hint="group2", guided="group2")
-    found = {}
+    results = {}
     for value in (0.0, 1.0, 4.0):
         method.stages[1].knobs["soft_weight"].fill_(value)
-        found[value] = gradients(method, method.stages[1], x, labels)
+        results[value] = gradients(method, method.stages[1], x, labels)
     plain = methods.plain(method.student)
-    assert close(found[0.0], gradients(plain, plain.stages[0], x, labels))
-    assert not close(found[1.0], found[0.0])
-    assert close(found[4.0], combined(found[0.0], found[1.0], -3, 4))
+    assert close(results[0.0], gradients(plain, plain.stages[0], x, labels))
+    assert not close(results[1.0], results[0.0])
+    assert close(results[4.0], combined(results[0.0], results[1.0], -3, 4))
 
 
 @pytest.mark.parametrize("build", [
@@ -387,10 +387,10 @@ def test_a_student_in_a_checkpoint():
     refused("use_reentrant=False", fitnets, Checkpointed(True))
     refused("use_reentrant=False", fitnets(Checkpointed(True, always=False)).train().stages[0].loss, X, LABELS)
     expected = fitnets(Checkpointed(False).eval())
-    found = gradients(expected, expected.stages[0], X, LABELS)
+    result = gradients(expected, expected.stages[0], X, LABELS)
     torch.manual_seed(0)
     method = methods.fitnets(small_tapped(), teacher, hint="b", guided="b", regressor=expected.connectors[0])
-    for gradient, plain in zip(found, gradients(method, method.stages[0], X, LABELS), strict=True):
+    for gradient, plain in zip(result, gradients(method, method.stages[0], X, LABELS), strict=True):
         assert torch.allclose(gradient, plain, rtol=1e-5)
 
 
@@ -563,11 +563,11 @@ def test_no_default_explodes_at_the_rate_of_the_readme(name):
 
 def test_the_default_weight_of_fsp_is_the_suites():
     student, teacher = equal()
-    found = [
+    results = [
         gradients(method, method.stages[0], *batch())
         for method in (methods.fsp(student, teacher, pairs=PAIRS), methods.fsp(student, teacher, pairs=PAIRS, weights=[0.01] * 3))
     ]
-    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
 
 
 def test_a_hint_weighs_half_the_mean_over_its_units_unless_told_otherwise():

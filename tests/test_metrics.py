@@ -31,11 +31,11 @@ def test_confusion_counts():
 def test_gradient_parts_by_hand():
     """Student [1/2, 1/4, 1/4], teacher [1/4, 1/4, 1/2], label 0: 1/4 on the true class, 1/4 on the others, 1/2 for the label."""
     student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.25, 0.5]]).log()
-    found = {key: value.item() for key, value in metrics.gradient_parts(student, teacher, torch.tensor([0])).items()}
-    assert found == pytest.approx({"gradient_true_class": 0.25, "gradient_other_classes": 0.25, "gradient_labels": 0.5})
+    results = {key: value.item() for key, value in metrics.gradient_parts(student, teacher, torch.tensor([0])).items()}
+    assert results == pytest.approx({"gradient_true_class": 0.25, "gradient_other_classes": 0.25, "gradient_labels": 0.5})
     # label 1, where student and teacher agree: the wrong classes are all there is
-    found = {key: value.item() for key, value in metrics.gradient_parts(student, teacher, torch.tensor([1])).items()}
-    assert found == pytest.approx({"gradient_true_class": 0.0, "gradient_other_classes": 0.5, "gradient_labels": 0.75})
+    results = {key: value.item() for key, value in metrics.gradient_parts(student, teacher, torch.tensor([1])).items()}
+    assert results == pytest.approx({"gradient_true_class": 0.0, "gradient_other_classes": 0.5, "gradient_labels": 0.75})
 
 
 def test_gradient_parts_are_those_of_the_loss():
@@ -45,14 +45,14 @@ def test_gradient_parts_are_those_of_the_loss():
     z = student.clone().requires_grad_()
     losses.ban(z, teacher, reduction="none").sum().backward()
     sizes, true = z.grad.abs(), F.one_hot(labels, 4).bool()
-    found = metrics.gradient_parts(student, teacher, labels)
-    assert found["gradient_true_class"].item() == pytest.approx(sizes[true].mean().item())
-    assert found["gradient_other_classes"].item() == pytest.approx(sizes[~true].sum().item() / 5)
-    assert found["gradient_true_class"] <= found["gradient_other_classes"]
+    result = metrics.gradient_parts(student, teacher, labels)
+    assert result["gradient_true_class"].item() == pytest.approx(sizes[true].mean().item())
+    assert result["gradient_other_classes"].item() == pytest.approx(sizes[~true].sum().item() / 5)
+    assert result["gradient_true_class"] <= result["gradient_other_classes"]
     # a teacher that is certain of the label is the label
     sure = metrics.gradient_parts(student, 100.0 * true, labels)
-    assert sure["gradient_true_class"].item() == pytest.approx(found["gradient_labels"].item())
-    assert sure["gradient_other_classes"].item() == pytest.approx(found["gradient_labels"].item())
+    assert sure["gradient_true_class"].item() == pytest.approx(result["gradient_labels"].item())
+    assert sure["gradient_other_classes"].item() == pytest.approx(result["gradient_labels"].item())
 
 
 def test_top_wrong_by_hand():

@@ -273,7 +273,7 @@ def test_resnet_equals_its_float64_twin():
 
 def test_recomputed_bottlenecks_change_nothing_but_memory():
     """Two training steps: outputs, gradients and statistics to the bit, with fewer bytes kept for the backward pass."""
-    found = []
+    results = []
     for options in ({}, {"recompute": True}):
         net = create("densenet_bc_22_6", classes=5, **options)
         kept = 0
@@ -288,8 +288,8 @@ def test_recomputed_bottlenecks_change_nothing_but_memory():
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 logits = net.train()(images(4, 3, 8, 8, seed=seed))
             logits.square().sum().backward()
-        found.append(([logits, *(p.grad for p in net.parameters()), *net.buffers()], kept, net.eval()(images(2, 3, 8, 8))))
-    (plain, much, shown), (recomputed, little, again) = found
+        results.append(([logits, *(p.grad for p in net.parameters()), *net.buffers()], kept, net.eval()(images(2, 3, 8, 8))))
+    (plain, much, shown), (recomputed, little, again) = results
     assert all(torch.equal(one, other) for one, other in zip(plain, recomputed, strict=True))
     assert torch.equal(shown, again), "in eval mode nothing is recomputed"
     assert little < 0.8 * much

@@ -51,8 +51,8 @@ def test_gradient_of_the_architecture_by_hand(order):
     if order == 2:
         mixed = second * (2.0 * w) * (2.0 * a) + first * 2.0
         expected -= xi * mixed * outer * -1.5 * a
-    found = search.gradient(train, held_out)
-    assert found.item() == pytest.approx(expected, rel=1e-4)
+    result = search.gradient(train, held_out)
+    assert result.item() == pytest.approx(expected, rel=1e-4)
     assert net.w.item() == 0.7 and net.w.grad is None, "the weight is as before"
 
 

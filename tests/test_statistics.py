@@ -194,28 +194,28 @@ def test_holm_properties(p, random):
 
 def test_reported_difference_by_hand():
     # squared errors 9 / 3 = 3 and 1: standard error 2; degrees of freedom (3 + 1)^2 / ((9 + 1) / 2) = 3.2
-    found = reported_test([(10, 3)], [(14, math.sqrt(3))], 3, "<")
+    result = reported_test([(10, 3)], [(14, math.sqrt(3))], 3, "<")
     t = stats.t.ppf(0.975, 3.2)
-    assert (found["mean"], found["low"], found["high"]) == pytest.approx((-4, -4 - 2 * t, -4 + 2 * t))
-    assert found["p"] == pytest.approx(stats.ttest_ind_from_stats(10, 3, 3, 14, math.sqrt(3), 3, equal_var=False).pvalue)
+    assert (result["mean"], result["low"], result["high"]) == pytest.approx((-4, -4 - 2 * t, -4 + 2 * t))
+    assert result["p"] == pytest.approx(stats.ttest_ind_from_stats(10, 3, 3, 14, math.sqrt(3), 3, equal_var=False).pvalue)
     # alike spreads: Student's t with 2 (n - 1) = 4 degrees of freedom, standard error sqrt(6 / 3)
-    found = reported_test([(1, math.sqrt(3))], [(2, math.sqrt(3))], 3, "<")
-    assert (found["low"], found["high"]) == pytest.approx((-1 - T_975[4] * math.sqrt(2), -1 + T_975[4] * math.sqrt(2)), abs=1e-5)
+    result = reported_test([(1, math.sqrt(3))], [(2, math.sqrt(3))], 3, "<")
+    assert (result["low"], result["high"]) == pytest.approx((-1 - T_975[4] * math.sqrt(2), -1 + T_975[4] * math.sqrt(2)), abs=1e-5)
 
 
 def test_reported_mean_of_groups():
     # the mean of two groups has a quarter of the sum of their squared errors: (6 + 6) / 3 / 4 = 1, and 4 degrees of freedom
-    found = reported_test([(1, math.sqrt(6)), (3, math.sqrt(6))], [(2, 0)], 3, "<")
-    assert (found["mean"], found["low"], found["high"], found["p"]) == pytest.approx((0, -T_975[4], T_975[4], 1), abs=1e-5)
+    result = reported_test([(1, math.sqrt(6)), (3, math.sqrt(6))], [(2, 0)], 3, "<")
+    assert (result["mean"], result["low"], result["high"], result["p"]) == pytest.approx((0, -T_975[4], T_975[4], 1), abs=1e-5)
 
 
 def test_reported_equivalence():
     sides = [(10, math.sqrt(3))], [(10.5, math.sqrt(3))]
-    found = reported_test(*sides, 3, "same", 4)
+    result = reported_test(*sides, 3, "same", 4)
     error = math.sqrt(2)
-    assert (found["low"], found["high"]) == pytest.approx((-0.5 - T_95[4] * error, -0.5 + T_95[4] * error), abs=1e-5)
-    assert found["p"] == pytest.approx(stats.t.sf(3.5 / error, 4)), "the larger of the two one-sided p: the margin on this side"
-    assert reported_test(*sides[::-1], 3, "same", 4)["p"] == pytest.approx(found["p"])
+    assert (result["low"], result["high"]) == pytest.approx((-0.5 - T_95[4] * error, -0.5 + T_95[4] * error), abs=1e-5)
+    assert result["p"] == pytest.approx(stats.t.sf(3.5 / error, 4)), "the larger of the two one-sided p: the margin on this side"
+    assert reported_test(*sides[::-1], 3, "same", 4)["p"] == pytest.approx(result["p"])
     just = 0.5 + T_95[4] * error
     assert reported_test(*sides, 3, "same", just)["p"] == pytest.approx(0.05, abs=1e-6)
 

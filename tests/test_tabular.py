@@ -71,14 +71,14 @@ def put(name, text):
 def test_words_and_numbers_in_one_set():
     # as UCI writes it: a space after each comma, a full line of blanks, no heading
     put("people.csv", "40, nurse, yes\n20, cook, no\n\n31, ?, no\n")
-    found = tabular.load("people")
-    assert found.levels == ((), ("cook", "nurse"))
-    assert np.array_equal(found.values, [[20, 0], [31, np.nan], [40, 1]], equal_nan=True) and found.labels.tolist() == [0, 0, 1]
+    result = tabular.load("people")
+    assert result.levels == ((), ("cook", "nurse"))
+    assert np.array_equal(result.values, [[20, 0], [31, np.nan], [40, 1]], equal_nan=True) and result.labels.tolist() == [0, 0, 1]
     # as other copies have it: a heading, quotes
     put("people.csv", '"age","job","tired"\n31,"?","no"\n40,"nurse","yes"\n20,"cook","no"\n')
     (paths.data() / "people.csv").unlink()
     tabular.load.cache_clear()
-    assert np.array_equal(tabular.load("people").values, found.values, equal_nan=True)
+    assert np.array_equal(tabular.load("people").values, result.values, equal_nan=True)
 
 
 def answers(monkeypatch, files):
@@ -121,8 +121,8 @@ def test_a_picture_in_matlabs_format(monkeypatch):
     labels = np.array([[1, 2], [0, 1]], np.uint8)  # 0: no class
     files = {"https://example.org/field.mat": mat(field=pixels), "https://example.org/field_gt.mat": mat(field_gt=labels)}
     answers(monkeypatch, files)
-    found = tabular.load("field")
-    assert found.values.tolist() == [[1, 7], [4, 8], [2, 9]] and found.labels.tolist() == [0, 0, 1]
+    result = tabular.load("field")
+    assert result.values.tolist() == [[1, 7], [4, 8], [2, 9]] and result.labels.tolist() == [0, 0, 1]
     (paths.data() / "field.csv").unlink()
     put("field.mat", "no picture")
     tabular.load.cache_clear()
@@ -174,35 +174,35 @@ def test_embedded_sets_need_no_network():
         ("wine", (178, 13), {"class_0": 59, "class_1": 71, "class_2": 48}),
         ("iris", (150, 4), {"setosa": 50, "versicolor": 50, "virginica": 50}),
     ):
-        found = tabular.load(name)
-        assert found.values.shape == shape and found.values.dtype == np.float64 and found.labels.dtype == np.int64
-        assert dict(zip(found.classes, np.bincount(found.labels).tolist(), strict=True)) == counts
+        result = tabular.load(name)
+        assert result.values.shape == shape and result.values.dtype == np.float64 and result.labels.dtype == np.int64
+        assert dict(zip(result.classes, np.bincount(result.labels).tolist(), strict=True)) == counts
 
 
 def test_embedded_values_keep_their_labels():
     from sklearn.datasets import load_iris
 
-    iris, found = load_iris(), tabular.load("iris")
+    iris, results = load_iris(), tabular.load("iris")
     order = np.lexsort(iris.data.T)
-    mine = np.lexsort(found.values.T)
-    assert np.array_equal(found.values[mine], iris.data[order])
+    mine = np.lexsort(results.values.T)
+    assert np.array_equal(results.values[mine], iris.data[order])
     pairs = {(*row, label) for row, label in zip(iris.data.tolist(), iris.target.tolist(), strict=True)}
-    assert pairs == {(*row, label) for row, label in zip(found.values.tolist(), found.labels.tolist(), strict=True)}
-    assert found.classes == tuple(iris.target_names)
+    assert pairs == {(*row, label) for row, label in zip(results.values.tolist(), results.labels.tolist(), strict=True)}
+    assert results.classes == tuple(iris.target_names)
 
 
 def test_a_plain_uci_file():
     put("cells.csv", CSV)
-    found = tabular.load("cells")
-    assert found.variables == ("size", "shape") and found.levels == ((), ()) and found.classes == ("benign", "malignant")
-    assert np.array_equal(found.values, [[3, 10], [5, 0.02], [3, np.nan]], equal_nan=True)
-    assert found.labels.tolist() == [0, 0, 1]
+    result = tabular.load("cells")
+    assert result.variables == ("size", "shape") and result.levels == ((), ()) and result.classes == ("benign", "malignant")
+    assert np.array_equal(result.values, [[3, 10], [5, 0.02], [3, np.nan]], equal_nan=True)
+    assert result.labels.tolist() == [0, 0, 1]
     # cached: UCI's file is not needed again
     cached = paths.data() / "cells.csv"
     written = cached.read_text()
     (paths.data() / "uci" / "cells.csv").unlink()
     tabular.load.cache_clear()
-    assert np.array_equal(tabular.load("cells").values, found.values, equal_nan=True) and cached.read_text() == written
+    assert np.array_equal(tabular.load("cells").values, result.values, equal_nan=True) and cached.read_text() == written
 
 
 def test_the_order_of_the_cases_does_not_matter():
@@ -218,15 +218,15 @@ def test_the_order_of_the_cases_does_not_matter():
 
 def test_missing_words_become_the_most_frequent():
     put("plants.arff", ARFF)
-    found = tabular.load("plants")
-    assert found.variables == ("leaf", "stem") and found.levels == (("long", "round"), ("none", "tall"))
-    assert found.values.tolist() == [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]]
+    result = tabular.load("plants")
+    assert result.variables == ("leaf", "stem") and result.levels == (("long", "round"), ("none", "tall"))
+    assert result.values.tolist() == [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]]
     # the filled file is the same set
     filled = ARFF.replace("long,?", "long,none").replace("?,none", "long,none")
     put("plants.arff", filled)
     (paths.data() / "plants.csv").unlink()
     tabular.load.cache_clear()
-    assert tabular.load("plants").values.tolist() == found.values.tolist()
+    assert tabular.load("plants").values.tolist() == result.values.tolist()
 
 
 def openml(monkeypatch, **sets):
@@ -314,7 +314,7 @@ def test_no_network_is_one_sentence(monkeypatch):
 
 def test_fingerprints_are_known_without_the_data():
     assert data.fingerprint("glass") == tabular.FINGERPRINTS["glass"] and data.fingerprint("mnist") != data.fingerprint("glass")
-    assert all(len(found) == 64 for found in tabular.FINGERPRINTS.values())
+    assert all(len(results) == 64 for results in tabular.FINGERPRINTS.values())
     assert len(set(tabular.FINGERPRINTS.values())) == len(tabular.FINGERPRINTS)
     with pytest.raises(KdcoreError, match="unknown data set 'galss'"):
         tabular.load("galss")
@@ -331,17 +331,17 @@ def a_table():
 
 
 def test_columns():
-    found = tabular.columns(a_table())
-    assert found.variable.tolist() == [0, 1, 2, 2, 2] and found.words == (None, "round", "a", "b", "c")
-    assert found.x[:, 1:].tolist() == [[0, 0, 0, 1], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]], "a missing word is none of them"
-    assert np.isnan(found.x[:, 0]).tolist() == [False, True, False, False]
-    assert found.conditions(0, 2.5) == ("size ≤ 2.5", "size > 2.5")
-    assert found.conditions(3, 0.5) == ("stem ≠ b", "stem = b")
+    result = tabular.columns(a_table())
+    assert result.variable.tolist() == [0, 1, 2, 2, 2] and result.words == (None, "round", "a", "b", "c")
+    assert result.x[:, 1:].tolist() == [[0, 0, 0, 1], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]], "a missing word is none of them"
+    assert np.isnan(result.x[:, 0]).tolist() == [False, True, False, False]
+    assert result.conditions(0, 2.5) == ("size ≤ 2.5", "size > 2.5")
+    assert result.conditions(3, 0.5) == ("stem ≠ b", "stem = b")
 
 
 def test_missing_numbers_become_the_training_cases_median():
-    found = tabular.columns(a_table())
-    assert found.filled(np.array([0, 2, 3]))[:, 0].tolist() == [1.5, 4.5, 4.5, 9.0]
-    assert found.filled(np.array([0, 2]))[:, 0].tolist() == [1.5, 3.0, 4.5, 9.0], "test cases have no say"
-    assert np.isnan(found.x[1, 0]), "the columns themselves stay as they are"
-    assert found.filled(np.array([0, 2])).flags.c_contiguous and found.filled(np.array([0, 2])).dtype == np.float32
+    result = tabular.columns(a_table())
+    assert result.filled(np.array([0, 2, 3]))[:, 0].tolist() == [1.5, 4.5, 4.5, 9.0]
+    assert result.filled(np.array([0, 2]))[:, 0].tolist() == [1.5, 3.0, 4.5, 9.0], "test cases have no say"
+    assert np.isnan(result.x[1, 0]), "the columns themselves stay as they are"
+    assert result.filled(np.array([0, 2])).flags.c_contiguous and result.filled(np.array([0, 2])).dtype == np.float32

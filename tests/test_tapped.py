@@ -140,8 +140,8 @@ def test_output_makes_logits_of_what_a_network_returns(kind):
         lambda s, t: methods.fitnets(s, t, guided="late", hint="late"),
     ):
         bare = freeze(Tapped(large.net.net, {"late": "3"}, X[:1]))
-        found, plainly = (build(s, t).stages[-1].loss(X, LABELS).item() for s, t in ((wrapped, large), (same, bare)))
-        assert found == pytest.approx(plainly, rel=1e-6)
+        results, plainly = (build(s, t).stages[-1].loss(X, LABELS).item() for s, t in ((wrapped, large), (same, bare)))
+        assert results == pytest.approx(plainly, rel=1e-6)
     refused(f"returns a {kind}.*output=", Tapped, net, {}, X[:1])
     refused("output= returns a", Tapped, net, {}, X[:1], output=lambda out: {"logits": out})
     # raw networks in methods of logits
@@ -154,13 +154,13 @@ LOGITS = ["plain", "kd", "logit_mimic", "ban", "cwtm", "dkpp", "jacobian"]
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_methods_of_logits_take_raw_networks(name):
-    build, found = getattr(methods, name), []
+    build, results = getattr(methods, name), []
     for wrap in (lambda net: net, lambda net: Tapped(net, {}, X[:1])):
         method = build(wrap(plain()), freeze(wrap(plain(6, seed=1))))
         torch.manual_seed(0)
         method.stages[0].loss(X, LABELS).backward()
-        found.append([p.grad for p in method.student.parameters()])
-    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
+        results.append([p.grad for p in method.student.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("build", [
@@ -233,9 +233,9 @@ def test_compiled_networks():
         method = methods.kd(student, large)
         expected = methods.kd(plain(), freeze(plain(6, seed=1))).stages[0].loss(X, LABELS)
         method.zero_grad()
-        found = method.stages[0].loss(X, LABELS)
-        found.backward()
-        assert found.item() == pytest.approx(expected.item(), rel=1e-5) and compiled._orig_mod[0].weight.grad.abs().sum() > 0
+        result = method.stages[0].loss(X, LABELS)
+        result.backward()
+        assert result.item() == pytest.approx(expected.item(), rel=1e-5) and compiled._orig_mod[0].weight.grad.abs().sum() > 0
     in_place = plain()
     in_place.compile(backend="eager")
     for net, name in ((compiled, "_orig_mod.3"), (in_place, "3"), (nn.Sequential(compiled), "0._orig_mod.3")):
@@ -268,7 +268,7 @@ def in_two(rank, folder):
     """One of two processes: its half of the batch, each stage of each method under DistributedDataParallel."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    x, labels, found = X[2 * rank :][:2], LABELS[2 * rank :][:2], {}
+    x, labels, results = X[2 * rank :][:2], LABELS[2 * rank :][:2], {}
     for name, build in STAGED.items():
         student = Tapped(plain(), TAPS, X[:1])
         torch.manual_seed(3)
@@ -277,19 +277,19 @@ def in_two(rank, folder):
             loss = DistributedDataParallel(methods.StageLoss(method, stage), find_unused_parameters=True)
             method.zero_grad()
             loss(x, labels).backward()
-            found[f"{name}, {stage.name}"] = [p.grad for p in stage.parameters]
+            results[f"{name}, {stage.name}"] = [p.grad for p in stage.parameters]
     # a student wrapped on its own: right where the whole pass is seen and nothing stands beside it, else refused
     for name, build in (("kd", methods.kd), ("attention_transfer", STAGED["attention_transfer"])):
         net = DistributedDataParallel(plain())
         student = net if name == "kd" else Tapped(net, {"late": "module.3"}, X[:1])
         build(student, teacher()).stages[0].loss(x, labels).backward()
-        found[f"{name}, wrapped"] = [p.grad for p in net.parameters()]
+        results[f"{name}, wrapped"] = [p.grad for p in net.parameters()]
     student = Tapped(DistributedDataParallel(plain()), {tap: f"module.{name}" for tap, name in TAPS.items()}, X[:1])
     for name in ("fitnets", "fsp", "jacobian"):
         refused("methods.StageLoss", STAGED[name], student, teacher())
     refused("methods.StageLoss", student.features, x, ["late"])
     refused("hides the taps", STAGED["fitnets"], DistributedDataParallel(Tapped(plain(), TAPS, X[:1])), teacher())
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -313,8 +313,8 @@ def test_two_processes_compute_the_gradient_of_the_joint_batch(tmp_path):
     assert set(first) == set(second) == set(expected) and len(first) == 8
     for stage, gradients in expected.items():
         assert all(torch.equal(p, q) for p, q in zip(first[stage], second[stage], strict=True)), f"{stage}: not synchronised"
-        for found, own in zip(first[stage], gradients, strict=True):
-            assert torch.allclose(found, own, rtol=1e-4, atol=1e-5 * own.abs().max().item()), f"{stage}: not the joint batch's"
+        for results, own in zip(first[stage], gradients, strict=True):
+            assert torch.allclose(results, own, rtol=1e-4, atol=1e-5 * own.abs().max().item()), f"{stage}: not the joint batch's"
     assert "fitnets, hint" in first and "fsp, fsp" in first
 
 

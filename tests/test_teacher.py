@@ -122,12 +122,12 @@ def test_autocast_round_a_step_does_not_reach_the_table(way):
         assert nn.functional.linear(x.flatten(1), teacher[1].weight).dtype == torch.bfloat16, "autocast is on"
         if way == "filled":
             table.fill()
-        found = table(index, x)
+        result = table(index, x)
     weight, bias = (part.double() for part in teacher[1].parameters())
     exact = x.double().flatten(1) @ weight.T + bias
     # float16 keeps 11 bits, bfloat16 8
-    assert found.dtype == torch.float32
-    assert ((found.double() - exact).abs() <= 2**-11 * exact.abs() + 1e-5).all()
+    assert result.dtype == torch.float32
+    assert ((result.double() - exact).abs() <= 2**-11 * exact.abs() + 1e-5).all()
 
 
 class Counted(nn.Module):
