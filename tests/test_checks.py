@@ -1,6 +1,6 @@
 """``kdcore check``: sheets, pages and records that are not as they should be are told."""
 
-import dataclasses
+from records import made
 
 from kdcore import checks, papers
 from kdcore.papers import sheet_page
@@ -66,12 +66,8 @@ def test_a_stray_record_is_told(tmp_path):
 def test_whatever_is_no_record_is_told(tmp_path):
     """Planted one at a time beside a good record: the file, and a word of what is said of it."""
     store, paper = Store(tmp_path), papers.get("hinton_mnist")
-    asked = dataclasses.asdict(trial := paper.trial("fast", "small", 0))
-    record = asked | {
-        "id": trial.id, "status": "done", "metrics": {"test_errors": 146}, "history": [], "data": {"fingerprint": trial.data},
-        "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "CPU"}, "environment": {"python": "3"},
-    }  # fmt: skip
-    store.put(record)
+    trial = paper.trial("fast", "small", 0)
+    store.put(made(trial, {"test_errors": 146}))
     good = store.path(trial)
     assert checks.record_problems(tmp_path) == []
     (good.parent / f"{trial.id}.lease").touch()
@@ -107,11 +103,7 @@ def test_check_reads_each_record_once(tmp_path, monkeypatch):
     """10,000 records in 10 s: a time would depend on the machine, so reads and ids are counted."""
     store, paper, seen = Store(tmp_path), papers.get("hinton_mnist"), []
     for seed in range(20):
-        asked = dataclasses.asdict(trial := paper.trial("fast", "small", seed))
-        store.put(asked | {
-            "id": trial.id, "status": "done", "metrics": {"test_errors": 146}, "history": [], "data": {"fingerprint": trial.data},
-            "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "CPU"}, "environment": {"python": "3"},
-        })  # fmt: skip
+        store.put(made(paper.trial("fast", "small", seed), {"test_errors": 146}))
     loads = store_module.loads
     monkeypatch.setattr(store_module, "loads", lambda content, where: seen.append(where) or loads(content, where))
     checks.all_problems(tmp_path)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from records import made
 
 from kdcore import papers
 from kdcore.data import tabular
@@ -221,11 +222,7 @@ def test_dozens_of_learning_curves_are_not_drawn():
     trials = [PAPER.trial("smoke", arm, 0) for arm in ("letter.p1: munge 400000, 256 units", "letter.p1: nbe 10000")]
     metrics = {"rmse": 0.2, "ensemble_rmse": 0.1, "net_rmse": 0.3, "single_rmse": 0.15, "ratio": 0.5, "net_mb": 0.1, "net_seconds": 0.1}
     rows = [{"stage": "mimic", "epoch": epoch, "loss": 1.0, "test_rmse": 0.3, "hill_rmse": 0.3} for epoch in (1, 2)]
-    records = [
-        {"id": t.id, "paper": t.paper, "arm": t.arm, "budget": "smoke", "seed": 0, "status": "done", "config": t.config, "metrics": metrics,
-         "history": rows, "cost": {"seconds": 1.0, "peak_memory_mb": 1.0, "device": "cpu"}, "environment": {}, "teacher": t.teacher}
-        for t in trials
-    ]  # fmt: skip
+    records = [made(trial, metrics, history=rows) for trial in trials]
     names = sorted(name for name in catalogue.figures_of(PAPER, records) if name.startswith("learning"))
     assert names == ["learning_compression_hill_rmse", "learning_compression_test_rmse"]
 
