@@ -1,4 +1,4 @@
-"""KEY: what the sheet says, and what a trial does."""
+"""KEY: the sheet's numbers, and what a trial trains."""
 
 from dataclasses import replace
 

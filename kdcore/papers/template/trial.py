@@ -3,7 +3,7 @@
 from kdcore import methods
 from kdcore.papers.images import IMAGE_METRICS, ImageTrial, piecewise
 
-VERSION = 1  # another number, other trials: raise it where results change though no config did
+VERSION = 1  # part of every trial's id: raise it when results change although no parameter does
 METRICS = IMAGE_METRICS
 
 
