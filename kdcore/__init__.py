@@ -1,3 +1,3 @@
-"""kdcore: the replication suite of knowledge distillation."""
+"""kdcore: a replication suite for knowledge distillation."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""``kdcore check``: every yaml, record and generated file, and whether they agree."""
+"""``kdcore check``: are all sheets, records and generated files valid and consistent?"""
 
 import difflib
 import re
@@ -10,22 +10,22 @@ from kdcore.trials.store import Store, read
 
 
 def all_problems(results: Path) -> list[str]:
-    """One sentence for each thing that is wrong; empty where all is well."""
+    """One sentence for each problem; empty if there is none."""
     problems = []
     for key in papers.names():
         problems += sheet_problems(key)
-    if not problems:  # tables of a broken sheet would only repeat its faults
+    if not problems:  # tables of an invalid sheet would only repeat its problems
         problems, records = _read_all(results)
         problems += [] if validation.other_papers() else page_problems()
         try:
             problems += outputs.stale(results, records)
-        except KdcoreError as error:  # no table can be made of what is told above
+        except KdcoreError as error:  # the problems above prevent tables
             problems.append(str(error))
     return problems
 
 
 def sheet_problems(key: str) -> list[str]:
-    """What is wrong in a paper's sheet (``papers.problems``), the networks and equations that it names, its own figures, its notebook."""
+    """Problems with a paper's sheet (``papers.problems``), its networks and equations, its own figures and its notebook."""
     from kdcore.notebooks import cells
     from kdcore.papers import equations
     from kdcore.papers import problems as rules
@@ -36,15 +36,15 @@ def sheet_problems(key: str) -> list[str]:
         return error.problems
     except KdcoreError as error:
         return [str(error)]
-    found = rules.problems(paper) or [
+    wrong = rules.problems(paper) or [
         each for name in paper.budgets for each in rules.network_problems(paper, name, paper.budget_arms(name))
     ]
-    if not found:
+    if not wrong:
         try:
             paper.figures([])
-        except Exception as error:  # a table, arm or number that the paper's own code looks for in the sheet
-            found.append(f"{key}.py cannot draw its figures from it ({type(error).__name__}: {error})")
-    problems = [f"{key}/sheet.yaml: {problem}" for problem in found]
+        except Exception as error:  # for example a table or arm that the paper's own code expects in the sheet
+            wrong.append(f"{key}.py cannot draw its figures from it ({type(error).__name__}: {error})")
+    problems = [f"{key}/sheet.yaml: {problem}" for problem in wrong]
     try:
         return problems + cells.problems(paper) + equations.problems(paper)
     except KdcoreError as error:
@@ -52,7 +52,7 @@ def sheet_problems(key: str) -> list[str]:
 
 
 def page_problems() -> list[str]:
-    """Whether docs/sheet.md and the schema are what the models of a sheet say, and docs/equations.md what sheets, code and notebooks do."""
+    """Generated pages that are out of date: docs/sheet.md and the schema, docs/equations.md."""
     from kdcore.papers import equations, sheet_page
 
     root = validation.checkout()
@@ -60,7 +60,7 @@ def page_problems() -> list[str]:
 
 
 def metric_problems(paper, records: list[dict]) -> list[str]:
-    """Metrics of rows and claims that no record of their arm has; of an arm without records nothing is known."""
+    """Metrics of rows and claims that no record of their arm has; arms without records are skipped."""
     from kdcore.papers import problems as rules
 
     known: dict[str, set[str]] = {}
@@ -79,13 +79,13 @@ def metric_problems(paper, records: list[dict]) -> list[str]:
 
 
 def record_problems(results: Path) -> list[str]:
-    """What lies among the records and is none: damaged, under another name than its id, in the wrong folder, or no record at all; and
-    metrics of the sheets that no record has."""
+    """Files among the records that are damaged, misnamed, in the wrong folder or no records; and metrics of the sheets that no
+    record has."""
     return _read_all(results)[0]
 
 
 def _read_all(results: Path) -> tuple[list[str], dict[str, list[dict]]]:
-    """What is wrong among the records, and those of each paper with which nothing is."""
+    """Problems with the records, and the valid records of each paper."""
     problems, records, store = [], {}, Store(results)
     for root in (store.root(""), store.root("smoke")):
         for folder in _entries(root / "records"):
@@ -95,22 +95,22 @@ def _read_all(results: Path) -> tuple[list[str], dict[str, list[dict]]]:
                 problems.append(f"{folder} holds records of no paper (they are {', '.join(papers.names())}): move or delete it")
             else:
                 for path in _entries(folder):
-                    found = _read(path, root, store)
-                    if isinstance(found, dict):
-                        records.setdefault(folder.name, []).append(found)
-                    elif found:
-                        problems.append(found)
-    for key, found in records.items():
-        problems += metric_problems(papers.get(key), found)
+                    content = _read(path, root, store)
+                    if isinstance(content, dict):
+                        records.setdefault(folder.name, []).append(content)
+                    elif content:
+                        problems.append(content)
+    for key, valid in records.items():
+        problems += metric_problems(papers.get(key), valid)
     return problems, records
 
 
 def _read(path: Path, root: Path, store: Store) -> dict | str | None:
-    """The record in a file, or what is wrong with it; None for a file that may lie there."""
-    if path.suffix == ".lease" and ID.fullmatch(path.stem):  # of a run, or left by one that was killed: it does no harm
+    """The record in a file, or what is wrong with it; None for a file that may be there."""
+    if path.suffix == ".lease" and ID.fullmatch(path.stem):  # of a run, or left by one that was killed, and harmless
         return None
     if path.suffix != ".json" or not ID.fullmatch(path.stem) or not path.is_file():
-        return f"{path} is not a record (a record is called by its id, 12 hex digits, and .json): move or delete it"
+        return f"{path} is not a record (a record's name is its id, 12 hex digits, and .json): move or delete it"
     try:
         record = read(path)
     except KdcoreError as error:
@@ -124,5 +124,5 @@ ID = re.compile(r"[0-9a-f]{12}")
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, but for git's own files; nothing where there is no folder."""
+    """The entries of a folder, except git's own files; none if the folder does not exist."""
     return sorted(path for path in folder.iterdir() if path.name not in (".gitignore", ".gitkeep")) if folder.is_dir() else []

@@ -15,7 +15,7 @@ from kdcore.errors import KdcoreError, Stopped
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code: 0 done, 1 failed or refused, 2 wrong usage, 3 paused."""
+    """Run the command line; return the exit code: 0 done, 1 failed or refused, 2 wrong usage, 3 paused."""
     code = options = None
     try:
         _let_sigterm_interrupt()
@@ -29,10 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
             top.print_help(sys.stderr)
             top.exit(2, "\nkdcore: error: name a command, such as kdcore plan\n")
         code = options.command(options)
-        print(end="", flush=True)  # here an output that cannot be written is told, and not while Python ends
+        print(end="", flush=True)  # report output that cannot be written here, not while Python shuts down
         return code
     except (KeyboardInterrupt, Stopped) as error:
-        print(f"kdcore: {str(error) or 'stopped'}; the same command goes on from here", file=sys.stderr)
+        print(f"kdcore: {str(error) or 'stopped'}; the same command resumes from here", file=sys.stderr)
         return 3
     except KdcoreError as error:
         print(f"kdcore: {error}", file=sys.stderr)
@@ -45,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `kdcore plan | head`
         _forget_output()
         if code is None and options and options.command in (run, replicate, check):
-            print("kdcore: nobody reads the output any more: run the same command again", file=sys.stderr)
+            print("kdcore: the output was closed: run the same command again", file=sys.stderr)
             return 1
         return code or 0
-    except OSError as error:  # a full disk, a folder that may not be read
+    except OSError as error:  # a full disk, a folder without permission
         print(f"kdcore: {paths.trouble(error)}", file=sys.stderr)
         if not error.filename:
             _forget_output()
@@ -56,13 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _forget_output() -> None:
-    """What standard output still holds is not to be complained of when Python ends."""
+    """Discard buffered output, so that Python does not complain about it on exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _let_sigterm_interrupt() -> None:
-    """What ends this process politely is as Ctrl-C: nothing is left behind. (A run of trials listens to both by itself.)"""
+    """Treat SIGTERM like Ctrl-C, so that nothing is left behind. (A run of trials handles both itself.)"""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
     top = argparse.ArgumentParser(
         prog="kdcore",
-        description="The replication suite of knowledge distillation.",
+        description="A replication suite for knowledge distillation.",
         epilog="`kdcore COMMAND --help` explains a command. Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 paused.",
     )
     top.add_argument("--version", action="version", version=f"kdcore {__version__}")
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(command=function)
         if results:
-            sub.add_argument("--results", metavar="DIR", help="folder of the records; results of the checkout by default")
+            sub.add_argument("--results", metavar="DIR", help="results folder (default: results of the checkout)")
         return sub
 
     def grid(sub: argparse.ArgumentParser, named: bool) -> None:
@@ -92,10 +92,10 @@ def parser() -> argparse.ArgumentParser:
         if named:
             sub.add_argument("paper", metavar="PAPER", nargs="+", action=Distinct, help=f"one or more of {listed}")
         else:
-            sub.add_argument("paper", metavar="PAPER", nargs="*", action=Distinct, help=f"of {listed}; all by default")
+            sub.add_argument("paper", metavar="PAPER", nargs="*", action=Distinct, help=f"any of {listed} (default: all)")
         sub.add_argument("--budget", default="smoke", help="smoke (default), laptop, fast or paper")
         chosen = sub.add_mutually_exclusive_group()
-        chosen.add_argument("--seeds", type=seeds, help="how many (5), or which (0,3,4); the budget's own number by default")
+        chosen.add_argument("--seeds", type=seeds, help="how many (5), or which (0,3,4); default: the budget's number")
         if named:
             chosen.add_argument("--seed", type=_typed(validation.parsed_seed), action="append", help="only this seed (may be repeated)")
         sub.add_argument("--device", type=_typed(validation.device), default="cpu", help="cpu (default), cuda (every GPU) or cuda:N")
@@ -105,64 +105,62 @@ def parser() -> argparse.ArgumentParser:
             "--precision",
             choices=validation.PRECISIONS,
             default="auto",
-            help="of the products in training; auto (default): bfloat16 where it is fast and was found equivalent for the paper",
+            help="of matrix products in training; auto (default): bfloat16 if it is fast here and was found equivalent for the paper",
         )
-        sub.add_argument(
-            "--jobs", type=_typed(validation.parsed_jobs), metavar="N", help="trials at a time; one a core, or one a GPU, by default"
-        )
+        sub.add_argument("--jobs", type=_typed(validation.parsed_jobs), metavar="N", help="trials at a time (default: one per core or GPU)")
         sub.add_argument("--arm", action=Distinct, help="only this arm (may be repeated)")
 
     minutes = {"type": _typed(validation.parsed_minutes), "metavar": "MINUTES"}
-    sub = command("plan", plan, "Show the grid: what is done, what is missing, and how long the rest would take here.")
+    sub = command("plan", plan, "Show what is done, what is missing, and how long the rest takes on this machine.")
     grid(sub, named=False)
     pace(sub)
     sub.add_argument(
-        "--no-forecast", action="store_true", help="do not time a few steps of each missing arm that has no record of this device"
+        "--no-forecast", action="store_true", help="skip the forecast, which times a few steps of each missing arm without a record here"
     )
 
-    sub = command("run", run, "Run the missing trials of papers; goes on where an earlier run stopped.")
+    sub = command("run", run, "Run the missing trials of papers; resumes where an earlier run stopped.")
     grid(sub, named=True)
     pace(sub)
     sub.add_argument(
         "--order",
         choices=order.ORDERS,
         default="sheet",
-        help="sheet (default): paper by paper; value: what fills cells of tables at the paper's own scale first, the cheap before the dear",
+        help="sheet (default): paper by paper; value: first the trials for table cells that compare with the paper, cheap ones first",
     )
-    sub.add_argument("--time-limit", **minutes, help="pause everything at a checkpoint after so long")
-    sub.add_argument("--timeout", **minutes, help="end a trial that takes longer, and record the failure")
-    sub.add_argument("--retry-failed", action="store_true", help="run trials again whose record is a failure")
-    sub.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="the I-th of N parts of the grid, for array jobs")
+    sub.add_argument("--time-limit", **minutes, help="pause everything at a checkpoint after this time")
+    sub.add_argument("--timeout", **minutes, help="end a trial that takes longer than this, and record the failure")
+    sub.add_argument("--retry-failed", action="store_true", help="run trials again that failed")
+    sub.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="part I of N of the missing trials, for array jobs")
     sub.add_argument("--quiet", action="store_true", help="no progress display")
 
-    sub = command("replicate", replicate, "Execute the notebooks with papermill; each runs what is missing of its paper.")
+    sub = command("replicate", replicate, "Execute the notebooks with papermill, after running each paper's missing trials.")
     grid(sub, named=False)
     sub.add_argument("--engine", default="local", help="local (default)")
 
     sub = command("report", report, "Make tables, figures, the page and the README's scoreboard from the records.")
-    sub.add_argument("--smoke", action="store_true", help="tables and figures of the smoke records instead, into DIR/smoke")
-    command("check", check, "Check that every record, yaml and table is valid, and that README, tables and notebooks are up to date.")
-    summary = "Bring the standard cells of notebooks in step with their sheets; all other cells stay as they are."
+    sub.add_argument("--smoke", action="store_true", help="make tables and figures of the smoke records instead, in DIR/smoke")
+    command("check", check, "Check that sheets and records are valid, and that README, tables and notebooks are up to date.")
+    summary = "Update the standard cells of notebooks from their sheets; all other cells are left alone."
     sub = command("notebook", notebook, summary, results=False)
-    sub.add_argument("paper", metavar="PAPER", nargs="+", action=Distinct, help="one or more keys")
-    sub = command("new", new, "Write a paper to start from: its folder, notebook and test.", results=False)
-    sub.add_argument("paper", metavar="KEY", help="of the paper: lower-case letters, digits and underscores")
+    sub.add_argument("paper", metavar="PAPER", nargs="+", action=Distinct, help="one or more keys of papers")
+    sub = command("new", new, "Create the skeleton of a new paper: its folder, notebook and test.", results=False)
+    sub.add_argument("paper", metavar="KEY", help="key of the paper: lower-case letters, digits and underscores")
     return top
 
 
 class Distinct(argparse.Action):
-    """Collects values like "append", or those of ``nargs="*"``, and refuses one that is there already."""
+    """Collects values like "append", or those of ``nargs="*"``, and refuses repeated ones."""
 
     def __call__(self, parser, namespace, values, option=None):
-        found = list(getattr(namespace, self.dest) or []) + (values if isinstance(values, list) else [values])
+        every = list(getattr(namespace, self.dest) or []) + (values if isinstance(values, list) else [values])
         try:
-            setattr(namespace, self.dest, validation.distinct(found, self.dest) if found else found)
+            setattr(namespace, self.dest, validation.distinct(every, self.dest) if every else every)
         except KdcoreError as error:
             raise argparse.ArgumentError(self, str(error)) from None
 
 
 def _typed(parse: Callable) -> Callable:
-    """A function of kdcore.validation as the ``type`` of an argument: what it refuses is wrong usage."""
+    """Turn a function of kdcore.validation into the ``type`` of an argument, so that refused values are usage errors."""
 
     def typed(text: str):
         try:
@@ -187,7 +185,7 @@ def plan(options) -> int:
     from kdcore.trials.store import Store
 
     console, code, store = Console(), 0, Store(validation.results(options.results))
-    validation.folder(paths.cache(), "set KDCORE_CACHE to a folder")
+    validation.folder(paths.cache(), "set KDCORE_CACHE to a writable folder")
     for key in options.paper or _all_papers():
         planned = make_plan(key, options.budget, options.arm, options.seeds, store)
         seconds = {}
@@ -195,7 +193,7 @@ def plan(options) -> int:
             device = environment.devices(options.device)[0]
             try:
                 seconds = forecast.seconds(planned, device, options.precision)
-            except KdcoreError as error:  # what is done and missing is shown all the same
+            except KdcoreError as error:  # still show what is done and missing
                 print(f"kdcore: {error}", file=sys.stderr)
                 code = 1
         about = papers.get(key).budget(options.budget)["about"]
@@ -203,20 +201,20 @@ def plan(options) -> int:
         for column in ("arm", "done", "missing", "failed", "hours"):
             table.add_column(column, justify="left" if column == "arm" else "right")
         done = {trial.id for trial in planned.done}
-        share = {id: seconds[job.cohort.id] / len(job.ids) for job in planned.jobs for id in job.ids} if seconds else {}
+        share = {each: seconds[job.cohort.id] / len(job.ids) for job in planned.jobs for each in job.ids} if seconds else {}
         arms: dict[str, list[str]] = {}
         for trial in planned.trials:
             arms.setdefault(trial.arm, []).append(trial.id)
         for arm, ids in arms.items():
-            ended, failed = sum(id in done for id in ids), sum(id in planned.records and id not in done for id in ids)
-            missing = [share[id] for id in ids if id in share]
+            ended, failed = sum(each in done for each in ids), sum(each in planned.records and each not in done for each in ids)
+            missing = [share[each] for each in ids if each in share]
             table.add_row(Text(arm), str(ended), str(len(ids) - ended), str(failed), f"{sum(missing) / 3600:.2f}" if missing else "")
         console.print(table)
         if seconds:
             count = min(options.jobs or os.cpu_count() or 1, max(1, len(planned.jobs)))
             hours = sum(seconds.values()) / 3600
             console.print(
-                f"Missing: {hours:.2f} hours of one process on {options.device}, about {hours / count:.2f} h with {count} at a time."
+                f"Missing: {hours:.2f} hours of one process on {options.device}, about {hours / count:.2f} h with {count} in parallel."
             )
         disk = shutil.disk_usage(_existing(paths.cache())).free / 2**30
         print(f"Cache {paths.cache()}: {disk:.0f} GiB free.")
@@ -250,7 +248,7 @@ def run(options) -> int:
     for sentence in outcome.problems:
         print(f"kdcore: {sentence}", file=sys.stderr)
     if outcome.paused:
-        print(f"kdcore: {len(outcome.paused)} trials left; the same command goes on from here", file=sys.stderr)
+        print(f"kdcore: {len(outcome.paused)} trials left; the same command resumes from here", file=sys.stderr)
     recorded = set(outcome.done)
     for key in options.paper:
         trials = [trial for trial in planned.trials if trial.paper == key]
@@ -265,7 +263,7 @@ def replicate(options) -> int:
     from kdcore.trials import environment
 
     keys = options.paper or _all_papers()
-    for key in keys:  # what one of them lacks is told before hours go into the others
+    for key in keys:  # report an invalid budget of any paper before hours are spent on the others
         papers.get(key).budget(options.budget)
     validation.engine(options.engine)
     environment.devices(options.device)
@@ -299,7 +297,7 @@ def notebook(options) -> int:
 
     for key in options.paper:
         changed = cells.write(paper := papers.get(key))
-        print(f"{paper.notebook}: {', '.join(changed) or 'in step with its sheet'}")
+        print(f"{paper.notebook}: {', '.join(changed) or 'agrees with its sheet'}")
     return 0
 
 
@@ -312,16 +310,16 @@ def new(options) -> int:
 
 
 def _all_papers() -> list[str]:
-    """The keys of all papers. Raises KdcoreError where the folder of other papers has none: nothing would be done, with success."""
+    """The keys of all papers. Raises KdcoreError if there are none, since doing nothing would count as success."""
     from kdcore import papers
 
     if not papers.names():
-        raise KdcoreError(f"there is no paper in {papers.HERE}: kdcore new KEY writes one")
+        raise KdcoreError(f"there is no paper in {papers.HERE}: create one with kdcore new KEY")
     return papers.names()
 
 
 def _recorded(options, smoke_alone: bool) -> Path:
-    """The folder of the records. Raises KdcoreError where it has none: nothing would be found wrong with nothing."""
+    """The results folder. Raises KdcoreError if it has no records, since checking nothing would count as success."""
     folder = validation.existing(validation.results(options.results))
     roots = [folder / "smoke"] if smoke_alone else [folder, folder / "smoke"]
     if not any(True for root in roots for _ in (root / "records").glob("*/*.json")):

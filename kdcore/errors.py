@@ -1,24 +1,24 @@
-"""Errors that end in one clear sentence for the person at the keyboard."""
+"""Errors that reach the user as one clear sentence."""
 
 
 class KdcoreError(Exception):
-    """Something the user can mend: the message says what is wrong and what to do."""
+    """An error that the user can fix: the message says what is wrong and what to do."""
 
 
 class DataMissing(KdcoreError):
-    """A data set that is neither here nor to be fetched; trials on other data can go on."""
+    """A data set that is not here and cannot be downloaded; trials on other data can go on."""
 
 
 class Damaged(KdcoreError):
-    """A file whose contents are not those that were written; it lies aside now, and what it held can be made anew."""
+    """A file whose contents are not what was written; it has been moved aside, and its contents can be made again."""
 
 
 class Stopped(KdcoreError):
-    """Somebody stopped the run, or its time was up; the same command goes on from there."""
+    """The run was stopped by the user or by its time limit; the same command resumes it."""
 
 
 class TrialFailed(KdcoreError):
-    """A trial that cannot give a number. ``status`` is what its record says: nan, oom, timeout or killed."""
+    """A trial that failed to give a result. ``status`` is that of its record: nan, oom, timeout or killed."""
 
     def __init__(self, status: str, message: str):
         super().__init__(message)
@@ -26,4 +26,4 @@ class TrialFailed(KdcoreError):
 
 
 class Paused(Exception):
-    """A trial stopped at a checkpoint on request; the same command goes on from there."""
+    """A trial stopped at a checkpoint on request; the same command resumes it."""

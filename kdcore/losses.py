@@ -1,17 +1,17 @@
 """Every distillation loss: a pure function under its equation.
 
 Shapes: ``B`` cases, ``C`` classes; ``...`` stands for any leading axes, such as the members of a stack of nets.
-Maps are [B, C, H, W] with ``C`` channels. Arithmetic is float32 or better, also under autocast. ``reduction="mean"``
-averages over cases, ``"none"`` keeps them. No gradient flows into the teacher.
-Weights between the terms of a method (lambda, beta) are the caller's, unless an argument is said to hold them.
-``variant="paper"`` is the formula in print, ``"code"`` what the authors' program computes, where the two differ.
-In the sources, [V: where] was read there, [M] is cited from memory, [M?] from memory and in doubt.
+Maps are [B, C, H, W] with ``C`` channels. Arithmetic is float32 or better, even under autocast. ``reduction="mean"``
+averages over cases, ``"none"`` returns one value per case. No gradient flows into the teacher.
+Weights between the terms of a method (lambda, beta) are left to the caller, except where a function takes ``weights``.
+``variant="paper"`` is the printed formula, ``"code"`` what the authors' program computes, where the two differ.
+Sources: [V: where] was verified there, [M] is cited from memory, [M?] from memory and uncertain.
 
-All raise ValueError for what would make a loss wrong without a word: tensors that are empty, not floating point or on
-different devices; shapes that do not fit (of logits a teacher may lack leading axes, nothing else is broadcast); fewer
-than two classes, where a softmax is constant; labels that are no class numbers; temperatures and weights out of range; an
-unknown variant or reduction. Values on an accelerator are not looked at, since that would stop it at every step.
-Logits are finite: a class masked by -inf in both gives NaN, as in ``torch.nn.functional.kl_div``. Leave it out instead.
+Every function raises ValueError for what would make a loss silently wrong: tensors that are empty, not floating point or on
+different devices; shapes that do not fit (a teacher's logits may lack leading axes, nothing else is broadcast); fewer
+than two classes, where a softmax is constant; labels that are not class numbers; temperatures and weights out of range; an
+unknown variant or reduction. Values on an accelerator are not checked, since that would cost a host sync at every step.
+Logits must be finite: a class masked by -inf in both networks gives NaN, as in ``torch.nn.functional.kl_div``. Leave it out.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-COLDEST, HOTTEST = 1e-6, 1e6  # beyond them float32 cannot hold z / T, or the differences of the softened probabilities
-TWICE = "its second derivative does not exist: replace it (a hard sigmoid by a sigmoid, say), or use another method"
+COLDEST, HOTTEST = 1e-6, 1e6  # beyond these, float32 cannot hold z / T or the differences between softened probabilities
+TWICE = "it has no second derivative: replace it (a hard sigmoid by a sigmoid, say), or use another method"
 
 
 def _widen(tensor: Tensor) -> Tensor:
-    """Half precision is widened: a softmax at high temperature lives on differences that 8 bits cannot hold."""
+    """Half precision as float32: a softmax at high temperature rests on differences that 8 bits cannot hold."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -36,7 +36,7 @@ def _mismatch(name: str, tensor: Tensor, student: Tensor, why: str = "") -> Valu
 
 
 def _checked(name: str, tensor: Tensor, axes: int, form: str) -> Tensor:
-    """The tensor itself, if it holds floating-point numbers and has at least so many ``axes``; form: what they are."""
+    """The tensor itself, if it is a dense, non-empty floating-point tensor with at least ``axes`` axes; form: how to describe them."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if not tensor.is_floating_point():
@@ -52,30 +52,30 @@ def _checked(name: str, tensor: Tensor, axes: int, form: str) -> Tensor:
 
 def _together(name: str, tensor: Tensor, student: Tensor) -> None:
     if tensor.device != student.device:
-        raise ValueError(f"{name} is on {tensor.device} and student on {student.device}: bring both to one device")
+        raise ValueError(f"{name} is on {tensor.device} and student on {student.device}: move both to one device")
 
 
 def _logits(name: str, tensor: Tensor) -> Tensor:
     if _checked(name, tensor, 2, "logits [..., B, C]").shape[-1] < 2:
         raise ValueError(
-            f"{name} of shape {tuple(tensor.shape)} has one class, whose softmax is always 1: give a yes-or-no question two logits, "
+            f"{name} of shape {tuple(tensor.shape)} has one class, whose softmax is always 1: for a binary problem give two logits, "
             "such as (0, z)"
         )
     return tensor
 
 
 def _logit_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Widened, the teacher detached. A teacher may lack leading axes of the student: one teacher for a stack."""
+    """Both checked and widened, the teacher detached. It may lack leading axes of the student: one teacher for a stack."""
     _logits("student", student), _logits("teacher", teacher)
     _together("teacher", teacher, student)
     if student.shape[max(student.dim() - teacher.dim(), 0) :] != teacher.shape:
         other = student.shape[-1] != teacher.shape[-1]
-        raise _mismatch("teacher", teacher, student, ": different class counts" if other else ": it may lack leading axes, no more")
+        raise _mismatch("teacher", teacher, student, ": different class counts" if other else ": only leading axes may be missing")
     return _widen(student), _widen(teacher.detach())
 
 
 def _feature_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Widened, the teacher detached."""
+    """Both checked and widened, the teacher detached."""
     for name, tensor in (("student", student), ("teacher", teacher)):
         _checked(name, tensor, 2, "features [B, ...]")
     _together("teacher", teacher, student)
@@ -91,28 +91,28 @@ def _map(name: str, tensor: Tensor) -> Tensor:
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager:
-    """``with no_autocast(x):`` a product of float32 stays one under autocast, which would take it in half precision."""
+    """A context in which products of float32 tensors are computed in float32, even under autocast."""
     kind = tensor.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # meta has none
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # the meta device has no autocast
 
 
 def pick(logits: Tensor, labels: Tensor) -> Tensor:
-    """Each case's entry of its label: [..., B] of logits [..., B, C] and labels int64 [..., B], which may lack leading axes.
+    """Each case's logit of its label: [..., B] from logits [..., B, C] and labels int64 [..., B], which may lack leading axes.
 
-    Raises ValueError for labels of another type or shape, and, on a CPU, for numbers that are no class. (On an accelerator
-    these end the process with PyTorch's own assertion.)
+    Raises ValueError for labels of another dtype or shape and, on a CPU, for labels outside 0..C-1. (On an accelerator,
+    PyTorch's own assertion then ends the process.)
     """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels must be class numbers, a tensor of int64, not {kind}: use labels.long(), or argmax(-1) of one-hot rows")
+        raise ValueError(f"labels must be class numbers in an int64 tensor, not {kind}: use labels.long(), or argmax(-1) of one-hot rows")
     _together("labels", labels, logits)
     cases = logits.shape[:-1]
     if not labels.dim() or cases[max(len(cases) - labels.dim(), 0) :] != labels.shape:
         raise _mismatch("labels", labels, logits, ": one class number for each case")
     try:
         return logits.gather(-1, labels.expand(cases).unsqueeze(-1)).squeeze(-1)
-    except RuntimeError:  # found by the look-up itself, at no cost
-        if labels.is_inference() and not torch.is_inference_mode_enabled():  # cannot be kept for the backward pass
+    except RuntimeError:  # raised by the look-up itself, so that a check costs nothing
+        if labels.is_inference() and not torch.is_inference_mode_enabled():  # cannot be saved for the backward pass
             return pick(logits, labels.clone())
         if labels.device.type != "cpu":
             raise
@@ -120,16 +120,16 @@ def pick(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def known(tensor: Tensor) -> bool:
-    """Can its values be read without stopping a device or breaking the recording of a graph?"""
+    """Whether the tensor's values can be read without a host sync and without breaking graph capture."""
     return tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
 
 
 def check_number(
     name: str, value: float | Tensor, low: float = 0.0, high: float = float("inf"), what: str = "of 0 or more", *, several: bool = False
 ) -> None:
-    """Raises ValueError for what is no finite number from ``low`` to ``high``; the values of a tensor are seen where that is free.
+    """Raises ValueError for anything but a finite number from ``low`` to ``high``. Values of a tensor are checked where that is free.
 
-    several: a tensor may hold more than one number.
+    several: whether a tensor may hold more than one number.
     """
     if isinstance(value, Tensor):
         wrong = value.is_complex() or value.dtype == torch.bool or not value.numel() or (value.numel() > 1 and not several)
@@ -149,24 +149,25 @@ def check_temperature(temperature: float | Tensor) -> None:
 
 
 def _temperature(temperature: float | Tensor, student: Tensor) -> float | Tensor:
-    """One for all cases, or a tensor that broadcasts against the logits without mixing cases or classes."""
+    """A number, or a tensor that broadcasts against the logits with one value for all classes."""
     check_temperature(temperature)
     if not isinstance(temperature, Tensor):
         return temperature
     sizes = (1,) * (student.dim() - temperature.dim()) + tuple(temperature.shape)
     if len(sizes) > student.dim() or sizes[-1] != 1 or any(own not in (1, size) for own, size in zip(sizes, student.shape, strict=True)):
-        raise _mismatch("temperature", temperature, student, ": one value for all classes, [K, 1, 1] for a stack of K")
+        raise _mismatch("temperature", temperature, student, ": give one value for all classes, [K, 1, 1] for a stack of K")
     return temperature.to(student)
 
 
 def check_variant(variant: str) -> None:
-    """Raises ValueError for what is neither 'paper' nor 'code'."""
+    """Raises ValueError unless the variant is 'paper' or 'code'."""
     if variant not in ("paper", "code"):
         raise ValueError(f"variant must be 'paper' or 'code', not {variant!r}")
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Rows [B, D] at length 1. A row of zeros stays zero with a finite gradient, where a division by a tiny constant explodes."""
+    """Rows [B, D] scaled to unit length. A row of zeros stays zero, with a finite gradient (an epsilon in the divisor would make
+    it explode)."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / (norm + (norm == 0))
 
@@ -178,12 +179,12 @@ def _reduce(per_case: Tensor, reduction: str) -> Tensor:
 
 
 def cross_entropy(student: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Hard-label loss at T = 1.
+    """Cross-entropy with hard labels, at T = 1.
 
         L = -log softmax(z)_y
 
-    student: logits z [..., B, C]; labels: class numbers, int64 [..., B], or without leading axes of the logits. In nats.
-    Raises ValueError for labels of another type or shape, and, on a CPU, for numbers that are no class.
+    student: logits z [..., B, C]; labels: class numbers, int64 [..., B], which may lack leading axes of the logits. In nats.
+    Raises ValueError for labels of another dtype or shape and, on a CPU, for labels outside 0..C-1.
     """
     log_p = F.log_softmax(_widen(_logits("student", student)), -1)
     return _reduce(-pick(log_p, labels), reduction)
@@ -198,10 +199,10 @@ def kd(student: Tensor, teacher: Tensor, temperature: float | Tensor, *, reducti
     or a tensor that broadcasts against the logits and has one value for all classes (one T for each member of a stack:
     [K, 1, 1]). In nats, times T^2.
 
-    The factor T^2 keeps the gradient, T * (q - p) / N, of the same size whatever T is; as T grows it tends to
-    (z - v) / (N C) for logits with zero mean over the C classes (eq. 4, where the paper writes N for C). This is the
-    cross-entropy of the paper less the teacher's entropy, which has no gradient: it is 0 where student = teacher.
-    Raises ValueError where the shapes differ or T is not above 0.
+    The factor T^2 keeps the size of the gradient, T * (q - p) / N, roughly independent of T; as T grows, the gradient tends
+    to (z - v) / (N C) for logits with zero mean over the C classes (eq. 4, where the paper writes N for C). This is the
+    paper's cross-entropy minus the teacher's entropy, which has no gradient: it is 0 for student = teacher.
+    Raises ValueError if the shapes differ or T is not above 0.
     """
     student, teacher = _logit_pair(student, teacher)
     temperature = _temperature(temperature, student)
@@ -212,14 +213,14 @@ def kd(student: Tensor, teacher: Tensor, temperature: float | Tensor, *, reducti
 
 
 def fitnets_kd(student: Tensor, teacher: Tensor, temperature: float | Tensor, *, variant: str = "paper", reduction: str = "mean") -> Tensor:
-    """Soft targets as FitNets uses them: no factor T^2 (Romero et al. 2015, second term of eq. 2 [M: its number]).
+    """Soft targets as in FitNets, without the factor T^2 (Romero et al. 2015, second term of eq. 2 [M: its number]).
 
         paper:  L = - sum_i p_i(T) * log q_i(T),   p(T) = softmax(v / T),  q(T) = softmax(z / T)
         code:   L = - sum_i p_i(T) * log q_i(1)    [V: KDCost.py: the student's division by T is undone before it is used]
 
     student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; temperature: T > 0 as in
-    `kd`, 3 in the paper. In nats. The minimum is the teacher's entropy at T, not 0. The paper's variant has the gradient of `kd` / T^2.
-    Raises ValueError where the shapes differ, T is not above 0 or the variant is unknown.
+    `kd`, 3 in the paper. In nats. The minimum is the teacher's entropy at T, not 0. Variant "paper" has the gradient of `kd` / T^2.
+    Raises ValueError if the shapes differ, T is not above 0 or the variant is unknown.
     """
     check_variant(variant)
     student, teacher = _logit_pair(student, teacher)
@@ -232,9 +233,9 @@ def logit_mimic(student: Tensor, teacher: Tensor, *, reduction: str = "mean") ->
 
         L = 1/2 * sum_i (z_i - v_i)^2, averaged over cases: 1 / (2N) * sum_n ||z_n - v_n||^2
 
-    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes. Whether the targets are
-    first brought to zero mean and unit variance over the transfer set [M?] is up to the caller.
-    Raises ValueError where the shapes differ.
+    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes. Standardising the targets to
+    zero mean and unit variance over the transfer set [M?] is left to the caller.
+    Raises ValueError if the shapes differ.
     """
     student, teacher = _logit_pair(student, teacher)
     return _reduce(0.5 * (student - teacher).square().sum(-1), reduction)
@@ -244,11 +245,11 @@ def hint(student: Tensor, teacher: Tensor, *, variant: str = "paper", reduction:
     """Hint training of the guided layer (FitNets, Romero et al. 2015, eq. 3 [M: its number]).
 
         paper:  L = 1/2 * ||u - r||^2              summed over all units of a case
-        code:   L = 1/2 * ||u - r||^2 / (C W)      [V: HintCost.py: sum over the rows of a map, then mean over all else]
+        code:   L = 1/2 * ||u - r||^2 / (C W)      [V: HintCost.py: sum over the rows of a map, then mean over the rest]
 
-    student: what the regressor makes of the guided layer, r [B, ...]: a map, a vector or tokens; teacher: the hint layer u,
-    same shape ([B, C, H, W] for the code, whose nets store maps as C, H, W, B and sum over their axis 1).
-    Raises ValueError where the shapes differ, the variant is unknown or the code's is asked for without maps.
+    student: the regressor's output for the guided layer, r [B, ...]: a map, a vector or tokens; teacher: the hint layer u,
+    same shape (variant "code" needs [B, C, H, W]: its nets store maps as C, H, W, B and sum over axis 1).
+    Raises ValueError if the shapes differ, the variant is unknown, or variant "code" gets anything but maps.
     """
     check_variant(variant)
     student, teacher = _feature_pair(student, teacher)
@@ -264,9 +265,9 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
 
         G_ij = sum_{y,x} F1_{i,y,x} * F2_{j,y,x} / (h w)
 
-    first, second: maps F1 [B, C1, H, W] and F2 [B, C2, H, W] of one net. Where their sizes differ the larger is
-    max-pooled to h x w of the smaller, which must divide it. Returns [B, C1, C2].
-    Raises ValueError for what is no map, for different batches and for sizes that do not divide.
+    first, second: maps F1 [B, C1, H, W] and F2 [B, C2, H, W] of one net. If their sizes differ, the larger is max-pooled
+    to the smaller's h x w, which must divide its own. Returns [B, C1, C2].
+    Raises ValueError for tensors that are not maps, for different batch sizes, and for map sizes that do not divide.
     """
     first, second = _map("first", first), _map("second", second)
     _together("second", second, first)
@@ -275,7 +276,7 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     if first.shape[0] != second.shape[0] or not nested:
         raise ValueError(
             f"first of shape {tuple(first.shape)} does not fit second of shape {tuple(second.shape)}: "
-            "one batch, and the sides of the smaller map divide those of the larger"
+            "batch sizes must be equal, and the sides of the smaller map must divide those of the larger"
         )
     common = torch.promote_types(first.dtype, second.dtype)
     maps = []
@@ -283,7 +284,7 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         rows, columns = features.shape[2:]
         pooled = features if (rows, columns) == size else F.max_pool2d(features, (rows // height, columns // width))
         maps.append(pooled.flatten(2))
-    with no_autocast(first):  # it would take the product in half precision
+    with no_autocast(first):  # autocast would compute the product in half precision
         return maps[0] @ maps[1].transpose(1, 2) / (height * width)
 
 
@@ -294,48 +295,48 @@ def fsp(
     *,
     reduction: str = "mean",
 ) -> Tensor:
-    """Distance of the FSP matrices (Yim et al. 2017, eq. 2 [V]).
+    """Distance between FSP matrices (Yim et al. 2017, eq. 2 [V]).
 
         L = sum_i lambda_i * ||G_i(teacher) - G_i(student)||_F^2, averaged over cases
 
-    student, teacher: for each i the pair of maps that `fsp_matrix` takes, of equal channel counts in both nets (sizes
-    may differ); weights: lambda_i of 0 or more, 1 each for None: the equation as it stands (the paper has them equal and
-    does not give their value). For training take less, 0.01 in `kdcore.methods.fsp`: the loss is of fourth order in the
-    activations and a sum over C1 * C2 entries, so that with 1 a usual learning rate diverges.
+    student, teacher: for each i the pair of maps that `fsp_matrix` takes, with the same channel counts in both nets (sizes
+    may differ); weights: lambda_i, 0 or more; None: 1 each, the equation as printed (the paper has them equal and gives no
+    value). For training take less (`kdcore.methods.fsp`: 0.01): the loss is of fourth order in the activations and a sum
+    over C1 * C2 entries, so that with 1 it diverges at usual learning rates.
     Squares are summed: a mean over the matrix, as in later libraries, is C1 * C2 times smaller.
-    Raises ValueError for no pairs, different numbers of pairs or weights, matrices of different shapes, negative weights.
+    Raises ValueError for empty lists, lists of different lengths, matrices of different shapes, and negative weights.
     """
     if not all(isinstance(each, Sequence) for each in (student, teacher, weights or ())):
-        raise ValueError("fsp takes lists: of pairs of maps for student and teacher, and of weights")
+        raise ValueError("fsp takes lists: pairs of maps for student and for teacher, and weights")
     weights = [1.0] * len(student) if weights is None else weights
     if not len(student) == len(teacher) == len(weights) > 0:
         raise ValueError(
-            f"student has {len(student)} pairs, teacher {len(teacher)}, weights {len(weights)}: give as many of each, and at least one"
+            f"student has {len(student)} pairs, teacher {len(teacher)}, weights {len(weights)}: give the same number of each, at least one"
         )
     distances = []
     for weight, student_maps, teacher_maps in zip(weights, student, teacher, strict=True):
         check_number("a weight of fsp", weight)
         if not len(student_maps) == len(teacher_maps) == 2:
-            raise ValueError(f"FSP stands between two maps: give pairs, not {len(student_maps)} and {len(teacher_maps)} maps")
+            raise ValueError(f"an FSP matrix takes two maps: give pairs, not {len(student_maps)} and {len(teacher_maps)} maps")
         flow, target = _feature_pair(fsp_matrix(*student_maps), fsp_matrix(*teacher_maps))
         distances.append(weight * (flow - target).square().sum((1, 2)))
     return _reduce(torch.stack(distances).sum(0), reduction)
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Where a layer looks: its channels' squares, at length 1 (Zagoruyko & Komodakis 2017, F_sum^2 [M: the name]).
+    """Attention map of a layer: squares summed over channels, at unit length (Zagoruyko & Komodakis 2017, F_sum^2 [M: the name]).
 
         Q_yx = sum_c A_{c,y,x}^2,   returned as Q / ||Q||_2
 
-    features: map A [B, C, H, W], returns [B, H * W]; or the tokens of a transformer [B, N, C], returns [B, N]. Zeros for
-    features of zeros. The authors' code takes the mean over channels, which the division by the length makes the same.
-    Raises ValueError for other shapes, and for a single position, whose share of the attention is always 1.
+    features: map A [B, C, H, W], returns [B, H * W]; or the tokens of a transformer [B, N, C], returns [B, N]. Zero features
+    give zeros. The authors' code takes the mean over channels, which is the same after normalisation.
+    Raises ValueError for other shapes, and for a single position, whose attention is always 1.
     """
     return _attention(_energy("features", features))
 
 
 def _energy(name: str, features: Tensor) -> Tensor:
-    """The mean square over channels, of each position: [B, H, W] or [B, N]."""
+    """The mean square over channels at each position: [B, H, W] or [B, N]."""
     _checked(name, features, 1, "a map of shape [B, C, H, W] or tokens [B, N, C]")
     if features.dim() not in (3, 4):
         raise ValueError(f"{name} must be a map of shape [B, C, H, W] or tokens [B, N, C], not {tuple(features.shape)}")
@@ -344,24 +345,24 @@ def _energy(name: str, features: Tensor) -> Tensor:
 
 def _attention(energy: Tensor) -> Tensor:
     if energy[0].numel() < 2:
-        raise ValueError("an attention map of one position is constant: take a layer with larger maps")
+        raise ValueError("an attention map with one position is constant: choose a layer with larger maps")
     return _unit(energy.flatten(1))
 
 
 def attention_transfer(
     student: Tensor, teacher: Tensor, *, variant: str = "code", resize: str | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """Distance of the attention maps of two layers (Zagoruyko & Komodakis 2017), with Q from `attention_map`.
+    """Distance between the attention maps of two layers (Zagoruyko & Komodakis 2017), with Q from `attention_map`.
 
         paper:  L = 1/2 * ||Q_s - Q_t||_2            eq. 2, p = 2 [V: issue 34 of the authors' repository]
         code:   L = ||Q_s - Q_t||_2^2 / (H W)        [V: utils.py: mean of the squares over cases and positions]
 
-    student: map [B, C, H, W]; teacher: map [B, C', H, W], any number of channels; or tokens [B, N, C] and [B, N, C']. Both
-    variants are to be multiplied by beta and summed over layers. beta = 1000 belongs to the code's, in which an 8 x 8 map
-    weighs 16 times as much as one of 32 x 32. resize: "pool" for maps of different size: the sums of squares of the larger
-    one are averaged over adaptive windows (as in ``F.adaptive_avg_pool2d``) to the smaller size, then brought to length 1.
-    Raises ValueError where batches or kinds differ, sizes without resize="pool", a map has one position, or an option is
-    unknown.
+    student: map [B, C, H, W]; teacher: map [B, C', H, W], any number of channels; or tokens [B, N, C] and [B, N, C']. Multiply
+    either variant by beta and sum over layers. beta = 1000 belongs to variant "code", in which an 8 x 8 map weighs 16 times
+    as much as a 32 x 32 map. resize: "pool" for maps of different sizes: the larger map's sums of squares are averaged over
+    adaptive windows (as in ``F.adaptive_avg_pool2d``) to the smaller size, then scaled to unit length.
+    Raises ValueError if batch sizes or kinds differ, if sizes differ without resize="pool", if a map has one position, and for
+    an unknown option.
     """
     check_variant(variant)
     check_resize(resize)
@@ -371,7 +372,7 @@ def attention_transfer(
         if own.dim() != target.dim() or len(own) != len(target) or own.dim() == 2:
             raise _mismatch("teacher", teacher, student)
         if resize is None:
-            raise _mismatch("teacher", teacher, student, ': resize="pool" brings the attention of the larger map to the smaller size')
+            raise _mismatch("teacher", teacher, student, ': resize="pool" pools the attention of the larger map to the smaller size')
         size = [min(sides) for sides in zip(own.shape[1:], target.shape[1:], strict=True)]
         own, target = (each if list(each.shape[1:]) == size else F.adaptive_avg_pool2d(each, size) for each in (own, target))
     own, target = _attention(own), _attention(target)
@@ -381,21 +382,21 @@ def attention_transfer(
 
 
 def check_resize(resize: str | None) -> None:
-    """Raises ValueError for what is neither None nor 'pool'."""
+    """Raises ValueError unless resize is None or 'pool'."""
     if resize not in (None, "pool"):
         raise ValueError(f"resize must be None or 'pool', not {resize!r}")
 
 
 def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0, reduction: str = "mean") -> Tensor:
-    """Squared hinge that puts each neuron on the teacher's side of its ReLU (Heo et al. 2019, eq. 4 [M?: its number]).
+    """Squared hinge loss that pushes each neuron to the teacher's side of its ReLU (Heo et al. 2019, eq. 4 [M?: its number]).
 
         L = sum_i  [t_i > 0] * max(0, mu - s_i)^2 + [t_i <= 0] * max(0, mu + s_i)^2
 
-    student: pre-activations s [B, ...] (through a connector where the widths differ); teacher: pre-activations t, same
-    shape, after batch norm and before the ReLU; margin: mu. It is 0 where every s_i has the teacher's sign and a size of
-    mu or more, so at student = teacher only if no |t_i| < mu. The authors' code [V] is this sum over all neurons divided
-    by the batch, with weights 1, 1/2, 1/4 from the last layer to the first, and all times 3/1000.
-    Raises ValueError where the shapes differ or the margin is negative.
+    student: pre-activations s [B, ...] (through a connector if the widths differ); teacher: pre-activations t, same shape,
+    after BatchNorm and before the ReLU; margin: mu. It is 0 when every s_i has the teacher's sign and a magnitude of at
+    least mu, hence for student = teacher only if no |t_i| < mu. The authors' code [V] is this sum over all neurons divided by
+    the batch size, with weights 1, 1/2, 1/4 from the last layer to the first, times 3/1000.
+    Raises ValueError if the shapes differ or the margin is negative.
     """
     check_number("margin", margin)
     student, teacher = _feature_pair(student, teacher)
@@ -404,37 +405,37 @@ def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0
 
 
 def activation_boundary_count(student: Tensor, teacher: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Neurons of a case on the wrong side: what `activation_boundary` stands for (Heo et al. 2019, eq. 3 [M?: its number]).
+    """Number of neurons on the wrong side, which `activation_boundary` approximates (Heo et al. 2019, eq. 3 [M?: its number]).
 
         L = || [t > 0] - [s > 0] ||_1
 
-    student, teacher: pre-activations [B, ...]. For reporting: it is piecewise constant and has no gradient.
-    Raises ValueError where the shapes differ.
+    student, teacher: pre-activations [B, ...]. For reporting only: it is piecewise constant and has no gradient.
+    Raises ValueError if the shapes differ.
     """
     student, teacher = _feature_pair(student, teacher)
     return _reduce(((student > 0) != (teacher > 0)).flatten(1).sum(1).to(student.dtype), reduction)
 
 
 def jacobian(student: Tensor, teacher: Tensor, inputs: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Distance of the directions of two input gradients (Srinivas & Fleuret 2018, arXiv 1803.00443 [M: the formula]).
+    """Distance between the directions of two input gradients (Srinivas & Fleuret 2018, arXiv 1803.00443 [M: the formula]).
 
         L = || J_s / ||J_s||_2 - J_t / ||J_t||_2 ||_2^2,   J = d output / d inputs of one case, flattened
 
-    student, teacher: one scalar output a case [B], such as the logit of the label (the paper's own choice for attention
-    maps is the position of the largest attention [M]); inputs: [B, ...], which required a gradient when both nets saw it.
-    The result, from 0 to 4, can be differentiated through the student; the teacher's graph is kept, for other students to
-    use. Through batch norm in training mode the cases of a batch mix: J is then the gradient of the batch's sum.
-    Raises ValueError where an output is not [B] or was computed without a graph, where inputs have a single value a case
-    (its direction is constant), and where the student cannot be differentiated twice.
+    student, teacher: one scalar output per case [B], such as the logit of the label (for attention maps, the paper takes
+    the position of the largest attention [M]); inputs: [B, ...], which required a gradient in both forward passes.
+    The result, from 0 to 4, can be differentiated through the student; the teacher's graph is kept for other students.
+    BatchNorm in train mode mixes the cases of a batch: J is then the gradient of the sum over the batch.
+    Raises ValueError if an output is not [B] or has no graph, if inputs have a single value per case (whose direction is
+    constant), and if the student cannot be differentiated twice.
     """
     if _checked("inputs", inputs, 2, "images [B, ...]")[0].numel() < 2:
-        raise ValueError(f"inputs of shape {tuple(inputs.shape)} have one value a case: a direction needs two")
+        raise ValueError(f"inputs of shape {tuple(inputs.shape)} have one value per case: a direction needs at least two")
     gradients = []
     for name, output in (("student", student), ("teacher", teacher)):
-        _checked(name, output, 1, "one scalar a case [B]")
+        _checked(name, output, 1, "one scalar per case [B]")
         _together(name, output, inputs)
         if output.shape != inputs.shape[:1]:
-            raise ValueError(f"{name} of shape {tuple(output.shape)} is not one scalar a case of inputs of shape {tuple(inputs.shape)}")
+            raise ValueError(f"{name} of shape {tuple(output.shape)} is not one scalar per case of inputs of shape {tuple(inputs.shape)}")
         gradient = None
         if inputs.requires_grad and output.requires_grad:
             ones, differentiable = torch.ones_like(output), name == "student"
@@ -446,9 +447,9 @@ def jacobian(student: Tensor, teacher: Tensor, inputs: Tensor, *, reduction: str
             except RuntimeError as error:
                 if "use_reentrant" not in str(error):
                     raise
-                raise ValueError(f"the {name} runs a checkpoint that has no input gradient: give it use_reentrant=False") from error
+                raise ValueError(f"the {name} has a checkpoint that gives no input gradient: give it use_reentrant=False") from error
         if gradient is None:
-            raise ValueError(f"{name} has no graph back to inputs: call inputs.requires_grad_() before the net sees them, outside no_grad")
+            raise ValueError(f"{name} has no graph back to inputs: call inputs.requires_grad_() before the forward pass, outside no_grad")
         if name == "student" and torch.is_grad_enabled():
             _check_twice(output, gradient)
         gradients.append(_unit(_widen(gradient).flatten(1)))
@@ -456,9 +457,9 @@ def jacobian(student: Tensor, teacher: Tensor, inputs: Tensor, *, reduction: str
 
 
 def _check_twice(output: Tensor, gradient: Tensor) -> None:
-    """Raises ValueError where the input gradient cannot be differentiated: part of the graph has no second derivative.
+    """Raises ValueError if the input gradient cannot be differentiated because part of the graph has no second derivative.
 
-    A walk over the graph: a few hundred nodes, less than a thousandth of the backward pass that made it.
+    Walks over the graph, a few hundred nodes: less than a thousandth of the time of a backward pass.
     """
     if not gradient.requires_grad:
         raise ValueError("the student's input gradient depends on none of its parameters: Jacobian matching cannot train it")
@@ -469,21 +470,21 @@ def _check_twice(output: Tensor, gradient: Tensor) -> None:
             continue
         seen.add(node)
         waiting += [source for source, _ in node.next_functions]
-        function = getattr(node, "_forward_cls", None)  # of a function written in Python
-        once = function is not None and hasattr(function.backward, "__wrapped__")  # by once_differentiable
+        function = getattr(node, "_forward_cls", None)  # an autograd.Function written in Python
+        once = function is not None and hasattr(function.backward, "__wrapped__")  # wrapped by once_differentiable
         if once or node.name().endswith(("NotImplemented", "DelayedError", "::Error")):
             what = f"'{function.__name__}'" if once else "an activation or layer"
-            raise ValueError(f"the student has {what} that Jacobian matching cannot train through: {TWICE}")
+            raise ValueError(f"the student has {what} that Jacobian matching cannot differentiate twice: {TWICE}")
 
 
 def ban(student: Tensor, teacher: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Born-again networks: the teacher's softmax as the label, not softened (Furlanello et al. 2018, section 3 [V: T = 1]).
+    """Born-again networks: the teacher's softmax at T = 1 as the label (Furlanello et al. 2018, section 3 [V: T = 1]).
 
         L = - sum_i p_i * log q_i,   p = softmax(v),  q = softmax(z)
 
     student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes. The minimum is the
     teacher's entropy, not 0. BAN+L adds `cross_entropy` to it.
-    Raises ValueError where the shapes differ.
+    Raises ValueError if the shapes differ.
     """
     student, teacher = _logit_pair(student, teacher)
     return _reduce(-(teacher.softmax(-1) * F.log_softmax(student, -1)).sum(-1), reduction)
@@ -496,9 +497,9 @@ def cwtm(student: Tensor, teacher: Tensor, labels: Tensor, *, reduction: str = "
 
     student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; labels: class numbers, int64
     [..., B], or without leading axes.
-    The sums run over the cases of the minibatch, whether the teacher is right or not. ``reduction="none"`` gives
-    B * w_n * (- log q_n,y), whose mean over the cases is L. As in `cross_entropy`, the minimum is 0, at certainty.
-    Raises ValueError where the shapes differ and for labels that are no class numbers, as `cross_entropy` does.
+    The sums run over all cases of the mini-batch, including those that the teacher gets wrong. ``reduction="none"`` gives
+    B * w_n * (- log q_n,y), whose mean over the cases is L. As with `cross_entropy`, the minimum is 0, at certainty.
+    Raises ValueError if the shapes differ and, like `cross_entropy`, for labels that are not class numbers.
     """
     student, teacher = _logit_pair(student, teacher)
     confidence = teacher.softmax(-1).amax(-1)
@@ -507,18 +508,18 @@ def cwtm(student: Tensor, teacher: Tensor, labels: Tensor, *, reduction: str = "
 
 
 def permuted_predictions(teacher: Tensor, draws: Tensor) -> Tensor:
-    """Logits [..., B, C] whose largest entry of each case stays in place and whose others are shuffled among themselves.
+    """Permute each case's logits [..., B, C], except the largest, which stays in place.
 
     teacher: logits [..., B, C]; draws: independent random numbers of the teacher's shape, float32 or float64 (half precision
-    has ties), such as ``torch.rand_like(teacher, dtype=torch.float32)``: each case's others take the order of its own, so
-    that every one of their (C - 1)! permutations is equally likely. To permute the logits is to permute their softmax.
-    Raises ValueError for fewer than two classes and for draws of another shape or type.
+    has ties), such as ``torch.rand_like(teacher, dtype=torch.float32)``. Their order gives the permutation, so that all
+    (C - 1)! permutations are equally likely. Permuting the logits permutes their softmax.
+    Raises ValueError for fewer than two classes and for draws of another shape or dtype.
     """
     _logits("teacher", teacher)
     _together("draws", _checked("draws", draws, 2, "random numbers [..., B, C]"), teacher)
     if draws.shape != teacher.shape or draws.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"draws of shape {tuple(draws.shape)} and {draws.dtype} do not fit teacher of shape {tuple(teacher.shape)}: "
+            f"draws of shape {tuple(draws.shape)} and dtype {draws.dtype} do not fit teacher of shape {tuple(teacher.shape)}: "
             "use torch.rand_like(teacher, dtype=torch.float32)"
         )
     top = teacher.argmax(-1, keepdim=True)
@@ -532,11 +533,11 @@ def dkpp(student: Tensor, teacher: Tensor, draws: Tensor, *, reduction: str = "m
 
         L = - sum_i p_pi(i) * log q_i,   p = softmax(v),  q = softmax(z),  pi(argmax p) = argmax p
 
-    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; draws: what orders the
-    permutations of `permuted_predictions`. The paper does not say whether it kept them: with new draws each call has
-    permutations of its own, with draws that belong to the cases each case keeps its own. In nats. The minimum is the
-    teacher's entropy, not 0. With two classes there is nothing to permute: it is `ban`.
-    Raises ValueError where the shapes differ.
+    student: logits z [..., B, C]; teacher: logits v of the same shape, or without leading axes; draws: as in
+    `permuted_predictions`. The paper does not say whether its permutations were fixed: new draws at each call give new
+    permutations, draws stored per case give each case a fixed one. In nats. The minimum is the teacher's entropy, not 0.
+    With two classes there is nothing to permute: it is `ban`.
+    Raises ValueError if the shapes differ.
     """
     student, teacher = _logit_pair(student, teacher)
     return ban(student, permuted_predictions(teacher, draws), reduction=reduction)

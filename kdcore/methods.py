@@ -1,4 +1,4 @@
-"""What each method does with a student and a teacher: which losses, on which taps, in which stages.
+"""Each method as stages: which losses it puts on which taps of student and teacher.
 
     method = methods.fsp(student, teacher, pairs=[("group1.first", "group1")])
     for stage in method.stages:
@@ -8,13 +8,14 @@
             ...
 
 A student or teacher is any module with ``features(x) -> (logits, {tap: tensor})`` and ``taps``: the networks of
-``kdcore.models``, or ``Tapped(your_model, ...)``. Taps are named as in those networks, "group3.pre" before a ReLU. A student
-with a first stage of its own also has ``features(x, until=taps)`` and ``parameters_before(tap)``. Where a method reads logits
-alone, any module that gives them will do. A teacher is frozen: call ``freeze(teacher)``.
+``kdcore.models``, or ``Tapped(your_model, ...)``, with ".pre" for the tensor before a ReLU ("group3.pre"). Methods with a
+separate first stage (FitNets, FSP, activation boundaries) also call the student's ``features(x, until=taps)`` and
+``parameters_before(tap)``. Methods that read only logits take any module that returns them. Freeze the teacher first:
+``freeze(teacher)``.
 
-Wherever a tap is named, a pair (the student's, the teacher's) stands for two names. What stands between two taps of different
-widths, a connector, is made on the student's device and in its type. A ``Method`` can be copied and pickled: the copy trains
-its own student and connectors. All functions raise ValueError for what they could not do right.
+Wherever a method takes the name of a tap, it also takes a pair (the student's, the teacher's) if the names differ. Connectors,
+which join taps of different widths, are made on the student's device and with its dtype. A ``Method`` can be copied and
+pickled: the copy trains its own student and connectors. All functions raise ValueError for arguments that they cannot use.
 """
 
 import math
@@ -65,11 +66,11 @@ def stage(
     knobs: Mapping[str, Tensor] | None = None,
     **options,
 ) -> Stage:
-    """A stage of a method.
+    """Build a stage of a method.
 
-    terms: as ``Objective`` takes them, ``hard_labels()`` for None; parameters: of the student, all for None; connectors: what the
-    terms find in ``Batch.connectors``, trained as well; knobs: weights among the terms that a schedule may move, by name; options:
-    those of ``Objective``.
+    terms: as ``Objective`` takes them; None: ``hard_labels()``. parameters: those of the student to train; None: all.
+    connectors: available to the terms as ``Batch.connectors``, and trained as well. knobs: weights among the terms that a
+    schedule may set, by name. options: those of ``Objective``.
     """
     check_module(student, "student")
     trained = list(student.parameters() if parameters is None else parameters)
@@ -79,11 +80,11 @@ def stage(
 
 
 class Method(nn.Module):
-    """A student and what its method adds to it (regressors, connectors), with the stages that train them.
+    """A student and the modules that its method adds (regressors, connectors), with the stages that train them.
 
-    It holds all that training moves, so that a checkpoint of it is a checkpoint of the run. The teacher is not part of it:
-    ``train()`` and ``parameters()`` do not reach it. ``copy.deepcopy`` copies the teacher, too; ``torch.save`` of a whole method
-    needs terms that can be pickled, as all here can.
+    It holds everything that training changes, so that its state is a checkpoint of the run. The teacher is not a submodule:
+    ``train()`` and ``parameters()`` do not reach it, but ``copy.deepcopy`` copies it, too. ``torch.save`` of a whole method
+    needs terms that can be pickled, as all terms of this module can.
     """
 
     def __init__(self, student: nn.Module, stages: Sequence[Stage], connectors: Sequence[nn.Module] = ()):
@@ -96,17 +97,17 @@ class Method(nn.Module):
 
 
 class StageLoss(nn.Module):
-    """The loss of a stage (one of ``method.stages``) as a module, whose forward pass is all of it, connectors included.
+    """The loss of a stage (one of ``method.stages``) as a module, whose forward pass computes all of it, connectors included.
 
-    What wraps a module can so wrap a stage: ``DistributedDataParallel(StageLoss(method, stage), find_unused_parameters=True)``.
-    Each process gives it its own part of a batch. Raises ValueError for a stage of another method.
+    This lets module wrappers wrap a stage: ``DistributedDataParallel(StageLoss(method, stage), find_unused_parameters=True)``.
+    Each process passes its own part of a batch. Raises ValueError for a stage of another method.
     """
 
     def __init__(self, method: Method, stage: Stage):
         super().__init__()
         if not isinstance(method, Method) or not any(stage is own for own in method.stages):
             shown = f"stage '{stage.name}'" if isinstance(stage, Stage) else f"{stage!r}"
-            raise ValueError(f"{shown} is none of the method's: give one of method.stages")
+            raise ValueError(f"{shown} does not belong to the method: give one of method.stages")
         self.method, self.stage = method, stage
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class StageLoss(nn.Module):
 
 
 def _hard(batch: Batch) -> Tensor:
-    return losses.cross_entropy(batch.logits, batch.labels, reduction="none").mean(-1)  # of each net of a stack
+    return losses.cross_entropy(batch.logits, batch.labels, reduction="none").mean(-1)  # one value per net of a stack
 
 
 def _soft(batch: Batch, temperature: float | Tensor) -> Tensor:
@@ -133,9 +134,8 @@ def hard_labels() -> list[tuple[float, Term]]:
 def soft_targets(temperature: float | Tensor, soft_weight: float = 1.0, label_weight: float | None = None) -> list[tuple[float, Term]]:
     """b CE(labels) + a T^2 KL(teacher at T): the "+ KD" of any method (Hinton et al. 2015, section 2).
 
-    temperature: T > 0, or one for each net of a stack [K, 1, 1]; soft_weight: a; label_weight: b. b is 1 - a for None, and a from
-    0 to 1; where it is given, both are 0 or more. A term of weight 0 is left out, and with it what it would cost.
-    Raises ValueError for numbers out of range.
+    temperature: T > 0, or one for each net of a stack, [K, 1, 1]; soft_weight: a; label_weight: b, 0 or more as is a; None: b =
+    1 - a, with a from 0 to 1. A term of weight 0 is left out, so that it costs nothing. Raises ValueError for numbers out of range.
     """
     losses.check_temperature(temperature)
     if label_weight is None:
@@ -148,23 +148,23 @@ def soft_targets(temperature: float | Tensor, soft_weight: float = 1.0, label_we
 
 
 def plain(student: nn.Module, teacher: nn.Module | None = None, *, task: Sequence[tuple[float, Term]] | None = None) -> Method:
-    """The task alone: ``hard_labels()`` for None. student, teacher: any module that gives logits."""
+    """Train on the task alone, by default ``hard_labels()``. student, teacher: any module that returns logits."""
     return _one_stage(student, teacher, task)
 
 
 def kd(student: nn.Module, teacher: nn.Module, *, temperature: float = 4.0, soft_weight: float = 0.9) -> Method:
     """Knowledge distillation (Hinton, Vinyals & Dean 2015): ``soft_targets``, see ``losses.kd``.
 
-    student, teacher: any module that gives logits [B, C], the teacher frozen. temperature: T > 0; soft_weight: a, from 0 to 1.
+    student, teacher: any module that returns logits [B, C], the teacher frozen. temperature: T > 0; soft_weight: a, from 0 to 1.
     Raises ValueError for numbers out of range.
     """
     return _one_stage(student, teacher, soft_targets(temperature, soft_weight))
 
 
 def logit_mimic(student: nn.Module, teacher: nn.Module | None) -> Method:
-    """Regression on the teacher's logits, no labels (Ba & Caruana 2014): see ``losses.logit_mimic``.
+    """Regression on the teacher's logits, without labels (Ba & Caruana 2014): see ``losses.logit_mimic``.
 
-    student, teacher: any module that gives logits; no teacher where each batch brings its logits, as a ``Knowledge``.
+    student, teacher: any module that returns logits; teacher=None if each batch comes with its logits, as a ``Knowledge``.
     """
     return _one_stage(student, teacher, [(1.0, partial(_of_logits, loss=losses.logit_mimic))])
 
@@ -172,17 +172,17 @@ def logit_mimic(student: nn.Module, teacher: nn.Module | None) -> Method:
 def ban(student: nn.Module, teacher: nn.Module | None, *, label_weight: float = 0.0) -> Method:
     """Born-again networks (Furlanello et al. 2018): the teacher's softmax as the label, see ``losses.ban``.
 
-    student, teacher: any module that gives logits. label_weight: 0 or more, 0 for BAN, which sees no label, 1 for BAN+L, the
-    sum of both cross-entropies. Raises ValueError for a weight out of range.
+    student, teacher: any module that returns logits. label_weight: 0 or more; 0 is BAN, without labels, 1 is BAN+L, the sum of
+    both cross-entropies. Raises ValueError for a weight out of range.
     """
     losses.check_number("label_weight", label_weight)
     return _one_stage(student, teacher, [(1.0, partial(_of_logits, loss=losses.ban))] + ([(label_weight, _hard)] if label_weight else []))
 
 
 def cwtm(student: nn.Module, teacher: nn.Module | None) -> Method:
-    """Labels, each case weighted by the teacher's confidence (Furlanello et al. 2018): see ``losses.cwtm``.
+    """Labels, with each case weighted by the teacher's confidence (Furlanello et al. 2018): see ``losses.cwtm``.
 
-    student, teacher: any module that gives logits.
+    student, teacher: any module that returns logits.
     """
     return _one_stage(student, teacher, [(1.0, _cwtm)])
 
@@ -192,9 +192,9 @@ def _cwtm(batch: Batch) -> Tensor:
 
 
 def dkpp(student: nn.Module, teacher: nn.Module | None) -> Method:
-    """The teacher's softmax with all but its largest entry permuted, anew in each step (Furlanello et al. 2018): see ``losses.dkpp``.
+    """The teacher's softmax with all but its largest entry permuted anew at each step (Furlanello et al. 2018): see ``losses.dkpp``.
 
-    student, teacher: any module that gives logits. The permutations are drawn from PyTorch's global generator.
+    student, teacher: any module that returns logits. The permutations are drawn from PyTorch's global generator.
     """
     return _one_stage(student, teacher, [(1.0, _dkpp)])
 
@@ -217,15 +217,15 @@ def fitnets(
 ) -> Method:
     """FitNets (Romero et al. 2015): first the guided layer learns the hint, then the whole net learns labels and soft targets.
 
-    hint: the teacher's tap, guided: the student's; both maps, both vectors, or tokens of one number. The first stage trains
-    only what the guided tap depends on, and the regressor: none where the shapes agree, for None a linear convolution whose
-    kernel is the difference of the sizes plus one (section 2.2; the paper's has the type of the teacher's layer), a linear
-    layer for vectors and tokens. The second, "kd", is H(y, P_S) + lambda H(P_T, P_S) at ``temperature`` without T^2; lambda
-    is the knob "soft_weight", 4 here until a schedule lowers it. weight: of the hint loss, a sum over the units of a layer;
-    for None such that it is half the mean over them, the suite's own: with 1, the equation as it stands, it diverges at
-    usual rates and asks for a smaller one than the second stage (1e-4 in section 4.2 of Yim et al. 2017).
-    task: another second stage, "train", without the knob. variant: of the losses, as in ``losses.hint`` and ``fitnets_kd``.
-    Raises ValueError for unknown taps, shapes that no regressor joins and numbers out of range.
+    hint: the teacher's tap; guided: the student's; both maps, both vectors, or equally many tokens. regressor: trained in the
+    first stage together with the layers up to the guided tap. None: no regressor if the shapes agree, else a linear convolution
+    whose kernel is the difference of the map sizes plus one (section 2.2; the paper uses the teacher's layer type), or a linear
+    layer for vectors and tokens. The second stage, "kd", is H(y, P_S) + lambda H(P_T, P_S) at ``temperature``, without T^2;
+    lambda is the knob "soft_weight", 4 until a schedule lowers it. weight: of the hint loss, a sum over the units of a layer.
+    None: half the mean over units, this suite's choice: with weight 1, the equation as printed, training diverges at usual
+    learning rates and needs a smaller one than in the second stage (1e-4 in section 4.2 of Yim et al. 2017).
+    task: replaces the second stage by "train", without the knob. variant: of the losses, as in ``losses.hint`` and ``fitnets_kd``.
+    Raises ValueError for unknown taps, shapes that no regressor can join, and numbers out of range.
     """
     losses.check_variant(variant)
     losses.check_temperature(temperature)
@@ -233,9 +233,9 @@ def fitnets(
         losses.check_number("weight", weight)
     own, target = find_taps(student, teacher, (guided, hint))
     if variant == "code" and len(target.shape) != 3:
-        raise ValueError(f"the code's variant of the hint loss is defined for maps: the teacher's '{hint}' is {shape_of(target)}")
+        raise ValueError(f"variant 'code' of the hint loss is defined for maps: the teacher's '{hint}' is {shape_of(target)}")
     if weight is None:
-        weight = 1 / (math.prod(target.shape) if variant == "paper" else target.shape[1])  # the code's has the mean over the rest
+        weight = 1 / (math.prod(target.shape) if variant == "paper" else target.shape[1])  # "code" already averages over the rest
     if regressor is None:
         regressor = make_regressor(own, target, f"student's '{guided}'", f"teacher's '{hint}'")
     regressor = placed_like(regressor, student)
@@ -253,10 +253,10 @@ def fitnets(
 
 
 def labels_and_soft_targets(student: nn.Module, teacher: nn.Module, *, temperature: float = 3.0, variant: str = "paper") -> Method:
-    """The second stage of FitNets alone (Romero et al. 2015, eq. 2): H(y, P_S) + lambda H(P_T, P_S), lambda being the knob
+    """The second stage of FitNets alone (Romero et al. 2015, eq. 2): H(y, P_S) + lambda H(P_T, P_S), where lambda is the knob
     "soft_weight", 4 until a schedule lowers it. temperature, variant: as in ``losses.fitnets_kd``.
 
-    student, teacher: any module that gives logits. Raises ValueError for numbers out of range.
+    student, teacher: any module that returns logits. Raises ValueError for numbers out of range.
     """
     losses.check_variant(variant)
     losses.check_temperature(temperature)
@@ -287,13 +287,13 @@ def fsp(
 ) -> Method:
     """Flow of solution procedure (Yim et al. 2017): first the FSP matrices, then the task.
 
-    pairs: the taps (first, last layer of a section) between which a matrix stands, maps; each of them a name, or (the
-    student's, the teacher's). Where their widths differ a 1x1 convolution brings the student's map to the teacher's width
-    (the paper has them equal). weights: lambda_i of 0 or more; 0.01 each for None, the suite's own (the paper does not give
-    its value): the loss is of fourth order in the activations, and with 1 it diverges at usual rates. task:
-    ``hard_labels()`` for None, or ``soft_targets(...)``. The first stage trains only what the taps depend on, so that its
-    weight decay leaves the other layers alone.
-    Raises ValueError for no or repeated pairs, unknown taps, taps that are no maps, and weights out of range.
+    pairs: for each FSP matrix, the taps of the first and last layer of its section, both maps; each tap is a name, or (the
+    student's, the teacher's). If their widths differ, a 1x1 convolution brings the student's map to the teacher's width
+    (in the paper they are equal). weights: lambda_i, 0 or more; None: 0.01 each, this suite's choice (the paper gives no
+    value): the loss is of fourth order in the activations and diverges with 1 at usual learning rates. task: None for
+    ``hard_labels()``, or ``soft_targets(...)``. The first stage trains only the parameters that the taps depend on, so that
+    its weight decay leaves the other layers alone.
+    Raises ValueError for an empty list of pairs, repeated pairs, unknown taps, taps that are not maps, and weights out of range.
     """
     sections = [tuple(tap_names(tap) for tap in as_pair(pair, "pairs")) for pair in as_list(pairs, "pairs")]
     refuse_repeats(sections, "pairs")
@@ -302,7 +302,7 @@ def fsp(
     for names in {tap: None for section in sections for tap in section}:
         own, target = find_taps(student, teacher, names)
         if not len(own.shape) == len(target.shape) == 3:
-            raise ValueError(f"FSP is defined for maps: of {both_names(names)}, student {shape_of(own)}, teacher {shape_of(target)}")
+            raise ValueError(f"FSP is defined for maps, but {both_names(names)}: student {shape_of(own)}, teacher {shape_of(target)}")
         connectors[names] = placed_like(make_connector(own, target, normalised=False), student)
     places = [tuple((tap, list(connectors).index(tap)) for tap in section) for section in sections]
     first = stage(
@@ -323,7 +323,7 @@ FSP_WEIGHT = 0.01
 def _fsp(batch: Batch, places: list, weights: list[float]) -> Tensor:
     for ((first, _), _), ((last, _), _) in places:
         still = [tap for tap in (first, last) if not batch.taps[tap].requires_grad]
-        # one of the two may be frozen, not both; nor may it depend on what trains, out of reach of the gradient
+        # one of the two may be frozen, not both; and a tap without gradient must depend on no parameter that trains
         if still and (len(still) == 2 or not is_frozen_before(batch.student, still[0])):
             batch.own(still[0])
     own = [tuple(batch.connectors[number](batch.taps[mine]) for (mine, _), number in section) for section in places]
@@ -342,33 +342,33 @@ def attention_transfer(
     skip_tokens: int = 0,
     task: Sequence[tuple[float, Term]] | None = None,
 ) -> Method:
-    """Attention transfer (Zagoruyko & Komodakis 2017): the task and beta times the distance of attention maps, summed over ``taps``.
+    """Attention transfer (Zagoruyko & Komodakis 2017): the task plus beta times the distance of attention maps, summed over ``taps``.
 
-    taps: names, or (the student's, the teacher's) where they differ: maps, or tokens [B, N, C] of a transformer. beta: 0 or
-    more; 1000 belongs to the code's variant. resize: "pool" for maps of different size, as in ``losses.attention_transfer``.
-    skip_tokens: so many tokens at the front of both networks' are left out, 1 where the first is a class token, which
-    stands for no place in the image. task: ``hard_labels()`` for None, or ``soft_targets(...)``.
-    Raises ValueError for no or repeated taps, unknown ones, sizes that differ (without resize), a single position, a tap that
-    no gradient reaches, and options out of range.
+    taps: names, or (the student's, the teacher's) if they differ, of maps or of a transformer's tokens [B, N, C]. beta: 0 or
+    more; 1000 belongs to variant "code". resize: "pool" for maps of different sizes, as in ``losses.attention_transfer``.
+    skip_tokens: number of leading tokens to leave out in both networks: 1 if the first is a class token, which has no
+    position in the image. task: None for ``hard_labels()``, or ``soft_targets(...)``.
+    Raises ValueError for an empty list of taps, repeated or unknown taps, different sizes (without resize), a single position,
+    a tap that no gradient reaches, and options out of range.
     """
     losses.check_variant(variant)
     losses.check_resize(resize)
     losses.check_number("beta", beta)
     pairs = [tap_names(tap) for tap in as_list(taps, "taps")]
     refuse_repeats(pairs, "taps")
-    found = [find_taps(student, teacher, names) for names in pairs]
-    tokens = [len(own.shape) == 2 for own, _ in found]
+    paired = [find_taps(student, teacher, names) for names in pairs]
+    tokens = [len(own.shape) == 2 for own, _ in paired]
     if isinstance(skip_tokens, bool) or not isinstance(skip_tokens, Integral) or skip_tokens < 0 or (skip_tokens and not all(tokens)):
-        raise ValueError(f"skip_tokens must be a number of tokens, 0 for maps, not {skip_tokens!r}")
-    for names, (own, target) in zip(pairs, found, strict=True):
+        raise ValueError(f"skip_tokens must be a number of tokens (0 for maps), not {skip_tokens!r}")
+    for names, (own, target) in zip(pairs, paired, strict=True):
         sizes = f"student {shape_of(own)}, teacher {shape_of(target)}"
         if len(own.shape) != len(target.shape) or len(own.shape) == 1:
-            raise ValueError(f"attention transfer takes two maps or the tokens of two transformers: of {both_names(names)}, {sizes}")
+            raise ValueError(f"attention transfer takes two maps or the tokens of two transformers, but {both_names(names)}: {sizes}")
         if len(own.shape) == 2 and own.size != target.size:
-            raise ValueError(f"attention over the tokens of {both_names(names)} differs in their number: {sizes}")
+            raise ValueError(f"{both_names(names)}: student and teacher differ in their number of tokens: {sizes}")
         if own.size != target.size and resize is None:
             raise ValueError(
-                f'attention maps of {both_names(names)} differ in size: {sizes}; resize="pool" brings the larger to the smaller'
+                f'attention maps of {both_names(names)} differ in size: {sizes}; resize="pool" pools the larger to the smaller size'
             )
         sides = own.shape[:1] if len(own.shape) == 2 else map(min, own.shape[1:], target.shape[1:])
         if math.prod(sides) - skip_tokens < 2:
@@ -401,15 +401,15 @@ def activation_boundary(
 ) -> Method:
     """Activation boundaries (Heo et al. 2019): first the sign of every neuron at ``taps`` (pre-activations), then the task.
 
-    taps: names, or (the student's, the teacher's), maps or vectors. weights: one a tap, 0 or more; the authors' code has
-    (1/4, 1/2, 1) * 3/1000 from the first group to the last: the loss is a sum over neurons. margin: 0 or more. A connector,
-    1x1 convolution (linear layer for vectors) and BatchNorm, stands where the widths differ. batch_statistics: as in the
-    authors' code, the teacher is in train mode in the first stage: it sees the batch's statistics, its running ones drift
-    (its weights never move), and the second stage runs with the drifted ones in eval mode. They are then part of the
-    method's state, so that a resumed run goes on with them: bring the teacher to its device before. task_teacher: who
-    teaches in the second stage, the same for None, as in most versions of the authors' code (bhheo/AB_distillation); from 4ac7d04
-    to d305517 (December 2018) it is a copy that has not drifted.
-    Raises ValueError for no or repeated taps, unknown ones, sizes that differ, and numbers out of range.
+    taps: names, or (the student's, the teacher's), of maps or vectors. weights: one per tap, 0 or more; the authors' code has
+    (1/4, 1/2, 1) * 3/1000 from the first group to the last: the loss is a sum over neurons. margin: 0 or more. If the widths
+    differ, a connector joins the taps: a 1x1 convolution (a linear layer for vectors) and BatchNorm. batch_statistics: run
+    the teacher in train mode in the first stage, as in the authors' code: it normalises with the batch's statistics, and its
+    running statistics drift (its weights do not change); the second stage uses the drifted ones, in eval mode. The drifted
+    statistics become part of the method's state, so that a resumed run has them: move the teacher to its device first.
+    task_teacher: the teacher of the second stage; None: the same one, as in most versions of the authors' code
+    (bhheo/AB_distillation); from 4ac7d04 to d305517 (December 2018) it is a copy that has not drifted.
+    Raises ValueError for an empty list of taps, repeated or unknown taps, different sizes, and numbers out of range.
     """
     pairs = [tap_names(tap) for tap in as_list(taps, "taps")]
     refuse_repeats(pairs, "taps")
@@ -419,7 +419,7 @@ def activation_boundary(
     for names in pairs:
         own, target = find_taps(student, teacher, names)
         if len(own.shape) == 2 or len(target.shape) == 2:
-            raise ValueError(f"activation boundaries are defined for maps and vectors, not for tokens: {both_names(names)}")
+            raise ValueError(f"activation boundaries are defined for maps and vectors, not for the tokens of {both_names(names)}")
         if own.shape[1:] != target.shape[1:]:
             raise ValueError(
                 f"activation boundaries of {both_names(names)} differ in size: student {shape_of(own)}, teacher {shape_of(target)}"
@@ -451,10 +451,10 @@ def _boundary(batch: Batch, pairs: list, weights: list[float], margin: float) ->
 
 
 def jacobian(student: nn.Module, teacher: nn.Module, *, weight: float = 1.0, task: Sequence[tuple[float, Term]] | None = None) -> Method:
-    """Jacobian matching (Srinivas & Fleuret 2018): the task and the distance of the input gradients of the label's logit.
+    """Jacobian matching (Srinivas & Fleuret 2018): the task plus the distance between the input gradients of the label's logit.
 
-    student, teacher: any module that gives logits; the student is differentiated twice, and refused where it has a layer
-    without a second derivative (see ``losses.jacobian``). weight: of the distance, 0 or more. task: ``hard_labels()`` for None.
+    student, teacher: any module that returns logits; the student is differentiated twice, so a layer without a second
+    derivative is refused (see ``losses.jacobian``). weight: of the distance, 0 or more. task: None for ``hard_labels()``.
     """
     losses.check_number("weight", weight)
     return _one_stage(student, teacher, [*_terms(task), (weight, _jacobian)], input_gradient=True)

@@ -1,27 +1,27 @@
-"""What a trained classifier is measured by."""
+"""Metrics of a trained classifier."""
 
 import torch
 from torch import Tensor
 
 
 def wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """Where the largest logit is not the label: logits [..., N, C], labels [N] -> bool [..., N]."""
+    """Whether each case is misclassified: logits [..., N, C], labels [N] -> bool [..., N]."""
     return logits.argmax(-1) != labels
 
 
 def top_wrong(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Where the label is not among the k largest logits: logits [..., N, C], labels [N] -> bool [..., N]."""
+    """Whether each case's label is not among its k largest logits: logits [..., N, C], labels [N] -> bool [..., N]."""
     return (logits.topk(k).indices != labels.unsqueeze(-1)).all(-1)
 
 
 def confusion(logits: Tensor, labels: Tensor) -> list[list[int]]:
-    """Counts[label][prediction] of logits [N, C] and labels [N]."""
+    """Confusion matrix, counts[label][prediction], for logits [N, C] and labels [N]."""
     classes = logits.shape[-1]
     return torch.bincount(labels * classes + logits.argmax(-1), minlength=classes**2).view(classes, classes).tolist()
 
 
 def shift_errors(logits: Tensor, labels: Tensor, classes: list[int], shifts: list[float]) -> list[int]:
-    """Errors after ``shift`` is added to the bias of ``classes``, for each shift: logits [N, C], labels [N]."""
+    """Number of misclassified cases for each shift added to the bias of ``classes``: logits [N, C], labels [N]."""
     shifted = logits.clone()
     counts = []
     for shift in shifts:
@@ -31,18 +31,19 @@ def shift_errors(logits: Tensor, labels: Tensor, classes: list[int], shifts: lis
 
 
 def best_shift(errors: list[int], shifts: list[float]) -> float:
-    """The shift with the fewest errors; the middle one where several tie."""
+    """The shift with the fewest errors; the middle one if several tie."""
     ties = [shift for shift, count in zip(shifts, errors, strict=True) if count == min(errors)]
     return ties[len(ties) // 2]
 
 
 def gradient_parts(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Sizes of the gradient q - p of a teacher's cross-entropy by the student's logits, means over cases: logits [N, C], labels [N].
+    """Parts of the gradient q - p of the cross-entropy with a teacher by the student's logits: logits [N, C], labels [N].
 
-    gradient_true_class: |q_y - p_y|; gradient_other_classes: sum over i != y of |q_i - p_i|, the dark knowledge; both
-    with p = softmax(teacher), q = softmax(student). gradient_labels: 1 - q_y, the former for the label instead of the
-    teacher. As p and q sum to 1, the true class is never the larger part, and is as large as the others where these all go
-    one way, as for a label (Furlanello et al. 2018, section 3.2 [M?: its number]: there the sum of both parts, signs kept).
+    Means over cases, with p = softmax(teacher) and q = softmax(student). gradient_true_class: |q_y - p_y|;
+    gradient_other_classes: sum over i != y of |q_i - p_i|, the dark knowledge; gradient_labels: 1 - q_y, the part of the true
+    class if the target is the label. As p and q sum to 1, the part of the true class is never the larger one; the two are equal
+    if all q_i - p_i with i != y have the same sign, as with a label (Furlanello et al. 2018, section 3.2 [M?: its number], which
+    has the signed sum of both parts).
     """
     q, p, labels = student.softmax(-1), teacher.softmax(-1), labels.unsqueeze(-1)
     gap = (q - p).abs()

@@ -1,4 +1,4 @@
-"""The loss of a stage: a weighted sum of terms, each a function of one batch and what the networks say of it."""
+"""The loss of a stage: a weighted sum of terms, each a function of one batch and the networks' outputs for it."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from kdcore.teacher import Knowledge, check_frozen, outputs, recorded
 class Batch:
     """One batch as a term of a loss sees it: x, labels, the student's logits and taps, the teacher's knowledge, connectors.
 
-    until: taps at which the student's forward pass ends; it has no logits then. connectors: those of the method.
+    until: taps at which the student's forward pass ends; logits are then None. connectors: those of the stage.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Batch:
         self.logits, self.taps = outputs(student, x, until)
 
     def own(self, tap: str) -> Tensor:
-        """The student's tensor. Raises ValueError where training could not move it: its gradient ends before the tap."""
+        """The student's tensor at a tap. Raises ValueError if no gradient of the tap reaches a parameter of the student."""
         tensor = self.taps[tap]
         if torch.is_grad_enabled() and not tensor.requires_grad:
             raise ValueError(f"no gradient of the student reaches tap '{tap}': {WITHOUT_GRADIENT}")
@@ -39,20 +39,20 @@ class Batch:
 Term = Callable[[Batch], Tensor]
 
 
-WITHOUT_GRADIENT = "what comes before it is frozen, runs under no_grad, or lies in a checkpoint, which then needs use_reentrant=False"
+WITHOUT_GRADIENT = "the layers before it are frozen, run under no_grad, or are checkpointed without use_reentrant=False"
 
 
 class Objective:
-    """The loss of a method's stage: a weighted sum of terms of one batch, and the parameters that it trains (no others move).
+    """The loss of a stage, a weighted sum of terms, and the parameters that it trains.
 
-    terms: (weight, Batch -> scalar); a weight of 0 or more, or a 0-dim tensor that a schedule moves. parameters: of these,
-    those that ask for a gradient now. until: the student's taps that the terms read, where they read no
-    logits: layers after the last of them do not run. input_gradient: the terms differentiate the nets' outputs by the images.
-    batch_statistics: the teacher runs in train mode. live_teacher: the teacher is not frozen but runs as it is, as in
-    ``Knowledge``: the student itself may teach. connectors: what ``Batch.connectors`` gives to the terms.
+    terms: pairs of a weight (0 or more, or a 0-dim tensor that a schedule sets) and a function, Batch -> scalar. parameters:
+    those to train; any that do not require a gradient now are left out. until: the student's taps that the terms read, if
+    they read no logits: layers after the last of these do not run. input_gradient: the terms differentiate the networks'
+    outputs by the images. batch_statistics: the teacher runs in train mode. live_teacher: the teacher is not frozen but runs
+    as it is, as in ``Knowledge``, and may be the student itself. connectors: available to the terms as ``Batch.connectors``.
 
-    Raises ValueError for no terms, a weight out of range, a stage in which nothing of the student would be trained, a
-    teacher that is not frozen, and a wrapped student (DistributedDataParallel, compiled) that the stage cannot train right.
+    Raises ValueError for an empty list of terms, a weight out of range, a stage that would train no parameter of the student,
+    a teacher that is not frozen, and a wrapped student (DistributedDataParallel, compiled) that the stage cannot train correctly.
     """
 
     def __init__(
@@ -75,21 +75,21 @@ class Objective:
         if input_gradient and teacher is not None:
             check_trainable(teacher, "teacher")
         if not terms or not all(isinstance(term, Sequence) and len(term) == 2 and callable(term[1]) for term in terms):
-            raise ValueError(f"stage '{name}' has no terms or other than terms: give at least one (weight, function of a Batch)")
+            raise ValueError(f"stage '{name}' needs a list of terms: give at least one (weight, function of a Batch)")
         for weight, _ in terms:
             losses.check_number(f"a weight of stage '{name}'", weight)
         if until is not None or input_gradient:
             if distributed(student):
-                raise ValueError(f"DistributedDataParallel does not see all of the passes of stage '{name}': {STAGE_LOSS}")
+                raise ValueError(f"DistributedDataParallel does not see every forward pass of stage '{name}': {STAGE_LOSS}")
             if input_gradient and any(compiled(module) for net in (student, teacher) if net is not None for module in net.modules()):
-                raise ValueError(f"stage '{name}' differentiates twice, a compiled network cannot: give it as it was before torch.compile")
+                raise ValueError(f"stage '{name}' differentiates twice, which a compiled network cannot: give it before torch.compile")
         self.name, self.student, self.teacher, self.terms = name, student, teacher, list(terms)
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         own = {id(parameter) for parameter in student.parameters()}
         if not any(id(parameter) in own for parameter in self.parameters):
             where = f" before tap {' or '.join(map(repr, until))}" if until is not None else ""
             raise ValueError(
-                f"stage '{name}' would train nothing of the student: it has no parameter{where} that asks for a gradient"
+                f"stage '{name}' would train nothing of the student: it has no parameter{where} that requires a gradient"
                 + (f" ({WITHOUT_GRADIENT})" if until is not None else "")
             )
         self.until, self.connectors = until, connectors
@@ -101,28 +101,28 @@ class Objective:
                 if isinstance(cell.cell_contents, nn.Module | Tensor):
                     raise ValueError(
                         f"a term of stage '{self.name}' holds a {type(cell.cell_contents).__name__} that a copy would share: "
-                        "pass it as one of the stage's connectors, or to functools.partial"
+                        "make it one of the stage's connectors, or bind it with functools.partial"
                     )
         return self.__dict__
 
     def __call__(self, x: Tensor, labels: Tensor, knowledge: Knowledge | None = None) -> Tensor:
-        """The loss of a batch, a scalar, or [K] for a student that is a stack of K nets. x [B, ...], labels int64 [B];
-        knowledge: of the same batch, for None the teacher's own, as the stage wants it (differentiable, with the batch's statistics).
+        """The loss of a batch: a scalar, or [K] if the student is a stack of K nets. x [B, ...], labels int64 [B];
+        knowledge: the teacher's, of the same batch; None: made here, with the options that the stage needs.
 
-        Raises ValueError for a teacher that is no longer frozen, for knowledge of another kind than the stage wants, and,
-        where gradients are recorded, for a loss that depends on nothing that could be trained.
+        Raises ValueError for a teacher that is no longer frozen, for knowledge without the batch statistics that the stage
+        needs, and, if gradients are recorded, for a loss that depends on no trainable parameter.
         """
         if knowledge is None:
             knowledge = Knowledge(
                 self.teacher, x, differentiable=self.input_gradient, batch_statistics=self.batch_statistics, live=self.live_teacher
             )
         elif self.batch_statistics and not knowledge.batch_statistics:
-            raise ValueError(f"stage '{self.name}' wants the batch's statistics: Knowledge(teacher, x, batch_statistics=True)")
+            raise ValueError(f"stage '{self.name}' needs the batch's statistics: Knowledge(teacher, x, batch_statistics=True)")
         batch = Batch(self.student, knowledge.x if self.input_gradient else recorded(x), labels, knowledge, self.until, self.connectors)
         loss = sum(weight * term(batch) for weight, term in self.terms)
         if not isinstance(loss, Tensor) or loss.shape != ((members,) if (members := getattr(self.student, "members", None)) else ()):
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the terms of stage '{self.name}' must be scalars, not {shape}: take the mean over cases")
         if torch.is_grad_enabled() and not (loss.requires_grad and any(parameter.requires_grad for parameter in self.parameters)):
-            raise ValueError(f"the loss of stage '{self.name}' depends on no parameter that asks for a gradient: was the student frozen?")
+            raise ValueError(f"the loss of stage '{self.name}' depends on no parameter that requires a gradient: was the student frozen?")
         return loss

@@ -1,8 +1,8 @@
-"""What lies in results/: tables, figures, the page and the README's scoreboard, made from the records of all papers.
+"""Writes results/: tables, figures, the page and the README's scoreboard, from the records of all papers.
 
     outputs.write("results")                  # everything that is committed
     outputs.write("results", budget="smoke")  # tables and figures of a smoke run, in results/smoke
-    outputs.stale("results")                  # what is not up to date
+    outputs.stale("results")                  # what is out of date
 
 The same records give the same bytes.
 """
@@ -20,11 +20,11 @@ from kdcore.trials.store import Store, order
 
 
 def write(results_dir: Path | str, budget: str | None = None) -> list[Path]:
-    """Make everything that follows from the records; the paths written.
+    """Write everything that follows from the records; return the paths.
 
-    By default tables and figures of every budget with records but smoke, the page, and the scoreboard of the README
-    beside the results folder, where there is one. Files of an earlier report that no record gives any more are removed.
-    With budget="smoke" tables and figures of the smoke records alone, under ``smoke/``.
+    By default: tables and figures of every budget with records except smoke, the page, and the scoreboard in the README beside
+    the results folder, if there is one. Files of earlier reports that no longer follow from any record are removed.
+    budget="smoke": only tables and figures of the smoke records, in ``smoke/``.
     Raises KdcoreError for a damaged record, or a README without markers.
     """
     store = Store(results_dir)
@@ -49,10 +49,10 @@ def write(results_dir: Path | str, budget: str | None = None) -> list[Path]:
 
 
 def stale(results_dir: Path | str, records: dict[str, list[dict]] | None = None) -> list[str]:
-    """What is not up to date with the committed records, a sentence for each file; nothing is written.
+    """One sentence for each file that is out of date with the records; nothing is written.
 
-    records: those of each paper, where they have been read already. Tables and the README's scoreboard are compared word for word;
-    figures and the page must be there.
+    records: those of each paper, if already read. Tables and the README's scoreboard are compared word for word; figures and the
+    page only have to exist.
     """
     store = Store(results_dir)
     problems, reported, everything = [], False, gather(store, records)
@@ -68,7 +68,7 @@ def stale(results_dir: Path | str, records: dict[str, list[dict]] | None = None)
         ]
         problems += [_problem(path) for path in files if not path.exists()]
         left = _leftovers(evidence.paper, store, None, [*texts, *files])
-        problems += [f"{path} follows from no record: kdcore report removes it" for path in left]
+        problems += [f"{path} follows from no record: run kdcore report to remove it" for path in left]
         reported = reported or bool(chosen)
     page = store.results / "index.html"
     problems += [_problem(page)] if reported and not page.exists() else []
@@ -85,18 +85,18 @@ def stale(results_dir: Path | str, records: dict[str, list[dict]] | None = None)
 
 
 def gather(store: Store, records: dict[str, list[dict]] | None = None) -> list[Evidence]:
-    """The evidence of every paper. records: those of each paper, where they have been read already."""
+    """The evidence of every paper. records: those of each paper, if already read."""
     read = store.records if records is None else lambda key: sorted(records.get(key, ()), key=order)
     return [Evidence(papers.get(key), read(key)) for key in papers.names()]
 
 
 def _budgets(evidence: Evidence, budget: str | None) -> list[str]:
-    """The budgets to report, of those with current records: all but smoke, or the one asked for."""
+    """The budgets with current records to report: all but smoke, or the given one."""
     return [name for name in evidence.budgets if (name != "smoke" if budget is None else name == budget)]
 
 
 def _texts(evidence: Evidence, store: Store, chosen: list[str]) -> dict[Path, str]:
-    """The tables and claims of the ``chosen`` budgets as files, ``tables/KEY/BUDGET_TABLE.csv`` and ``.md``: {path: contents}."""
+    """Tables and claims of the ``chosen`` budgets, ``tables/KEY/BUDGET_TABLE.csv`` and ``.md``: {path: contents}."""
     texts = {}
     for budget in chosen:
         for frame in evidence.shown(budget):
@@ -115,7 +115,7 @@ def _figure_folder(evidence: Evidence, store: Store, budget: str) -> Path:
 
 
 def _leftovers(paper, store: Store, budget: str | None, expected: list[Path]) -> list[Path]:
-    """Tables and figures of earlier reports, by their names, that are not among ``expected``."""
+    """Tables and figures of earlier reports, recognised by name, that are not among ``expected``."""
     names = [name for name in paper.budgets if name != "smoke"] if budget is None else [budget]
     there = [
         path
@@ -132,7 +132,7 @@ def _readme(store: Store) -> Path:
 
 
 def _read(path: Path) -> str | None:
-    """The text of a generated file; "" for anything that is not text, and so out of date; None where nothing is."""
+    """The text of a generated file; None if it does not exist, "" (which counts as out of date) if it is not text."""
     try:
         return paths.regular(path).read_text(encoding="utf-8") if path.exists() else None
     except (OSError, ValueError):
@@ -140,5 +140,5 @@ def _read(path: Path) -> str | None:
 
 
 def _problem(path: Path, text: str | None = None) -> str:
-    """What is wrong with a generated file: missing, or (where ``text`` is what it should hold) out of date."""
+    """The problem with a generated file: missing or, if the expected ``text`` is given, out of date."""
     return f"{path} is {'out of date' if text is not None and path.exists() else 'missing'}: run kdcore report"

@@ -1,4 +1,4 @@
-"""``kdcore new KEY``: a paper to start from, which passes ``kdcore check`` and its own test at once."""
+"""``kdcore new KEY``: a skeleton of a paper that passes ``kdcore check`` and its own test from the start."""
 
 import keyword
 import os
@@ -13,14 +13,14 @@ TEMPLATE = Path(__file__).parent / "papers" / "template"
 
 
 def write(key: str) -> list[Path]:
-    """Write a paper's sheet, trial, test and notebook; their paths. Raises KdcoreError for a key that cannot be, or is there."""
+    """Write a new paper's sheet, trial, test and notebook; return their paths. Raises KdcoreError for an invalid or existing key."""
     refuse(key)
     folder, other = papers.HERE / key, validation.other_papers()
     test = folder / f"test_{key}.py" if other else validation.checkout() / "tests" / f"test_{key}.py"
     files = {"template.yaml": folder / "sheet.yaml", "trial.py": folder / "trial.py", "test.py": test}
     notebook = (folder if other else validation.checkout() / "notebooks") / f"{key}.ipynb"
     if there := [path for path in (folder, test, notebook) if path.exists()]:
-        raise KdcoreError(f"{there[0]} is there already: choose another key, or move it away")
+        raise KdcoreError(f"{there[0]} exists already: choose another key, or move it away")
     schema = os.path.relpath(Path(papers.__file__).parent / "sheet.schema.json", folder)
     for name, path in files.items():
         paths.write_text(path, (TEMPLATE / name).read_text(encoding="utf-8").replace("KEY", key).replace("SCHEMA", schema))
@@ -29,12 +29,12 @@ def write(key: str) -> list[Path]:
 
 
 def refuse(key: str) -> None:
-    """Raise KdcoreError for what cannot be the key of a new paper."""
+    """Raises KdcoreError for what cannot be the key of a new paper."""
     shown = validation.shown(key)
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", key) or keyword.iskeyword(key):
-        raise KdcoreError(f"{shown} cannot be the key of a paper: up to 40 lower-case letters, digits and underscores, a letter first")
+        raise KdcoreError(f"{shown} cannot be the key of a paper: use up to 40 lower-case letters, digits and underscores, a letter first")
     if key in papers.names():
-        raise KdcoreError(f"there is a paper {key} already: choose another key")
+        raise KdcoreError(f"a paper {key} exists already: choose another key")
     own = Path(papers.__file__).parent
     if (own / key).exists() or (own / f"{key}.py").exists():
-        raise KdcoreError(f"{key} is a name of the suite's own in kdcore/papers: choose another key")
+        raise KdcoreError(f"{key} is the name of a module in kdcore/papers: choose another key")

@@ -1,4 +1,4 @@
-"""A teacher: frozen, asked once for all students that share a batch, or written down as a table of logits."""
+"""Frozen teachers: one forward pass for all students that share a batch, or a table of logits in place of the network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -11,7 +11,7 @@ from kdcore.models.tapped import check_logits, run
 
 
 def freeze(teacher: nn.Module) -> nn.Module:
-    """The teacher in eval mode, its weights out of every gradient."""
+    """Put the teacher in eval mode, turn off the gradients of its parameters, and return it."""
     check_module(teacher, "teacher")
     for parameter in teacher.parameters():  # one by one: a scripted module has no requires_grad_
         parameter.requires_grad_(False)
@@ -19,16 +19,16 @@ def freeze(teacher: nn.Module) -> nn.Module:
 
 
 class Knowledge:
-    """What a teacher says of one batch: computed when first asked for, and once for all students that share it.
+    """A teacher's logits and taps for one batch, computed on first use and shared by all students of the batch.
 
-    teacher: frozen, None where ``logits`` are all that is asked for; x: the batch; logits: [B, C] where they are known, as
-    from a table; differentiable: keep the graph back to ``x``, which then is a copy of the batch that asks for a gradient;
-    batch_statistics: run the teacher in train mode, so that its BatchNorm takes the batch's statistics and its own drift;
-    live: the teacher runs as it is, in whatever mode and with weights that may be training (a student that teaches itself).
-    No gradient reaches its weights in any case.
+    teacher: frozen; None where ``logits`` suffice. x: the batch. logits: [B, C], if they are known, as from a table.
+    differentiable: keep the graph back to ``x``, which then is a copy of the batch that requires a gradient.
+    batch_statistics: run the teacher in train mode, so that its BatchNorm uses the batch's statistics and its running
+    statistics drift. live: run the teacher as it is, in either mode and with weights that may be training (a student that
+    teaches itself). In no case does a gradient reach its weights.
 
-    Raises ValueError for a teacher that is not frozen, unless it is live: in train mode, if only in one of its modules, or
-    with parameters that ask for a gradient.
+    Raises ValueError for a teacher that is not frozen (any module in train mode, any parameter that requires a gradient),
+    unless it is live.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Knowledge:
         if teacher is not None and not live:
             check_frozen(teacher)
         if differentiable and not isinstance(x, Tensor):
-            raise ValueError(f"x must be a tensor to be differentiated by, not a {type(x).__name__}")
+            raise ValueError(f"a gradient by x needs x to be a tensor, not {type(x).__name__}")
         x = recorded(x)
         self.x = x.detach().requires_grad_() if differentiable else x
         self.teacher, self.known, self.live = teacher, logits, live
@@ -75,18 +75,19 @@ class Knowledge:
 
 
 class LogitTable:
-    """A frozen teacher's logits on every view of a set of images, exact up to float16: in its place where its taps are not needed.
+    """A frozen teacher's logits for every view of a set of images, to float16 precision. It replaces a teacher whose taps are not
+    needed.
 
-    teacher: frozen, on the device of the images; views: what gives the batches; classes: the number of its logits.
+    teacher: frozen, on the device of the images; views: makes the batches; classes: number of the teacher's logits.
 
     ``table(index, x)``, with int64 index [B, 3 or 4] and x = views(index), gives float32 [B, classes], the ``logits`` of a
-    ``Knowledge``. The key is the view (image, dy, dx[, flip]), never a place in a batch. On a CPU the teacher is asked
-    for what is not there yet; on a GPU ``fill`` comes first, since a captured step cannot decide whom to ask. ``logits``
-    holds all of it: 162 MB for 50,000 images, 162 views and 10 classes, NaN where the teacher was not asked yet.
+    ``Knowledge``. Entries are looked up by view (image, dy, dx[, flip]), never by position in a batch. On a CPU, missing
+    entries are computed when they are looked up; on a GPU, call ``fill`` first, since a captured step cannot branch.
+    ``logits`` holds the table: 162 MB for 50,000 images, 162 views and 10 classes; missing entries are NaN.
 
-    Raises ValueError for a teacher that is not frozen (in train mode its logits depend on the batch round an image), or whose
-    logits are not [B, classes] or too large for float16; for an index of another number of columns; and for a table on a GPU
-    that is read before it is filled.
+    Raises ValueError for a teacher that is not frozen (in train mode its logits depend on the rest of the batch), for logits
+    that are not [B, classes] or too large for float16, for an index with a different number of columns, and for reading a
+    table on a GPU before it is filled.
     """
 
     def __init__(self, teacher: nn.Module, views: Views, classes: int):
@@ -98,7 +99,7 @@ class LogitTable:
 
     def __call__(self, index: Tensor, x: Tensor) -> Tensor:
         if index.shape[-1] != self.columns:
-            raise ValueError(f"an index of this table has {self.columns} columns, not {index.shape[-1]}")
+            raise ValueError(f"this table takes an index of {self.columns} columns, not {index.shape[-1]}")
         if not self.full:
             if index.is_cuda:
                 raise ValueError("a table on a GPU must be filled before it is read: call fill()")
@@ -108,7 +109,7 @@ class LogitTable:
         return self.logits[index.unbind(-1)].float()
 
     def fill(self, progress: Callable[[int, int], None] = lambda done, total: None, batch_size: int = 1000) -> None:
-        """Ask the teacher for every view that is not there yet; progress: called with views done and views to do."""
+        """Compute every missing entry; progress: called with the number of views done and to do."""
         places, done = self.logits[..., 0].isnan().nonzero(), 0
         for index in places.split(batch_size):
             self._ask(index, self.views(index))
@@ -119,20 +120,20 @@ class LogitTable:
     @torch.no_grad()
     def _ask(self, index: Tensor, x: Tensor) -> None:
         check_frozen(self.teacher)
-        # float32, whatever the step that asks trains in: an entry must not depend on who came first
+        # float32 even under autocast: an entry must not depend on which step computed it
         with torch.autocast(x.device.type, enabled=False):
             logits = check_logits(self.teacher(x), "the teacher").half()
         if logits.shape != (len(index), self.classes):
             raise ValueError(
-                f"the teacher's logits are of shape {tuple(logits.shape)}: this table takes {self.classes} for each of {len(x)}"
+                f"the teacher's logits have shape {tuple(logits.shape)}: this table takes {self.classes} for each of {len(x)} cases"
             )
         if not logits.isfinite().all():
-            raise ValueError("the teacher's logits are not finite in float16, which ends at 65504: no table can hold them")
+            raise ValueError("the teacher's logits are not finite in float16 (at most 65504): a table cannot hold them")
         self.logits[index.unbind(-1)] = logits
 
 
 class Statistics(nn.Module):
-    """A teacher's buffers, the very tensors and no copies: in a checkpoint of the method they are what drifts."""
+    """A teacher's buffers (the tensors themselves, not copies), so that a checkpoint of the method includes their drift."""
 
     def __init__(self, teacher: nn.Module):
         super().__init__()
@@ -141,17 +142,17 @@ class Statistics(nn.Module):
 
 
 def check_frozen(teacher: nn.Module) -> None:
-    """Raises ValueError for a teacher that would learn, drift or be noisy. A walk over its modules: microseconds, and no sync."""
+    """Raises ValueError for a teacher that would learn, drift or be noisy. Walks over its modules: microseconds, no host sync."""
     if torch.compiler.is_compiling():
         return
     check_module(teacher, "teacher")
     waiting = [teacher]
-    for module in waiting:  # grows as it goes: several times as fast as modules() and parameters()
+    for module in waiting:  # grows during the loop: several times as fast as modules() and parameters()
         if module.training:
             raise ValueError(f"the teacher must be in eval mode, but its {type(module).__name__} is in train mode: call freeze(teacher)")
         for parameter in module._parameters.values():
             if parameter is not None and parameter.requires_grad:
-                raise ValueError(f"the teacher's {type(module).__name__} has parameters that ask for a gradient: call freeze(teacher)")
+                raise ValueError(f"the teacher's {type(module).__name__} has parameters that require a gradient: call freeze(teacher)")
         if module._modules:
             waiting += [part for part in module._modules.values() if part is not None]
 
@@ -162,17 +163,17 @@ def check_module(net: nn.Module, whose: str) -> None:
 
 
 def recorded(x: Tensor) -> Tensor:
-    """A copy of what was made under inference_mode, which no backward pass can keep; all else as it is."""
+    """``x`` itself, or a copy if it was made under inference_mode, since autograd cannot save such tensors."""
     return x.clone() if isinstance(x, Tensor) and x.is_inference() and not torch.is_inference_mode_enabled() else x
 
 
 def tapped(net: nn.Module) -> bool:
-    """Does it give features and taps? Some networks have a module of the name ``features`` (VGG, DenseNet): they do not."""
+    """Whether the network gives features and taps. A module that is merely named ``features`` (VGG, DenseNet) does not count."""
     return isinstance(getattr(net, "taps", None), Mapping) and not isinstance(getattr(net, "features", None), nn.Module | None)
 
 
 def outputs(net: nn.Module, x: Tensor, until: Sequence[str] | None = None) -> tuple[Tensor | None, Mapping[str, Tensor]]:
-    """Logits and taps; of a network without taps, logits alone."""
+    """Logits and taps; no taps for a network without them. until: taps at which the forward pass may end."""
     if not tapped(net):
         return check_logits(run(net, x), f"the network ({type(net).__name__})"), {}
     return run(net, x, net.features if until is None else partial(net.features, until=until))

@@ -132,12 +132,12 @@ def test_wrong_arguments_are_named():
     images = pictures()
     with pytest.raises(ValueError, match="border must be 'zero' or 'reflect', not 'wrap'"):
         Views(images, 2, border="wrap")
-    with pytest.raises(ValueError, match="8 px cannot be reflected from a picture of 8 px"):
+    with pytest.raises(ValueError, match="8 px cannot be reflected from an image of 8 px"):
         Views(images, 8, border="reflect")
     for mean, std in (((0.5,), (0.5,)), ((0.5,) * 3, None)):
-        with pytest.raises(ValueError, match="one value for each of 3 channels"):
+        with pytest.raises(ValueError, match="one value for each of the 3 channels"):
             Views(images, 2, mean=mean, std=std)
-    with pytest.raises(ValueError, match="has 4 columns, not 3"):
+    with pytest.raises(ValueError, match="an index of 4 columns, not 3"):
         Views(images, 2, flip=True)(torch.tensor([[0, 1, 1]]))
     with pytest.raises(IndexError):
         Views(images, 2)(torch.tensor([[0, 5, 1]]))

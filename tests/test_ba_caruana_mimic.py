@@ -329,7 +329,7 @@ def test_features_say_that_they_are_saved_once_and_go_on_from_there(random_image
     words = []
     with pytest.raises(Paused):
         run("4000c-p and SVM", Context(checkpoint=tmp_path, deadline=0, say=words.append), width=0.005, penalty=100.0)
-    assert len(words) == 1 and "starts that part over" in words[0]
+    assert len(words) == 1 and "repeats that part" in words[0]
     whole, _ = run("4000c-p and SVM", Context(say=words.append), width=0.005, penalty=100.0)
     monkeypatch.setattr(ba.PatchFeatures, "fit", lambda *_: pytest.fail("k-means again"))
     resumed, _ = run("4000c-p and SVM", Context(checkpoint=tmp_path, say=words.append), width=0.005, penalty=100.0)

@@ -57,9 +57,9 @@ def test_a_cell_that_is_not_in_step_is_named_and_mended(paper, capsys):
 
     change(paper, edit)
     assert checks.sheet_problems("fsp") == [
-        f"{paper.notebook} has no cell 'table-{table}': kdcore notebook fsp writes it",
-        f"the cell 'budget' of {paper.notebook} is not what the sheet gives: kdcore notebook fsp writes it anew",
-        f"the cell 'table-gone' of {paper.notebook} shows a table that the sheet has not: kdcore notebook fsp removes it",
+        f"{paper.notebook} has no cell 'table-{table}': run kdcore notebook fsp",
+        f"the cell 'budget' of {paper.notebook} does not agree with the sheet: run kdcore notebook fsp",
+        f"the cell 'table-gone' of {paper.notebook} shows a table that is not in the sheet: run kdcore notebook fsp",
     ]
     assert cli.main(["notebook", "fsp"]) == 0
     assert capsys.readouterr().out == f"{paper.notebook}: table-gone, budget, table-{table}\n"
@@ -68,13 +68,13 @@ def test_a_cell_that_is_not_in_step_is_named_and_mended(paper, capsys):
     assert after == before and cells.problems(paper) == []
     assert list(after).index(f"table-{table}") == list(after).index("tables") + 1, "behind the standard cell before it"
     assert cli.main(["notebook", "fsp"]) == 0
-    assert capsys.readouterr().out == f"{paper.notebook}: in step with its sheet\n"
+    assert capsys.readouterr().out == f"{paper.notebook}: agrees with its sheet\n"
 
 
 def test_a_notebook_that_is_missing_or_none_is_told(paper):
     paper.notebook.write_text("{")
-    assert checks.sheet_problems("fsp") == [f"{paper.notebook} is no notebook (NotJSONError): restore it from git"]
+    assert checks.sheet_problems("fsp") == [f"{paper.notebook} is not a notebook (NotJSONError): restore it from git"]
     paper.notebook.unlink()
-    assert checks.sheet_problems("fsp") == [f"{paper.notebook} is missing: kdcore notebook fsp writes it"]
+    assert checks.sheet_problems("fsp") == [f"{paper.notebook} is missing: run kdcore notebook fsp"]
     cells.write(paper)
     assert cells.problems(paper) == [] and "## Claim" in sources(paper)["claim"]

@@ -29,7 +29,7 @@ def test_a_broken_sheet_is_told(monkeypatch):
     monkeypatch.setitem(paper.sheet["claims"][0]["left"], "arms", ["tiny"])
     monkeypatch.setitem(paper.tables[0]["rows"][0], "reference", 3)
     text = " ".join(checks.sheet_problems("hinton_mnist"))
-    assert "does not say whose number the reference of" in text
+    assert "has no 'reference' to say whose number" in text
     assert "'smal' in budget smoke matches no arm" in text and "names the arm 'tiny'" in text
     monkeypatch.setitem(paper.sheet["protocol"][0], "mark", "sure")
     monkeypatch.setitem(paper.sheet["claims"][0], "relation", "smaller")
@@ -74,7 +74,7 @@ def test_whatever_is_no_record_is_told(tmp_path):
     (good.parent.parent / ".gitkeep").touch()
     assert checks.record_problems(tmp_path) == [], "a run's lease and git's own files may lie there"
     for name, words in {
-        "records/hinton_mnist/0123456789ab.json": f"says that it is {trial.id}",  # its name is not its id
+        "records/hinton_mnist/0123456789ab.json": f"has the id {trial.id}",  # its name is not its id
         f"records/hinton_mnist/{trial.id}.json.bak": "is not a record",
         f"records/hinton_mnist/{trial.id.upper()}x.json": "is not a record",
         "records/hinton_mnist/notes.txt": "is not a record",

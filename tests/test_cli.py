@@ -31,7 +31,7 @@ def test_plan_shows_the_grid(tmp_path, capsys):
         (["run", "hinton_minst"], "unknown paper 'hinton_minst': choose one of "),
         (["run", "hinton_mnist", "--budget", "tiny"], "has no budget 'tiny': choose one of smoke, laptop, fast, paper"),
         (["run", "hinton_mnist", "--arm", "big"], "has no arm 'big': choose one of cumbersome; small"),
-        (["run", "hinton_mnist", "--device", "cuda:7"], "device 'cuda:7' is not there"),
+        (["run", "hinton_mnist", "--device", "cuda:7"], "there is no device 'cuda:7'"),
         (["plan", "nothing"], "unknown paper 'nothing'"),
         (["replicate", "hinton_mnist", "--engine", "slurm"], "unknown engine 'slurm': choose one of local"),
     ],
@@ -112,7 +112,7 @@ def test_replicate_refuses_before_it_runs_what_is_right(tmp_path, capsys, monkey
         (["hinton_mnist", "hinton"], "unknown paper 'hinton'"),
         (["hinton_mnist", "born_again_trees", "--budget", "fast"], "born_again_trees has no budget 'fast'"),
         (["hinton_mnist", "--engine", "ray"], "unknown engine 'ray'"),
-        (["hinton_mnist", "--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["hinton_mnist", "--device", "cuda:99"], "there is no device 'cuda:99'"),
     ):
         assert cli.main(["replicate", *words, "--results", str(tmp_path / "results")]) == 1
         assert complaint in capsys.readouterr().err
@@ -179,7 +179,7 @@ def test_another_checkout_is_refused_and_a_namesake_is_none(tmp_path, monkeypatc
     for words in (["plan", "fsp"], ["run", "fsp"], ["check"], ["report"], ["replicate", "fsp"]):
         assert cli.main(words) == 1
         err = capsys.readouterr().err
-        assert f"this folder is in the checkout {other}, but the kdcore that runs is the one of {ROOT}" in err and err.count("\n") == 1
+        assert f"this folder is in the checkout {other}, but the kdcore that runs belongs to {ROOT}" in err and err.count("\n") == 1
     monkeypatch.chdir(made_checkout(tmp_path / "namesake", "kdcore-of-somebody"))  # has the two folders, and is another project
     assert validation.checkout() == ROOT
 
@@ -257,7 +257,7 @@ def test_a_stop_is_one_sentence_and_exit_3(number, monkeypatch, capsys):
     monkeypatch.setattr(plan, "make", interrupted)
     for words in (["run", "hinton_mnist"], ["replicate", "hinton_mnist"], ["plan", "hinton_mnist"]):
         assert cli.main(words) == 3
-        assert capsys.readouterr().err == "kdcore: stopped; the same command goes on from here\n"
+        assert capsys.readouterr().err == "kdcore: stopped; the same command resumes from here\n"
 
 
 def test_read_only_results(tmp_path, capsys, monkeypatch):
@@ -285,11 +285,11 @@ def test_a_cache_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, capsys, p
     monkeypatch.setenv("KDCORE_CACHE", place)
     assert cli.main(["plan", "fsp", "--no-forecast", "--results", str(tmp_path)]) == 1
     captured = capsys.readouterr()
-    assert "set KDCORE_CACHE to a folder" in captured.err and captured.err.count("\n") == 1
+    assert "set KDCORE_CACHE to a writable folder" in captured.err and captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "output, exit_code, sentence", [("/dev/full", 1, "No space left on device"), (None, 0, ""), ("pipe", 1, "nobody reads")]
+    "output, exit_code, sentence", [("/dev/full", 1, "No space left on device"), (None, 0, ""), ("pipe", 1, "the output was closed")]
 )
 def test_output_that_nobody_can_have(output, exit_code, sentence):
     """A full disk, an output that is closed, and a reader that has gone: success is not claimed, and no traceback shown."""

@@ -230,14 +230,14 @@ def test_tokens_of_transformers():
     refused("one position", methods.attention_transfer, student, teacher, taps=["block"], skip_tokens=4)
     refused("skip_tokens", methods.attention_transfer, student, teacher, taps=["block"], skip_tokens=-1)
     refused("FSP is defined for maps", methods.fsp, student, teacher, pairs=[("block", "block")])
-    refused("not for tokens", methods.activation_boundary, student, teacher, taps=["block"], weights=[1.0])
+    refused("not for the tokens", methods.activation_boundary, student, teacher, taps=["block"], weights=[1.0])
     refused("two maps or the tokens", methods.attention_transfer, student, teacher, taps=[("block", "embed")])
     refused("two maps or the tokens", methods.attention_transfer, student, teacher, taps=["logits"])
-    refused("no regressor leads", methods.fitnets, student, teacher, guided="block", hint="embed")
+    refused("no default regressor leads", methods.fitnets, student, teacher, guided="block", hint="embed")
     refused("defined for maps", methods.fitnets, student, teacher, guided="block", hint="block", variant="code")
     longer = freeze(Tapped(TinyViT(12, 1), {"block": "encoder.layers.0"}, torch.zeros(1, 3, 12, 8)))
-    refused("differs in their number", methods.attention_transfer, student, longer, taps=["block"])
-    refused("no regressor leads", methods.fitnets, student, longer, guided="block", hint="block")
+    refused("differ in their number of tokens", methods.attention_transfer, student, longer, taps=["block"])
+    refused("no default regressor leads", methods.fitnets, student, longer, guided="block", hint="block")
 
 
 def test_vectors_have_linear_connectors():

@@ -89,7 +89,7 @@ def test_layout():
     assert [(width, size) for _, width, size, _, _ in result] == [(16, 32)] * 3 + [(32, 16)] * 3 + [(64, 8)] * 4
     assert [i for i, cell in enumerate(result) if cell[3]] == [3, 6] and [i for i, cell in enumerate(result) if cell[4]] == [4, 7]
     assert [inputs for inputs, *_ in result][:5] == [(48, 48), (48, 64), (64, 64), (64, 64), (64, 128)]
-    with pytest.raises(ValueError, match="3 cells or more, not 2"):
+    with pytest.raises(ValueError, match="at least 3 cells, not 2"):
         layout(2, 16)
     with pytest.raises(ValueError, match="2 groups for 3 cells"):
         Darts("v2", 3, 4, groups=[1, 1])

@@ -109,7 +109,7 @@ def test_damaged_truncated_and_foreign_data_are_moved_aside_and_made_anew(monkey
         content = path.read_bytes()
         monkeypatch.setattr(images, "_torchvision", lambda *_: arrays)
         with pytest.warns(
-            UserWarning, match=r"mnist.safetensors is damaged and was moved to mnist.safetensors.damaged.*: mnist is made anew"
+            UserWarning, match=r"mnist.safetensors is damaged and was moved to mnist.safetensors.damaged.*: mnist is rebuilt"
         ):
             loaded = data.load("mnist")
         assert np.array_equal(loaded.train_images.numpy(), arrays["train_images"])
@@ -124,7 +124,7 @@ def test_truncated_download_is_one_sentence(monkeypatch):
         raise RuntimeError("Error downloading train-images:\nTried a mirror")
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", fail)
-    with pytest.raises(KdcoreError, match="could not be fetched.*KDCORE_DATA") as caught:
+    with pytest.raises(KdcoreError, match="could not be downloaded.*KDCORE_DATA") as caught:
         data.load("mnist")
     assert "\n" not in str(caught.value)
     assert not (paths.data() / "mnist.safetensors").exists()
@@ -232,7 +232,7 @@ def test_a_damaged_cifar_batch_is_refused(damage, monkeypatch):
     else:
         batch.unlink()
     told = "" if damage == "lack" else "data_batch_3 is damaged and was moved to data_batch_3.damaged"
-    with pytest.raises(KdcoreError, match=f"{told}.*could not be fetched.*cifar-10-batches-py or cifar10.safetensors") as caught:
+    with pytest.raises(KdcoreError, match=f"{told}.*could not be downloaded.*cifar-10-batches-py or cifar10.safetensors") as caught:
         data.load("cifar10")
     assert "\n" not in str(caught.value) and batch.with_name("data_batch_3.damaged").exists() == (damage != "lack")
     assert not (paths.data() / "cifar10.safetensors").exists()
@@ -391,8 +391,8 @@ def test_any_folder_of_pictures(folder):
 
 
 def test_no_pictures(folder):
-    with pytest.raises(KdcoreError, match="there is no picture in .*nowhere"):
+    with pytest.raises(KdcoreError, match="there is no image file in .*nowhere"):
         images.unlabelled("nowhere", "")
     (folder / "d.jpg").write_bytes(b"torn")
-    with pytest.raises(KdcoreError, match="d.jpg is no picture that can be read"):
+    with pytest.raises(KdcoreError, match="d.jpg cannot be read as an image"):
         images.unlabelled("holiday", "")

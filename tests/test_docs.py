@@ -89,8 +89,8 @@ def test_an_equation_without_code_or_cell_is_told(monkeypatch):
     assert equations.problems(paper) == [
         f"{where} names kdcore.losses.fsp_matrices, which does not exist: give the dotted name of a function or class",
         f"{where} names kdcore.loss.fsp, which does not exist: give the dotted name of a function or class",
-        f"{where} stands in no cell of fsp.ipynb: show it in one, with the same LaTeX",
-        f"{where} names kdcore.papers.fsp.trial.piecewise, which is at home elsewhere: write kdcore.papers.images.piecewise",
+        f"{where} is in no cell of fsp.ipynb: show it in one, with the same LaTeX",
+        f"{where} names kdcore.papers.fsp.trial.piecewise, which is defined elsewhere: write kdcore.papers.images.piecewise",
     ]
 
 

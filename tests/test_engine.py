@@ -291,7 +291,7 @@ def test_a_child_that_hangs_is_ended_after_the_grace_period(tmp_path, dying, mon
     assert time.monotonic() - started < 15
     assert outcome.exit_code == 3 and not outcome.failed and len(outcome.paused) == 1
     assert not list(tmp_path.rglob("*.json")), "no failure of its own"
-    told = [words for words in said if "did not stop within 0.3 s and was ended" in words]
+    told = [words for words in said if "did not stop within 0.3 s and was killed" in words]
     assert len(told) == (stop != "twice")
 
 
@@ -378,7 +378,7 @@ def test_ctrl_c_pauses(tmp_path, own_cache, quick):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert "trials left; the same command goes on from here" in errors
+    assert "trials left; the same command resumes from here" in errors
     assert not list(tmp_path.rglob("*.lease"))
 
 
@@ -406,7 +406,7 @@ def test_a_stop_that_ends_a_child_outside_its_epochs_is_a_pause(tmp_path, own_ca
 
     outcome = run(tmp_path, ["small"], watch=stop_at_once)
     assert outcome.exit_code == 3 and not outcome.failed
-    assert ends == [("paused", "stopped: the same command goes on from the last checkpoint")]
+    assert ends == [("paused", "stopped: the same command resumes from the last checkpoint")]
     assert not list(tmp_path.rglob("*.json"))
     whole_run(tmp_path, ["small"], monkeypatch)
     assert nothing_left(tmp_path, own_cache)

@@ -195,7 +195,9 @@ def test_a_step_trains_the_same_recorded_or_not(fails, options, monkeypatch):
     assert net.norm.num_batches_tracked == 12
     assert bool(context.eager) == bool(fails) and len(said) == bool(fails)
     if fails:
-        assert said == [context.eager] and said[0].startswith("stage 'train' trains without a CUDA graph, slower: its step cannot be")
+        assert said == [context.eager] and said[0].startswith(
+            "stage 'train' trains more slowly, without a CUDA graph: its step cannot be captured"
+        )
         assert said[0].endswith(
             "(CUDA error: "
             + {"begin": "operation not permitted)", "end": "operation failed due to a previous error during capture)"}[fails]

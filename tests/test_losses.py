@@ -379,7 +379,7 @@ def test_fsp_refuses_what_does_not_fit():
         losses.fsp([(m(1, 2, 4, 4), m(1, 2, 4, 4))], [(m(1, 3, 4, 4), m(1, 2, 4, 4))])
     pair = (m(1, 2, 4, 4), m(1, 2, 4, 4))
     for arguments in (([pair], [pair, pair]), ([pair], [pair], [1.0, 1.0]), ([], [])):
-        with pytest.raises(ValueError, match="as many"):
+        with pytest.raises(ValueError, match="the same number"):
             losses.fsp(*arguments)
 
 
@@ -586,7 +586,7 @@ def test_jacobian_in_half_precision_and_under_autocast():
 def test_jacobian_refuses_what_has_no_gradient():
     x, weight = torch.ones(2, 3, requires_grad=True), torch.ones(3, requires_grad=True)
     good = x @ weight
-    with pytest.raises(ValueError, match=r"student of shape \(2, 1\) is not one scalar a case of inputs of shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"student of shape \(2, 1\) is not one scalar per case of inputs of shape \(2, 3\)"):
         losses.jacobian(good.unsqueeze(1), good, x)
     with pytest.raises(ValueError, match=r"teacher of shape \(1,\)"):
         losses.jacobian(good, good[:1], x)
@@ -784,7 +784,7 @@ def test_tensors_on_two_devices_are_refused(name):
     student, teacher = two(name)
     draws = torch.rand(4, 3)
     call = (lambda s, t: losses.dkpp(s, t, draws)) if name == "dkpp" else LOSSES[name].call
-    refused("bring both to one device", call, student, teacher.to("meta"))
+    refused("move both to one device", call, student, teacher.to("meta"))
 
 
 def test_other_tensors_on_two_devices_are_refused():
@@ -891,7 +891,7 @@ def test_attention_of_a_single_position_is_refused(form):
 
 def test_a_jacobian_of_one_value_is_refused():
     x = torch.randn(4, 1, requires_grad=True)
-    refused("one value a case", losses.jacobian, (2 * x).squeeze(1), (3 * x).squeeze(1), x)
+    refused("one value per case", losses.jacobian, (2 * x).squeeze(1), (3 * x).squeeze(1), x)
     refused("is empty", losses.jacobian, x[:0, 0], x[:0, 0], x[:0])
 
 
@@ -961,7 +961,7 @@ def test_a_student_without_second_derivatives_is_refused(activation, good):
         losses.jacobian(net(x).squeeze(1), teacher, x).backward()
         assert net[0].weight.grad.abs().sum() > 0
     else:
-        refused("Jacobian matching cannot train through", losses.jacobian, net(x).squeeze(1), teacher, x)
+        refused("Jacobian matching cannot differentiate twice", losses.jacobian, net(x).squeeze(1), teacher, x)
         losses.jacobian(teacher, net(x).squeeze(1), x)  # as a teacher it may stay: nothing is differentiated twice
 
 

@@ -197,7 +197,7 @@ def test_soft_targets_send_no_gradient_into_the_teacher():
 
 
 def test_as_many_weights_as_taps():
-    with pytest.raises(ValueError, match="one weight a tap: 1 for 3 taps"):
+    with pytest.raises(ValueError, match="one weight per tap: 1 for 3 taps"):
         methods.activation_boundary(*equal(), taps=PRE, weights=[1.0])
 
 
@@ -478,7 +478,7 @@ def test_copies_keep_knobs_and_drifting_statistics_together():
     (lambda s, t: every("fitnets", s, t, temperature=0), "temperature"),
     (lambda s, t: every("fitnets", s, t, variant="codes"), "variant"),
     (lambda s, t: every("fsp", s, t, weights=[-1.0]), "a weight"),
-    (lambda s, t: every("fsp", s, t, weights=[]), "one weight a pair: 0 for 1"),
+    (lambda s, t: every("fsp", s, t, weights=[]), "one weight per pair: 0 for 1"),
     (lambda s, t: every("attention_transfer", s, t, beta=-1.0), "beta"),
     (lambda s, t: every("attention_transfer", s, t, variant="print"), "variant"),
     (lambda s, t: every("attention_transfer", s, t, resize="crop"), "resize"),
@@ -489,7 +489,7 @@ def test_copies_keep_knobs_and_drifting_statistics_together():
     (lambda s, t: methods.attention_transfer(s, t, taps=[]), "at least one"),
     (lambda s, t: methods.attention_transfer(s, t, taps="b"), "a list"),
     (lambda s, t: methods.fsp(s, t, pairs=[]), "at least one"),
-    (lambda s, t: methods.fsp(s, t, pairs=[("a", "b", "b")]), "other than two"),
+    (lambda s, t: methods.fsp(s, t, pairs=[("a", "b", "b")]), "that is not a pair"),
     (lambda s, t: methods.fsp(s, t, pairs=[("a", "b"), ("a", "b")]), "twice"),
     (lambda s, t: methods.attention_transfer(s, t, taps=["b", ("b", "b")]), "twice"),
     (lambda s, t: methods.activation_boundary(s, t, taps=["b", "b"], weights=[1.0, 1.0]), "twice"),
@@ -497,11 +497,11 @@ def test_copies_keep_knobs_and_drifting_statistics_together():
     (lambda s, t: methods.plain(s, task=[]), "task has no terms"),
     (lambda s, t: methods.plain(s, task=[(-1.0, methods.hard_labels()[0][1])]), "a weight of stage 'train'"),
     (lambda s, t: methods.stage("p", s, t, [], list(s.parameters())), "no terms"),
-    (lambda s, t: methods.plain(s, task=[lambda batch: batch.logits.mean()]), "other than terms"),
+    (lambda s, t: methods.plain(s, task=[lambda batch: batch.logits.mean()]), "needs a list of terms"),
     (lambda s, t: methods.attention_transfer(s, t, taps=None), "a list"),
-    (lambda s, t: methods.attention_transfer(s, t, taps=[3]), "other than two"),
-    (lambda s, t: methods.fsp(s, t, pairs=("a", "b")), "other than two"),
-    (lambda s, t: every("fsp", s, t, weights=0.1), "a list of one weight a pair: 0.1 for 1"),
+    (lambda s, t: methods.attention_transfer(s, t, taps=[3]), "that is not a pair"),
+    (lambda s, t: methods.fsp(s, t, pairs=("a", "b")), "that is not a pair"),
+    (lambda s, t: every("fsp", s, t, weights=0.1), "a list with one weight per pair: 0.1 for 1"),
     (lambda s, t: methods.kd("student", t), "a student must be a torch.nn.Module, not str"),
     (lambda s, t: losses.fsp(None, None), "fsp takes lists"),
     (lambda s, t: methods.stage("p", s, t, methods.hard_labels(), []), "train nothing"),
@@ -511,7 +511,7 @@ def test_copies_keep_knobs_and_drifting_statistics_together():
     (lambda s, t: methods.kd(s, None).stages[0].loss(X, LABELS), "has no teacher"),
     (lambda s, t: methods.plain(s, task=[(1.0, lambda batch: batch.logits)]).stages[0].loss(X, LABELS), "must be scalars"),
     (lambda s, t: methods.plain(s, task=[(1.0, lambda batch: batch.logits.detach().mean())]).stages[0].loss(X, LABELS), "depends on no"),
-    (lambda s, t: methods.StageLoss(methods.kd(s, t), methods.kd(s, t).stages[0]), "none of the method's"),
+    (lambda s, t: methods.StageLoss(methods.kd(s, t), methods.kd(s, t).stages[0]), "does not belong to the method"),
 ])  # fmt: skip
 def test_numbers_and_lists_out_of_range(call, words):
     refused(words, call, small_tapped(), small_teacher())
@@ -599,9 +599,9 @@ def test_defaults_do_not_explode_at_a_usual_rate(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_inputs_of_another_type_device_or_kind_than_the_networks(name):
     method = every(name, small_tapped(), small_teacher())
-    for x, words in ((X.double(), "is float32 on cpu, what it is given is float64"), ("x", "a tensor")):
+    for x, words in ((X.double(), "is float32 on cpu, but its input is float64"), ("x", "a tensor")):
         refused(words, method.stages[0].loss, x, LABELS)
-    refused("bring both to one type and device", lambda: every(name, small_tapped().double(), small_teacher()).stages[0].loss(X, LABELS))
+    refused("move both to one dtype and device", lambda: every(name, small_tapped().double(), small_teacher()).stages[0].loss(X, LABELS))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -643,8 +643,8 @@ def test_fsp_from_a_frozen_layer_but_not_from_one_out_of_reach():
 
 def test_what_is_no_stage_and_no_student():
     method = methods.plain(small_tapped())
-    refused("none of the method's", methods.StageLoss, method, None)
-    refused("none of the method's", methods.StageLoss, None, method.stages[0])
+    refused("does not belong to the method", methods.StageLoss, method, None)
+    refused("does not belong to the method", methods.StageLoss, None, method.stages[0])
     refused("a student must be a torch.nn.Module", every, "fsp", None, small_teacher())
 
 

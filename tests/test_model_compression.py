@@ -120,7 +120,7 @@ def test_a_split_has_no_case_twice():
     assert len(np.unique(cases, axis=0)) == len(np.unique(tabular.load("breast_cancer_diagnostic").values, axis=0))
     assert sum(int(labels.sum()) for labels in problem.labels.values()) == 212  # malignant
     assert np.array_equal(problem.values["test"], again.values["test"]) and not np.array_equal(problem.values["test"], other.values["test"])
-    with pytest.raises(KdcoreError, match="569 complete cases, not the 1400 that a split takes"):
+    with pytest.raises(KdcoreError, match="569 complete cases, but a split needs 1400"):
         compression.Problem(config("ensemble", test=1000), 0)
 
 

@@ -104,16 +104,16 @@ def test_unknown_parameters_are_refused_before_anything_trains(tmp_path):
     [
         ({"budget": "huge"}, "has no budget 'huge'"),
         ({"engine": "slurm"}, "unknown engine 'slurm'"),
-        ({"device": "cuda:9"}, "device 'cuda:9' is not there"),
+        ({"device": "cuda:9"}, "there is no device 'cuda:9'"),
         *(({"seeds": bad}, "seeds must be a number of seeds") for bad in ("three", True, 1.0, {"0": 1}, (n for n in [0]))),
         *(({"seeds": [bad]}, "a seed must be a whole number") for bad in (-1, "a", 1.5, [0], None, True)),
         ({"seeds": -1}, "the number of seeds must be"),
         ({"seeds": []}, "the list of seeds is empty"),
-        *(({"results_dir": bad}, "the folder") for bad in ("", 3, None, ["results"], "a\0b")),
+        *(({"results_dir": bad}, "folder") for bad in ("", 3, None, ["results"], "a\0b")),
         ({"results_dir": "README.md"}, "README.md is not a folder"),
         *(({"budget": bad}, "has no budget") for bad in (None, 3, "", ["smoke"])),
         *(({"engine": bad}, "unknown engine") for bad in (None, 3, "", ["local"])),
-        *(({"device": bad}, "device .* is none: choose cpu") for bad in (None, 3, "", "cuda:-1", "cuda:٣", ["cpu"])),
+        *(({"device": bad}, "unknown device .*: choose cpu") for bad in (None, 3, "", "cuda:-1", "cuda:٣", ["cpu"])),
     ],
 )
 def test_bad_parameters(changes, complaint, tmp_path):
@@ -154,7 +154,7 @@ def test_a_control_redraws_its_figure(monkeypatch):
 
 def test_what_no_record_measured_is_told(tmp_path):
     page = notebooks.Page("hinton_mnist", budget="smoke", seeds=1, device="cpu", engine="local", results_dir=str(tmp_path))
-    with pytest.raises(KdcoreError, match="no record has a 'gallery'"):
+    with pytest.raises(KdcoreError, match="no record has the metric 'gallery'"):
         page.measured("gallery")
 
 
@@ -199,7 +199,7 @@ def test_a_foreign_kernel_is_refused(monkeypatch):
         kernel_is(KernelSpec(argv=[own, "-m", "ipykernel_launcher"]))
         batch.refuse_foreign_kernel()
     kernel_is(KernelSpec(argv=["/opt/other/bin/python", "-m", "ipykernel_launcher"]))
-    with pytest.raises(KdcoreError, match="the Jupyter kernel python3 is /opt/other/bin/python, another Python than .* --sys-prefix"):
+    with pytest.raises(KdcoreError, match="the Jupyter kernel python3 is /opt/other/bin/python, not .* --sys-prefix"):
         batch.refuse_foreign_kernel()
     monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: (_ for _ in ()).throw(NoSuchKernel(name)))
     with pytest.raises(KdcoreError, match="Jupyter has no kernel python3"):
@@ -293,7 +293,7 @@ def test_ctrl_c_while_papermill_runs_is_one_sentence_and_leaves_nothing(checkout
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert (process.returncode, errors) == (3, "kdcore: stopped; the same command goes on from here\n")
+    assert (process.returncode, errors) == (3, "kdcore: stopped; the same command resumes from here\n")
     assert not list(folder.rglob("executed/*"))
     with pytest.raises(ProcessLookupError):
         for _ in range(50):  # a killed process whose parent is gone is there until init has heard of it

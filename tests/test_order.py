@@ -100,5 +100,5 @@ def test_two_papers_share_a_run(tmp_path, capsys):
     assert "born_again_trees has no arm 'small'" in capsys.readouterr().err
     assert cli.main([*words, "--time-limit", "0.001"]) == 3
     said = capsys.readouterr()
-    assert "trials left; the same command goes on from here" in said.err
+    assert "trials left; the same command resumes from here" in said.err
     assert "of hinton_mnist at smoke are recorded" in said.out and "0 of 3 trials of born_again_trees at smoke are recorded" in said.out

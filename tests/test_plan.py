@@ -36,7 +36,7 @@ def test_bad_words_are_one_sentence(arguments, complaint, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("device, complaint", [("cuda:9", "device 'cuda:9' is not there"), ("tpu", "device 'tpu' is none")])
+@pytest.mark.parametrize("device, complaint", [("cuda:9", "there is no device 'cuda:9'"), ("tpu", "unknown device 'tpu'")])
 def test_a_device_that_is_not_there(device, complaint):
     with pytest.raises(KdcoreError, match=complaint):
         environment.devices(device)
@@ -104,7 +104,7 @@ def test_a_seed_given_twice_counts_once(tmp_path, capsys):
         *(({"seeds": bad}, "the number of seeds must be") for bad in (-1, 10_001, 10**5000)),
         ({"seeds": []}, "the list of seeds is empty"),
         ({"seeds": range(10**30)}, "more than 10,000 seeds"),
-        *(({"arms": bad}, "arms must be a list of names") for bad in ("small", [], [None], [["small"]], 1)),
+        *(({"arms": bad}, "arms must be a list of at least one name") for bad in ("small", [], [None], [["small"]], 1)),
         ({"arms": ["small", "small"]}, "arm 'small' is named twice"),
         ({"arms": ["smal"]}, r"has no arm 'smal': choose .* \(did you mean 'small'\?\)"),
         *(({"shard": bad}, "shard") for bad in (2, (1,), (0, 2), (3, 2), (1.0, 2), ("1", "2"), (True, 2), None)),

@@ -127,7 +127,7 @@ def test_readme_markers(tmp_path):
         assert path.read_text() == "# kdcore\n\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\n\nThe end.\n"
     for broken in ("no marker", "<!-- scoreboard -->", "<!-- /scoreboard --><!-- scoreboard -->", README + README):
         path.write_text(broken)
-        with pytest.raises(KdcoreError, match="must hold the lines <!-- scoreboard --> and <!-- /scoreboard -->"):
+        with pytest.raises(KdcoreError, match="must contain the lines <!-- scoreboard --> and <!-- /scoreboard -->"):
             readme.update(path, "| new |")
         assert path.read_text() == broken
 

@@ -184,8 +184,8 @@ def test_notation():
 @pytest.mark.parametrize(
     "layers, complaint",
     [
-        ("8c-q", "'q' of '8c-q' is no layer"),
-        ("8c-0fc", "is no layer"),
+        ("8c-q", "'q' in '8c-q' is not a layer"),
+        ("8c-0fc", "is not a layer"),
         ("8c-fc-3", "has layers after its output fc"),
         ("9-8c", "a layer of maps on top of a fully connected one"),
         ("9-p", "a layer of maps on top of a fully connected one"),

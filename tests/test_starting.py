@@ -20,7 +20,7 @@ def kdcore(*words, papers_in=None, program=("-m", "kdcore.cli")):
 
 
 def test_a_new_paper_passes_its_test_runs_and_is_checked(tmp_path):
-    assert kdcore("plan", papers_in=tmp_path)[2] == f"kdcore: there is no paper in {tmp_path}: kdcore new KEY writes one\n"
+    assert kdcore("plan", papers_in=tmp_path)[2] == f"kdcore: there is no paper in {tmp_path}: create one with kdcore new KEY\n"
     code, out, err = kdcore("new", "my_paper", papers_in=tmp_path)
     assert (code, err) == (0, "")
     assert out.split() == [str(tmp_path / "my_paper" / name) for name in ("sheet.yaml", "trial.py", "test_my_paper.py", "my_paper.ipynb")]
@@ -30,7 +30,7 @@ def test_a_new_paper_passes_its_test_runs_and_is_checked(tmp_path):
     assert len(list((tmp_path / "results" / "smoke" / "records" / "my_paper").iterdir())) == 6
     assert kdcore("report", papers_in=tmp_path)[0] == 0
     assert kdcore("check", papers_in=tmp_path) == (0, "everything is valid and up to date\n", "")
-    assert kdcore("new", "my_paper", papers_in=tmp_path)[2] == "kdcore: there is a paper my_paper already: choose another key\n"
+    assert kdcore("new", "my_paper", papers_in=tmp_path)[2] == "kdcore: a paper my_paper exists already: choose another key\n"
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,18 @@ def test_in_the_checkout_its_notebook_and_test_lie_with_the_others(tmp_path, mon
     assert papers.names() == ["added"] and 'papers.get("added")' in (tmp_path / "tests" / "test_added.py").read_text()
     (folder / "added" / "sheet.yaml").unlink()
     assert cli.main(["new", "added"]) == 1
-    assert capsys.readouterr().err == f"kdcore: {folder / 'added'} is there already: choose another key, or move it away\n"
+    assert capsys.readouterr().err == f"kdcore: {folder / 'added'} exists already: choose another key, or move it away\n"
 
 
 @pytest.mark.parametrize("key", ["", "Upper", "9lives", "a-b", "a b", "class", "x" * 41, "../up", "ümlaut"])
 def test_keys_that_cannot_be(key, capsys):
     assert cli.main(["new", key]) == 1
-    allowed = "up to 40 lower-case letters, digits and underscores, a letter first"
+    allowed = "use up to 40 lower-case letters, digits and underscores, a letter first"
     assert capsys.readouterr().err == f"kdcore: {validation.shown(key)} cannot be the key of a paper: {allowed}\n"
 
 
 def test_keys_that_are_taken(capsys):
-    for key, words in (("fsp", "there is a paper fsp already"), ("images", "images is a name of the suite's own in kdcore/papers")):
+    for key, words in (("fsp", "a paper fsp exists already"), ("images", "images is the name of a module in kdcore/papers")):
         assert cli.main(["new", key]) == 1
         assert capsys.readouterr().err == f"kdcore: {words}: choose another key\n"
 
@@ -80,5 +80,6 @@ def test_keys_that_are_taken(capsys):
 @pytest.mark.parametrize("folder", ["missing", "README.md"])
 def test_a_folder_of_papers_that_is_none(folder, tmp_path):
     (tmp_path / "README.md").touch()
-    words = f"kdcore: KDCORE_PAPERS must name a folder of papers (KEY/sheet.yaml, KEY/trial.py), not '{tmp_path / folder}'\n"
+    shown = validation.shown(str(tmp_path / folder))
+    words = f"kdcore: KDCORE_PAPERS must name a folder of papers (KEY/sheet.yaml, KEY/trial.py), not {shown}\n"
     assert kdcore("plan", papers_in=tmp_path / folder) == (1, "", words)

@@ -112,10 +112,10 @@ def test_a_damaged_record_is_named(tmp_path, damage):
         (('"precision": "float32"', '"precision": "float16"'), "environment.precision"),
         (('"history": []', '"history": {}'), "history: input should be a valid list"),
         (('"history": []', '"history": [1]'), "history.0: input should be a valid dictionary"),
-        (('"test_errors": 150', '"test_errors": "150"'), "a trial that is done has a number among its metrics"),
-        (('"status": "done"', '"status": "nan"'), "a failure says why"),
+        (('"test_errors": 150', '"test_errors": "150"'), "a trial that is done must have a number among its metrics"),
+        (('"status": "done"', '"status": "nan"'), "a failed trial must have a text"),
         (('"paper": "hinton_mnist"', '"paper": "../hinton_mnist"'), "paper: string should match pattern"),
-        (('"data": {', '"data": [], "data": {'), "the key 'data' stands twice"),
+        (('"data": {', '"data": [], "data": {'), "the key 'data' occurs twice"),
         (('"version"', '"verse"'), "its keys must be exactly"),
         (("150", "Infinity"), "metrics.test_errors is not a finite number"),
         (("150", '[1, {"a": NaN}]'), "metrics.test_errors.1.a is not a finite number"),
@@ -195,7 +195,7 @@ def test_a_record_under_another_name_is_refused(tmp_path):
     store, trial = Store(tmp_path), a_trial()
     store.put(a_record(trial))
     os.rename(store.path(trial), store.path(a_trial(1)))
-    with pytest.raises(KdcoreError, match=f"says that it is {trial.id}"):
+    with pytest.raises(KdcoreError, match=f"has the id {trial.id}"):
         store.get(a_trial(1))
 
 
@@ -256,17 +256,20 @@ def test_a_real_full_disk_is_one_sentence(tmp_path):
 
 def test_results_that_cannot_be_written(tmp_path):
     (tmp_path / "results").write_text("a file where the folder should be")
-    with pytest.raises(KdcoreError, match="cannot write .*results.*move away what stands where a folder"):
+    with pytest.raises(KdcoreError, match="cannot write .*results.*move away what is in the place of the folder"):
         Store(tmp_path / "results").put(a_record(a_trial()))
-    with pytest.raises(KdcoreError, match="cannot write .*results.*move away what stands"), Store(tmp_path / "results").lease(a_trial()):
+    with (
+        pytest.raises(KdcoreError, match="cannot write .*results.*move away what is in the place"),
+        Store(tmp_path / "results").lease(a_trial()),
+    ):
         pass
 
 
 @pytest.mark.parametrize(
     "number, advice",
     [
-        (errno.ENOLCK, "keeps no locks.* on a local disk"),
-        (errno.EOPNOTSUPP, "keeps no locks"),
+        (errno.ENOLCK, "does not support locks.* on a local disk"),
+        (errno.EOPNOTSUPP, "does not support locks"),
         (errno.EACCES, "make the folder writable"),
         (errno.ENOSPC, "free some disk space"),
         (errno.EMFILE, "ulimit -n"),

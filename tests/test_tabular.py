@@ -106,7 +106,7 @@ def test_a_published_file_is_fetched_once(monkeypatch):
 @pytest.mark.parametrize("files, words", [({}, "no route to host"), ({"https://example.org/people.data.gz": b"not packed"}, "gzip")])
 def test_what_cannot_be_fetched_says_where_to_put_it(monkeypatch, files, words):
     answers(monkeypatch, files)
-    with pytest.raises(KdcoreError, match=rf"people is not in .*{words}.*put the file there as .*people\.csv") as caught:
+    with pytest.raises(KdcoreError, match=rf"people is not in .*{words}.*save the file as .*people\.csv") as caught:
         tabular.load("people")
     assert "\n" not in str(caught.value) and not list((paths.data()).glob("**/people*"))
 
@@ -268,18 +268,20 @@ def test_openml_gives_the_same_set(monkeypatch):
 
 def test_wrong_counts_are_refused(monkeypatch):
     put("cells.csv", CSV.replace("13,3,1e1,2\n", ""))
-    with pytest.raises(KdcoreError, match=r"2 cases in 2 classes, not 3 in 2 \(1 of 'benign' where 2 belong\)") as caught:
+    with pytest.raises(KdcoreError, match=r"2 cases in 2 classes, not 3 in 2 \(1 of 'benign' instead of 2\)") as caught:
         tabular.load("cells")
     assert "\n" not in str(caught.value) and not (paths.data() / "cells.csv").exists()
     put("cells.csv", CSV.replace("1e1,2", "1e1,3"))  # not in the first line, which could be a heading
-    with pytest.raises(KdcoreError, match=r"3 cases in 3 classes, not 3 in 2 \(1 of '3' where 0 belong, 1 of 'benign' where 2 belong\)"):
+    with pytest.raises(KdcoreError, match=r"3 cases in 3 classes, not 3 in 2 \(1 of '3' instead of 0, 1 of 'benign' instead of 2\)"):
         tabular.load("cells")
     openml(monkeypatch, set8=Bunch(data=np.zeros((4, 1)), target=["rot"] * 4, feature_names=["leaf"], categories={"leaf": ["round"]}))
     with pytest.raises(KdcoreError, match=r"plants in OpenML \(data set 8\) has 4 cases in 1 classes"):
         tabular.load("plants")
 
 
-@pytest.mark.parametrize("text, words", [("1,2\n", "not 2 variables"), (CSV.replace("0.0200", "big"), "could not convert"), ("", "has")])
+@pytest.mark.parametrize(
+    "text, words", [("1,2\n", "not have 2 variables"), (CSV.replace("0.0200", "big"), "could not convert"), ("", "not have")]
+)
 def test_files_that_are_no_such_table(text, words):
     put("cells.csv", text)
     with pytest.raises(KdcoreError, match=words) as caught:
@@ -295,7 +297,7 @@ def test_a_changed_cache_is_moved_aside_and_made_anew():
     for changed in (good.replace(b"10.0", b"11.0"), good.replace(b"malignant", b"benign"), b"", good.replace(b"malignant", b"m\xff")):
         cached.write_bytes(changed)
         tabular.load.cache_clear()
-        with pytest.warns(UserWarning, match="cells.csv is damaged and was moved to cells.csv.damaged.*: cells is made anew"):
+        with pytest.warns(UserWarning, match="cells.csv is damaged and was moved to cells.csv.damaged.*: cells is rebuilt"):
             tabular.load("cells")
         assert cached.read_bytes() == good
 
@@ -306,7 +308,7 @@ def test_no_network_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", fail)
     with pytest.raises(
-        KdcoreError, match=r"sonar is not in .* could not be fetched from OpenML.*put UCI's file there as .*sonar.csv"
+        KdcoreError, match=r"sonar is not in .* could not be downloaded from OpenML.*save UCI's file as .*sonar.csv"
     ) as caught:
         tabular.load("sonar")
     assert "\n" not in str(caught.value)

@@ -170,8 +170,8 @@ def test_methods_of_logits_take_raw_networks(name):
     lambda s, t: methods.activation_boundary(s, t, taps=["late"], weights=[1.0]),
 ])  # fmt: skip
 def test_methods_of_features_ask_for_taps(build):
-    refused(r"the student \(Sequential\) has no taps: wrap it, Tapped\(student", build, plain(), teacher())
-    refused(r"the teacher \(VGG\) has no taps: wrap it, Tapped\(teacher", build, Tapped(plain(), TAPS, X[:1]), freeze(VGG()))
+    refused(r"the student \(Sequential\) has no taps: wrap it in Tapped\(student", build, plain(), teacher())
+    refused(r"the teacher \(VGG\) has no taps: wrap it in Tapped\(teacher", build, Tapped(plain(), TAPS, X[:1]), freeze(VGG()))
     refused("DataParallel hides the taps.*StageLoss", build, DataParallel(Tapped(plain(), TAPS, X[:1])), teacher())
 
 
@@ -206,8 +206,8 @@ class Sometimes(nn.Module):
 @pytest.mark.parametrize("make, name, words", [
     (lambda: Sometimes(), "never", "module 'never' did not run"),
     (lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 2, 1), nn.Flatten(), nn.Linear(128, 10)), "1", r"a sequence \[B, C, N\]"),
-    (lambda: nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Flatten(), nn.Linear(192, 10)), "0", "of shape"),
-    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 1), nn.Flatten(0), nn.Unflatten(0, (-1, 1))), "2", "of shape"),
+    (lambda: nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Flatten(), nn.Linear(192, 10)), "0", "has shape"),
+    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 1), nn.Flatten(0), nn.Unflatten(0, (-1, 1))), "2", "has shape"),
     (lambda: nn.Sequential(nn.Flatten(2), nn.LSTM(64, 5, batch_first=True), Pick()), "1", "a tuple: tap a module inside it"),
 ])  # fmt: skip
 def test_modules_that_give_no_map_vector_or_tokens(make, name, words):
@@ -370,8 +370,8 @@ def test_attention_is_that_of_the_layers_suggested():
     ((plain(), TAPS, (1, 3, 8, 8)), "give it a tensor"),
     ((plain(), TAPS, X[:1, :2]), "does not run on an example of shape"),
     ((normalised(), {}, X[0]), "does not run on an example of shape"),
-    ((plain(), TAPS, X[:1].double()), "bring both to one type and device"),
-    ((plain(), TAPS, X[:1].to("meta")), "bring both to one type and device"),
+    ((plain(), TAPS, X[:1].double()), "move both to one dtype and device"),
+    ((plain(), TAPS, X[:1].to("meta")), "move both to one dtype and device"),
     ((nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), {"early": "0"}, X[:1]), "lazy parameters"),
 ])  # fmt: skip
 def test_what_cannot_be_tapped_is_refused_in_a_sentence(arguments, words):
@@ -475,8 +475,8 @@ def test_a_plain_sequential():
 
 @pytest.mark.parametrize("name, words", [
     ("layer9", "the network has no module 'layer9': choose one of conv1, bn1"),
-    ("bn1", "the output of 'bn1' is overwritten in place"),
-    ("layer1.0.bn2", "the output of 'layer1.0.bn2' is overwritten in place"),
+    ("bn1", "the output of 'bn1' is overwritten by an in-place layer"),
+    ("layer1.0.bn2", "the output of 'layer1.0.bn2' is overwritten by an in-place layer"),
     ("layer1.0.relu", "module 'layer1.0.relu' runs more than once"),
 ])  # fmt: skip
 def test_modules_that_cannot_be_tapped(name, words):

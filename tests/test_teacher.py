@@ -103,7 +103,7 @@ def test_table_rounds_to_float16_and_carries_no_gradient():
 
 def test_table_refuses_what_it_cannot_answer():
     teacher, views, table = tabled()
-    with pytest.raises(ValueError, match="has 4 columns, not 3"):
+    with pytest.raises(ValueError, match="an index of 4 columns, not 3"):
         table(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 1, 5, 5))
     with pytest.raises(ValueError, match="eval mode"):
         LogitTable(teacher.train(), views, 4)

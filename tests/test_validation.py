@@ -32,7 +32,7 @@ def test_without_any_checkout_the_folder_must_be_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "bad, complaint",
     [
-        *((bad, "the folder of the results must be a path such as results, not ") for bad in ("", 3, None, b"results", ["results"])),
+        *((bad, "the results folder must be a path such as results, not ") for bad in ("", 3, None, b"results", ["results"])),
         ("a\0b", "cannot be used .embedded null byte"),
         ("x" * 5000, "cannot be used .*File name too long"),
         ("~nobody-of-this-name/x", "cannot be used .Could not determine home directory"),

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, by index: a batch is one look-up in a strided view, no per-sample code."""
+"""Augmentation of whole batches by index: a batch is one look-up in a strided view, without per-sample code."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,19 @@ from torch.nn import functional as F
 class Views:
     """All shifted windows of a set of images, and their mirror images, as one strided view of the padded set.
 
-    images: uint8 [N, C, H, W], or float32, taken as they are (whitened images).
-    pad: border in pixels, black or reflected (``border="zero" | "reflect"``), put round the pixels before they are
-    normalised, as torchvision's RandomCrop before ToTensor does.
-    mean, std: of each channel, in units of 0..1: float32 (x / 255 - mean) / std; None leaves x / 255.
-    memory_format: ``torch.channels_last`` gives batches that lie so in memory.
+    images: uint8 [N, C, H, W], or float32 (such as whitened images), which is not scaled.
+    pad: width of the border in pixels, black or reflected (``border="zero" | "reflect"``), added before normalisation, like
+    torchvision's RandomCrop before ToTensor.
+    mean, std: of each channel, on a scale of 0..1: float32 (x / 255 - mean) / std; None gives x / 255.
+    memory_format: ``torch.channels_last`` gives batches in that layout.
 
     ``views(index)`` with ``index`` int64 [..., 3] = (image, dy, dx), 0 <= dy, dx <= 2*pad, gives [..., C, H, W] of
-    ``dtype``. dy = dx = pad is the image itself; smaller dy moves the picture down. With ``flip`` the index is
-    (image, dy, dx, flip), and flip = 1 shows the same window of the picture mirrored left to right. There are
-    ``views.count`` views an image: (2*pad + 1)^2, twice that with flip.
+    ``dtype``. dy = dx = pad is the image itself; a smaller dy moves the picture down. With ``flip`` the index is
+    (image, dy, dx, flip), and flip = 1 gives the same window of the mirrored image. There are ``views.count`` views per
+    image: (2*pad + 1)^2, twice that with flip.
 
-    The padded set is held as uint8, with flip twice: 240 or 480 MB for CIFAR and pad 4. Raises ValueError for a border
-    of another name or wider than the picture, for as many means as there are no channels, or an index of other columns.
+    The padded set is held as uint8, twice with flip: 240 or 480 MB for CIFAR with pad 4. Raises ValueError for an unknown
+    border, one wider than the image, a mean or std without one value per channel, or an index with a wrong number of columns.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Views:
             padded = torch.stack([padded, padded.flip(-1)], 1)
         if self.channels_last:
             padded = padded.movedim(-3, -1).contiguous().movedim(-1, -3)
-        # [N, 2*pad+1, 2*pad+1, (2,) C, H, W], no copy of the pixels; the window axes stand behind the image axis
+        # [N, 2*pad+1, 2*pad+1, (2,) C, H, W], without copying pixels; the window axes follow the image axis
         self.windows = padded.unfold(-2, height, 1).unfold(-2, width, 1).movedim((-4, -3), (1, 2))
         if self.channels_last:
             self.windows = self.windows.movedim(-3, -1)
 
     def __call__(self, index: Tensor) -> Tensor:
         if index.shape[-1] != 3 + self.flip:
-            raise ValueError(f"an index of these views has {3 + self.flip} columns, not {index.shape[-1]}")
+            raise ValueError(f"these views take an index of {3 + self.flip} columns, not {index.shape[-1]}")
         x = self._look_up(index.reshape(-1, index.shape[-1]).unbind(-1))
         shape = (*index.shape[:-1], *x.shape[1:])
         x = x.float() if x.is_floating_point() else x.float().div_(255)
@@ -71,33 +71,34 @@ class Views:
     def _look_up(self, axes: tuple[Tensor, ...]) -> Tensor:
         if self.windows.device.type != "cpu":
             return self.windows[axes]
-        # NumPy copies whole windows where PyTorch goes from pixel to pixel: twice as fast
+        # NumPy copies whole windows where PyTorch copies pixel by pixel: twice as fast
         return torch.from_numpy(self.windows.numpy()[tuple(axis.numpy() for axis in axes)])
 
     def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A uniformly drawn view of each image: int64 [...] -> [..., 3], or [..., 4] with flip."""
+        """Draw a view of each image uniformly: int64 [...] -> [..., 3], or [..., 4] with flip."""
         columns = [images.unsqueeze(-1), torch.randint(2 * self.pad + 1, (*images.shape, 2), generator=generator)]
         if self.flip:
             columns.append(torch.randint(2, (*images.shape, 1), generator=generator))
         return torch.cat(columns, -1)
 
     def plain(self, images: Tensor) -> Tensor:
-        """The view that is the image itself, of each image: int64 [...] -> [..., 3], or [..., 4] with flip."""
+        """The index of each image's unaugmented view: int64 [...] -> [..., 3], or [..., 4] with flip."""
         shift = torch.full_like(images, self.pad)
         return torch.stack([images, shift, shift] + [torch.zeros_like(images)] * self.flip, -1)
 
     def _per_row(self, values: Sequence[float] | None, device: torch.device) -> Tensor:
         channels, _, width = self.shape
         if values is None or len(values) != channels:
-            raise ValueError(f"mean and std must have one value for each of {channels} channels")
+            raise ValueError(f"mean and std must have one value for each of the {channels} channels")
         values = torch.tensor(values, dtype=torch.float32, device=device)
-        # against a whole row of pixels: a broadcast over three neighbouring values would be slow
+        # repeated for a whole row of pixels: a broadcast over three neighbouring values would be slow
         return values.repeat(width) if self.channels_last else values.view(-1, 1, 1)
 
 
 def cutout(x: Tensor, side: int) -> Tensor:
-    """Images [B, C, H, W] with a square of ``side`` pixels set to 0 in each (DeVries & Taylor 2017, arXiv 1708.04552), drawn on
-    their device: its centre is any pixel, so that a part of it may lie outside."""
+    """Set a random square of ``side`` pixels to 0 in each of the images [B, C, H, W] (DeVries & Taylor 2017, arXiv 1708.04552).
+
+    Its centre is drawn uniformly over all pixels, on the images' device, so that part of the square may lie outside."""
     height, width = x.shape[-2:]
     centres = [torch.randint(size, (len(x), 1), device=x.device) for size in (height, width)]
     rows, columns = (
@@ -116,7 +117,7 @@ def _padded(images: Tensor, pad: int, border: str) -> Tensor:
     for axis in (-2, -1):
         size = images.shape[axis]
         if pad >= size:
-            raise ValueError(f"a border of {pad} px cannot be reflected from a picture of {size} px")
+            raise ValueError(f"a border of {pad} px cannot be reflected from an image of {size} px")
         places = torch.arange(-pad, size + pad, device=images.device).abs()
         images = images.index_select(axis, size - 1 - (size - 1 - places).abs())
     return images

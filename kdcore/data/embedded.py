@@ -1,8 +1,8 @@
-"""Image sets that need no network: made from scikit-learn's 1,797 real handwritten digits, 8x8, grey levels 0..16.
+"""Image sets that need no download, made from scikit-learn's 1,797 real handwritten digits, 8x8 with grey levels 0..16.
 
-Every set is split by digit, 1,437 for training and 360 for testing, in a fixed shuffled order: scikit-learn's own is
-by writer, and the test cases should come from all of them. Integer arithmetic, and random bytes from SHAKE-256 of the
-set's name: the same images on every machine.
+In every set, 1,437 of these digits serve for training and 360 for testing, after a fixed shuffle: scikit-learn's order is
+by writer, and the test set should include all writers. Integer arithmetic and random bytes from SHAKE-256 of the set's name
+make the images the same on every machine.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ PAIRS_PER_CLASS = {"train": 50, "test": 10}
 
 
 def digits() -> dict[str, np.ndarray]:
-    """The digits as grey images [N, 1, 28, 28]: 20x20 in the middle, as MNIST's are, so that a jitter of 2 px never cuts a stroke."""
+    """The digits as grey images [N, 1, 28, 28], 20x20 and centred as in MNIST, so that a shift by 2 px never cuts a stroke."""
     arrays = {}
     for split, (small, labels) in _digits_by_split().items():
         images = np.zeros((len(small), 1, 28, 28), np.uint8)
@@ -24,7 +24,7 @@ def digits() -> dict[str, np.ndarray]:
 
 
 def colour_digits() -> dict[str, np.ndarray]:
-    """The digits as colour images [N, 3, 32, 32], 10 classes: 20x20, up to 2 px off the middle, on a textured ground."""
+    """The digits as colour images [N, 3, 32, 32], 10 classes: 20x20, up to 2 px off centre, on a textured background."""
     arrays = {}
     for split, (small, labels) in _digits_by_split().items():
         offsets = _random_bytes(f"colour_digits {split} offsets", len(small), 2) % 5
@@ -35,9 +35,9 @@ def colour_digits() -> dict[str, np.ndarray]:
 
 
 def digit_pairs() -> dict[str, np.ndarray]:
-    """Two digits side by side as colour images [N, 3, 32, 32], 100 classes: the two-digit number, tens on the left.
+    """Pairs of digits side by side as colour images [N, 3, 32, 32]; the class is the two-digit number, 100 classes.
 
-    5,000 training and 1,000 test pairs, balanced; the digits of the test pairs stand in no training pair.
+    5,000 training and 1,000 test pairs, balanced; no digit image of a test pair occurs in a training pair.
     """
     arrays = {}
     for split, (small, labels) in _digits_by_split().items():
@@ -64,10 +64,10 @@ def _digits_by_split() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _enlarged(small: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear enlargement of the last two axes, times 4 * height * width: integers stay integers."""
+    """Bilinear enlargement of the last two axes, multiplied by 4 * height * width so that integers stay integers."""
 
     def weights(inputs: int, outputs: int) -> np.ndarray:
-        # Output pixel i sits at ((i + 0.5) * inputs / outputs - 0.5) of the small image, clamped to its outer pixels.
+        # Output pixel i lies at (i + 0.5) * inputs / outputs - 0.5 in the small image, clamped to its outer pixels.
         places = np.clip((2 * np.arange(outputs) + 1) * inputs - outputs, 0, 2 * outputs * (inputs - 1))
         low, rest = np.divmod(places, 2 * outputs)
         matrix = np.zeros((outputs, inputs), np.int32)
@@ -79,7 +79,7 @@ def _enlarged(small: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _ink(small: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Digits of 0..16 as uint8 [N, height, width] of 0..255."""
+    """Digits with values 0..16, enlarged to uint8 [N, height, width] with values 0..255."""
     return (_enlarged(small, height, width) * 255 // (16 * 4 * height * width)).astype(np.uint8)
 
 
@@ -96,10 +96,10 @@ def _random_bytes(name: str, *shape: int) -> np.ndarray:
 
 
 def _painted(ink: np.ndarray, name: str) -> np.ndarray:
-    """Strokes of ``ink`` (uint8 [N, 32, 32]) in one colour on a ground of another, cloudy and grainy: uint8 [N, 3, 32, 32].
+    """Paint strokes of ``ink`` (uint8 [N, 32, 32]) in one colour on a cloudy, grainy background of another: uint8 [N, 3, 32, 32].
 
-    Strokes are lighter or darker than their ground by the toss of a coin: a class has no mean picture, so that a linear
-    model has little to go by (15 % of the colour digits, where a small convolutional net has 90 % in seconds).
+    Strokes are lighter or darker than their background at random, so that the mean image of a class shows nothing and a
+    linear model learns little (15 % accuracy on the colour digits, where a small convolutional net reaches 90 % in seconds).
     """
     count = len(ink)
     colours = _random_bytes(f"{name} colours", count, 7, 1, 1).astype(np.int32)

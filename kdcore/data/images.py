@@ -1,9 +1,9 @@
-"""Images as uint8 tensors: MNIST, CIFAR-10 and CIFAR-100, and the embedded sets that need no network.
+"""Image data sets as uint8 tensors: MNIST, CIFAR-10, CIFAR-100, and the embedded sets, which need no download.
 
 A data set is one file, ``$KDCORE_DATA/NAME.safetensors`` (``$KDCORE_CACHE/data`` by default), with train_images and
 test_images (uint8 [N, C, H, W]), train_labels and test_labels (int64 [N]). It is written once, from torchvision's
-download, and every load compares its contents with the fingerprint pinned below, so a damaged or different file is
-found before anything trains on it.
+download. Every load compares its contents with the fingerprint pinned below, so that nothing trains on a damaged or
+different file.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from kdcore import paths
 from kdcore.data.embedded import EMBEDDED
 from kdcore.errors import DataMissing, KdcoreError
 
-# sha256 over names, shapes and bytes of the four arrays: the data set's identity, part of every trial's id.
+# sha256 over the names, shapes and bytes of the four arrays: identifies the data set, part of every trial's id.
 FINGERPRINTS = {
     "mnist": "7432af01291590e4d128fd44ee9756d63a73a3a406361db76cafd4b920a01544",
     "cifar10": "257d979b6caa8e58a867231ad2b10dc128935fc558fd400705539a3162545f22",
@@ -41,14 +41,14 @@ CIFAR100_CLASSES = """
     sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
     wolf woman worm
 """
-# The number of a class is its place here, as in torchvision's sets (CIFAR-100: the fine labels).
+# The number of a class is its position here, as in torchvision's sets (CIFAR-100: the fine labels).
 CLASSES = {
     **dict.fromkeys(("mnist", "digits", "colour_digits"), tuple("0123456789")),
     "digit_pairs": tuple(f"{number:02d}" for number in range(100)),
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "cifar100": tuple(CIFAR100_CLASSES.split()),
 }
-# Sets that go about in more than one order: theirs here depends on the contents alone.
+# Sets that circulate in more than one order; here their order depends on their contents alone.
 IN_CANONICAL_ORDER = ("cifar10", "cifar100")
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -66,7 +66,7 @@ class ImageData:
 
 
 def fingerprint(name: str) -> str:
-    """The pinned fingerprint of a data set, known without having the data. Raises KdcoreError for an unknown name."""
+    """The pinned fingerprint of a data set; the data need not be here. Raises KdcoreError for an unknown name."""
     if name not in FINGERPRINTS:
         raise KdcoreError(f"unknown data set '{name}': choose one of {', '.join(sorted(FINGERPRINTS))}")
     return FINGERPRINTS[name]
@@ -74,12 +74,12 @@ def fingerprint(name: str) -> str:
 
 @lru_cache(maxsize=2)
 def load(name: str) -> ImageData:
-    """The data set ``name`` ("mnist", "cifar10", "cifar100", "digits", "colour_digits", "digit_pairs").
+    """Load a data set: "mnist", "cifar10", "cifar100", "digits", "colour_digits" or "digit_pairs".
 
-    The first three are read from the cache, made from a copy in torchvision's layout (``$KDCORE_DATA/MNIST/raw``,
-    ``cifar-10-batches-py``, ``cifar-100-python``), or downloaded. A CIFAR file in another order than ``canonical`` is
-    put in order, once. A damaged file of the cache is moved aside and made anew, with a warning. Raises DataMissing when the data
-    cannot be had, KdcoreError when what they are made from is damaged.
+    The first three are read from the cache, built from a copy in torchvision's layout (``$KDCORE_DATA/MNIST/raw``,
+    ``cifar-10-batches-py``, ``cifar-100-python``), or downloaded. A cached CIFAR file that is not in ``canonical`` order is
+    sorted once. A damaged file in the cache is moved aside and rebuilt, with a warning. Raises DataMissing if the data cannot
+    be found or downloaded, KdcoreError if they are not those of the pinned fingerprint.
     """
     expected, path = fingerprint(name), paths.data() / f"{name}.safetensors"
     if name in EMBEDDED:
@@ -88,13 +88,13 @@ def load(name: str) -> ImageData:
         return _data(name, arrays)
     else:
         if path.exists():
-            warnings.warn(f"{path} is damaged and was moved to {paths.set_aside(path).name}: {name} is made anew", stacklevel=1)
+            warnings.warn(f"{path} is damaged and was moved to {paths.set_aside(path).name}: {name} is rebuilt", stacklevel=1)
         arrays, where = _torchvision(name, path.parent), path.parent
         arrays = canonical(arrays) if name in IN_CANONICAL_ORDER else arrays
-        cure = "delete its published files there and run again to fetch them anew"
-    if (found := digest(arrays)) != expected:
+        cure = "delete its published files there and run again to download them"
+    if (actual := digest(arrays)) != expected:
         raise KdcoreError(
-            f"{name} in {where} is not the data set this suite was built on (fingerprint {found[:12]}, expected {expected[:12]}): {cure}"
+            f"{name} in {where} is not the data set this suite was built on (fingerprint {actual[:12]}, expected {expected[:12]}): {cure}"
         )
     if name not in EMBEDDED:
         _write(path, name, arrays)
@@ -106,7 +106,7 @@ def _data(name: str, arrays: dict[str, np.ndarray]) -> ImageData:
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
-    """sha256 hex digest of the contents of a data set: names, shapes and bytes of its arrays, in a fixed order."""
+    """sha256 hex digest of a data set's contents: names, shapes and bytes of its arrays, in a fixed order."""
     sha = hashlib.sha256()
     for key in ARRAYS:
         array = np.ascontiguousarray(arrays[key])
@@ -116,7 +116,7 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def canonical(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same cases sorted, in each split, by label and then by the sha256 of the image's bytes."""
+    """The same cases, with each split sorted by label and then by the sha256 of the image's bytes."""
     ordered = {}
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
@@ -127,10 +127,10 @@ def canonical(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def stratified_subset(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Sorted case numbers of a random ``share`` (0 < share <= 1) of each class, at least one case of each.
+    """Sorted case numbers of a random ``share`` (0 < share <= 1) of each class, at least one case per class.
 
-    labels: int64 [N]. For one seed, a larger share holds every case of a smaller one. Raises ValueError for a share
-    outside 0..1.
+    labels: int64 [N]. With the same seed, a larger share contains every case of a smaller one. Raises ValueError for a share
+    out of range.
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share of a subset must be above 0 and at most 1, not {share}")
@@ -143,11 +143,11 @@ def stratified_subset(labels: Tensor, share: float, seed: int) -> Tensor:
 
 
 def unlabelled(name: str, sha256: str, side: int = 32) -> Tensor:
-    """Any pictures as uint8 [N, 3, side, side], without labels: every image file in or below the folder ``$KDCORE_DATA/NAME``.
+    """Load unlabelled images as uint8 [N, 3, side, side]: every image file in or below the folder ``$KDCORE_DATA/NAME``.
 
-    Each is read in colour, cut to its middle square and resized; the order is that of the file names. They are kept as
-    ``NAME.safetensors`` beside the folder, which is all that is read afterwards. sha256: of the pixels, so that other
-    pictures are another configuration. Raises KdcoreError where there are no pictures, or others than ``sha256`` says.
+    Each is read in colour, cropped to its central square and resized; they are ordered by file name. The result is cached as
+    ``NAME.safetensors`` beside the folder, which is not read again. sha256: of the pixels; part of a configuration, so that
+    other images make another configuration. Raises KdcoreError if there are no images or their sha256 differs.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load, save
@@ -159,13 +159,13 @@ def unlabelled(name: str, sha256: str, side: int = 32) -> Tensor:
         except OSError as error:
             raise KdcoreError(f"cannot read {path} ({error.strerror}): make it readable and run the same command again") from error
         except (SafetensorError, KeyError):
-            warnings.warn(f"{path} is damaged and was moved to {paths.set_aside(path).name}: the pictures are read anew", stacklevel=1)
+            warnings.warn(f"{path} is damaged and was moved to {paths.set_aside(path).name}: the images are read again", stacklevel=1)
     if pixels is None:
         pixels = _pictures(paths.data() / name, side)
         paths.write_bytes(path, save({"images": pixels}))
-    found = hashlib.sha256(memoryview(pixels.numpy()).cast("B")).hexdigest()
-    if found != sha256:
-        raise KdcoreError(f"the pictures in {path} have sha256 {found}: write that beside their name, or delete the file to read them anew")
+    actual = hashlib.sha256(memoryview(pixels.numpy()).cast("B")).hexdigest()
+    if actual != sha256:
+        raise KdcoreError(f"the images in {path} have sha256 {actual}: write that beside their name, or delete the file to read them again")
     return pixels
 
 
@@ -179,14 +179,14 @@ def _pictures(folder: Path, side: int) -> Tensor:
                 with Image.open(file) as image:
                     pictures.append(np.asarray(ImageOps.fit(image.convert("RGB"), (side, side))))
             except OSError as error:
-                raise KdcoreError(f"{file} is no picture that can be read ({error}): remove it from the folder") from error
+                raise KdcoreError(f"{file} cannot be read as an image ({error}): remove it from the folder") from error
     if not pictures:
-        raise KdcoreError(f"there is no picture in {folder}: put image files there, in any layout of folders")
+        raise KdcoreError(f"there is no image file in {folder}: put images there, in any layout of folders")
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 def _cached(name: str, path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a file of the cache, in order; None for a damaged one."""
+    """The arrays of a cached file, in canonical order; None if the file is damaged."""
     from safetensors.numpy import load
 
     try:
@@ -204,7 +204,7 @@ def _cached(name: str, path: Path) -> dict[str, np.ndarray] | None:
     arrays = canonical(arrays)
     if digest(arrays) != fingerprint(name):
         return None
-    with suppress(KdcoreError):  # a folder that cannot be written costs the sorting at every load, no more
+    with suppress(KdcoreError):  # if the folder cannot be written, every load only has to sort again
         _write(path, name, arrays)
     return arrays
 
@@ -216,7 +216,7 @@ def _write(path: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
-    from torchvision import datasets  # slow to import, and needed once in the life of a cache
+    from torchvision import datasets  # slow to import, and needed only once per cache
 
     source, layout = {
         "mnist": (datasets.MNIST, "MNIST/raw/*.gz"),
@@ -234,14 +234,14 @@ def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         damaged = "".join(f"; {path} is damaged and was moved to {aside.name}" for path, aside in _set_aside_damaged(source, root))
         raise DataMissing(
-            f"{name} is not in {root}{damaged} and could not be fetched ({str(error).splitlines()[0].rstrip(':')}): connect to the "
+            f"{name} is not in {root}{damaged} and could not be downloaded ({str(error).splitlines()[0].rstrip(':')}): connect to the "
             f"network, or set KDCORE_DATA to a folder that holds {layout} or {name}.safetensors"
         ) from error
     return arrays
 
 
 def _set_aside_damaged(source, root: Path) -> list[tuple[Path, Path]]:
-    """(file, where it was moved to) of the published files with another MD5 than theirs: torchvision calls them missing."""
+    """Move aside published files whose MD5 is wrong, which torchvision reports as missing; return (file, new path) of each."""
     from torchvision.datasets.utils import check_integrity
 
     files = [(root / "MNIST" / "raw" / file, md5) for file, md5 in getattr(source, "resources", [])]

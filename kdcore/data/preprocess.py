@@ -1,11 +1,11 @@
-"""Pixels made ready for a net: channel statistics, global contrast normalisation, ZCA whitening."""
+"""Preprocessing of images: channel statistics, global contrast normalisation, ZCA whitening."""
 
 import torch
 from torch import Tensor
 
 
 def channel_mean_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and (population) standard deviation of each channel, in units of 0..1, over all pixels. images: uint8 [N, C, H, W]."""
+    """Mean and (population) standard deviation of each channel over all pixels, on a scale of 0..1. images: uint8 [N, C, H, W]."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in images.unbind(1):
@@ -17,12 +17,12 @@ def channel_mean_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def global_contrast_normalise(images: Tensor, scale: float = 55.0) -> Tensor:
-    """Each image less its mean over all channels and pixels, divided by its L2 norm, times ``scale``: float32.
+    """Subtract each image's mean over channels and pixels, divide by its L2 norm and multiply by ``scale``: float32.
 
         x <- scale (x - mean(x)) / ||x - mean(x)||_2
 
-    images: uint8 or float [N, C, H, W]. An image of one grey stays zero. pylearn2's ``global_contrast_normalize``
-    with scale 55, as FitNets and maxout networks have it (Goodfellow et al. 2013).
+    images: uint8 or float [N, C, H, W]. A constant image becomes zero. The same as pylearn2's ``global_contrast_normalize``
+    with scale 55, which FitNets and maxout networks use (Goodfellow et al. 2013).
     """
     x = images.flatten(1).float()
     x = x - x.mean(1, keepdim=True)
@@ -31,19 +31,19 @@ def global_contrast_normalise(images: Tensor, scale: float = 55.0) -> Tensor:
 
 
 class ZCA:
-    """Whitening that stays as near to the images as it can (pylearn2's ``ZCA``; Krizhevsky 2009, appendix A).
+    """ZCA whitening: the whitening that stays closest to the images (pylearn2's ``ZCA``; Krizhevsky 2009, appendix A).
 
         P = (S + filter_bias I)^(-1/2),   x <- P (x - m)
 
-    m is the mean and S the covariance (divided by N) of the training images, flattened. ``fit`` works in float64,
-    ``apply`` gives float32.
+    m is the mean and S the covariance (divided by N) of the flattened training images. ``fit`` computes in float64,
+    ``apply`` returns float32.
     """
 
     def __init__(self, filter_bias: float = 0.1):
         self.filter_bias = filter_bias
 
     def fit(self, images: Tensor) -> "ZCA":
-        """images: float [N, C, H, W], or any [N, ...]."""
+        """Compute m and P from training images: float [N, C, H, W], or any [N, ...]."""
         x = images.flatten(1)
         mean = x.mean(0, dtype=torch.float64)
         covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=x.device)
@@ -56,5 +56,5 @@ class ZCA:
         return self
 
     def apply(self, images: Tensor) -> Tensor:
-        """images: as in ``fit``; the result has their shape."""
+        """Whiten images, as in ``fit``; the result has their shape."""
         return torch.cat([(part.float() - self.mean) @ self.matrix for part in images.flatten(1).split(5000)]).view_as(images)

@@ -1,9 +1,8 @@
-"""Tables of cases: eight sets of the UCI repository, Indian Pines, and three that scikit-learn brings along.
+"""Tabular data sets: eight from the UCI repository, Indian Pines, and three that come with scikit-learn.
 
-A data set is one file, ``$KDCORE_DATA/NAME.csv`` (``$KDCORE_CACHE/data`` by default), written once from its public file
-in ``$KDCORE_DATA/uci`` where there is one, else from OpenML or from where the file is published. Its contents are
-canonical: the same cases give the same bytes whatever their source and order. Every load counts them and compares them
-with the fingerprint pinned below.
+A data set is one file, ``$KDCORE_DATA/NAME.csv`` (``$KDCORE_CACHE/data`` by default), written once from its published file
+in ``$KDCORE_DATA/uci`` if that exists, else from OpenML or the file's public address. Its contents are canonical: the same
+cases give the same bytes, whatever their source and order. Every load compares them with the fingerprint pinned below.
 """
 
 import csv
@@ -23,7 +22,7 @@ import numpy as np
 from kdcore import paths
 from kdcore.errors import DataMissing, KdcoreError
 
-# sha256 of the canonical CSV: the data set's identity, part of every trial's id.
+# sha256 of the canonical CSV: identifies the data set, part of every trial's id.
 FINGERPRINTS = {
     "breast_cancer": "e8cc328adca33b259db99fbc5f47122cce78967ceb6385ebaf80394ce56ddc7e",
     "ionosphere": "47df61e58e86bd5c1639f1f58bcb93c2bb57ebab635be8c1be7875edf3a8065b",
@@ -60,13 +59,13 @@ MISSING = "?"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from, and what it must hold.
+    """Where a data set comes from, and what it must contain.
 
-    file: its name in ``uci``, CSV or ARFF. openml: its number there; or url: where the file is published (labels_url: the
-    file of its classes, for MATLAB's format). counts: cases of
-    each class. variables: their names, for files that have none. numbered: the file's first column is a case number.
-    label_first: it is the class. words: what the file's class codes stand for. nominal: the variables that are words,
-    not numbers (True: all). filled: missing words become the most frequent one. every: only each so many-th line is taken.
+    file: its name in ``uci``: CSV, ARFF or MATLAB. openml: its number at OpenML; or url: the file's address (labels_url: that of
+    the classes' file, for MATLAB's format). counts: number of cases of each class. variables: their names, for files without
+    them. numbered: the first column is a case number. label_first: the first column is the class. words: the class names
+    for the file's codes. nominal: the variables that are nominal (True: all). filled: missing nominal values become the most
+    frequent one. every: keep only every n-th line.
     """
 
     file: str
@@ -105,7 +104,7 @@ COVERS = dict(
         strict=True,
     )
 )  # of every tenth case
-# the 44 columns of which a case has two: one of 4 areas, one of 40 soils
+# 44 binary columns, two of them 1 in each case: one of 4 areas, one of 40 soil types
 AREAS = (*(f"wilderness area {i}" for i in range(1, 5)), *(f"soil type {i:02d}" for i in range(1, 41)))
 UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
 EHU = "http://www.ehu.eus/ccwintco/uploads"
@@ -125,7 +124,7 @@ SOURCES = {
         "sonar.csv", {"Mine": 111, "Rock": 97}, 40,
         variables=tuple(f"band {i:02d}" for i in range(1, 61)), words={"M": "Mine", "R": "Rock"},
     ),
-    # the labelled part that every copy has; UCI's other 16,281 cases are a file of their own
+    # the training part, which every copy has; UCI's other 16,281 cases are in a separate file
     "adult": Source(
         "adult.csv", {"<=50K": 24720, ">50K": 7841}, url=f"{UCI}/adult/adult.data",
         variables=("age", "workclass", "final weight", "education", "years of education", "marital status", "occupation", "relationship",
@@ -138,7 +137,7 @@ SOURCES = {
                    "xegvy", "y-ege", "yegvx"),
         label_first=True,
     ),
-    # a tenth of the 581,012 cases: a split takes 30,000 at random in any case, and the whole is 75 MB of text
+    # a tenth of the 581,012 cases: a split takes only 30,000 at random, and the whole is 75 MB of text
     "covtype": Source(
         "covtype.csv", COVERS, url=f"{UCI}/covtype/covtype.data.gz",
         variables=("elevation", "aspect", "slope", "to water", "above water", "to roads", "shade 9 h", "shade 12 h", "shade 15 h",
@@ -155,9 +154,10 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Tabular:
-    """One data set: values float64 [N, V] (a nominal one is the number of its word, a missing one nan), labels int64 [N].
+    """A tabular data set: values float64 [N, V], labels int64 [N].
 
-    variables: their names. levels: for each variable its words, or () for a numeric one. classes: their names.
+    A nominal value is the index of its word in levels, a missing value is nan. variables: names of the variables. levels: the
+    words of each variable, () if it is numeric. classes: names of the classes.
     """
 
     name: str
@@ -170,11 +170,11 @@ class Tabular:
 
 @dataclass(frozen=True)
 class Columns:
-    """A data set as numbers that a tree can cut: x float32 [N, columns], missing numbers nan.
+    """A data set as numbers that a decision tree can split on: x float32 [N, columns], missing numbers nan.
 
-    A numeric variable is one column; a nominal one has a column for each word, 1 where it is that word (two words
-    that are never missing share one column). A missing word is none of the words. variable [columns]: which variable; words: the
-    word, or None for a numeric column; names: of the variables.
+    A numeric variable is one column; a nominal one is one-hot, with one column per word (a variable with two words and no
+    missing values has a single column); a missing nominal value is 0 in all of them. variable [columns]: index of the
+    variable; words: the column's word, None if it is numeric; names: names of the variables.
     """
 
     x: np.ndarray
@@ -183,7 +183,7 @@ class Columns:
     names: tuple[str, ...]
 
     def filled(self, train: np.ndarray) -> np.ndarray:
-        """x with the missing numbers set to the median of the training cases ``train`` (case numbers), contiguous."""
+        """A contiguous copy of x with missing numbers set to the median over the training cases ``train`` (case numbers)."""
         missing = np.isnan(self.x)
         medians = np.nanmedian(self.x[train][:, missing.any(0)], axis=0)
         x = self.x.copy()
@@ -192,7 +192,7 @@ class Columns:
         return x
 
     def conditions(self, column: int, threshold: float) -> tuple[str, str]:
-        """What a case must fulfil to go left, or right, of a cut."""
+        """The conditions for a case to go left, and right, at a split."""
         name, word = self.names[self.variable[column]], self.words[column]
         if word is None:
             return f"{name} \u2264 {threshold:.4g}", f"{name} > {threshold:.4g}"
@@ -200,21 +200,21 @@ class Columns:
 
 
 def columns(table: Tabular) -> Columns:
-    """The columns of a data set, in the order of its variables."""
-    found = []
+    """Turn a data set into columns, in the order of its variables."""
+    made = []
     for variable, levels in enumerate(table.levels):
         values = table.values[:, variable]
         if not levels:
-            found.append((values, variable, None))
+            made.append((values, variable, None))
             continue
         shown = range(1, 2) if len(levels) == 2 and not np.isnan(values).any() else range(len(levels))
-        found += [(values == level, variable, levels[level]) for level in shown]
-    x, variables, words = zip(*found, strict=True)
+        made += [(values == level, variable, levels[level]) for level in shown]
+    x, variables, words = zip(*made, strict=True)
     return Columns(np.stack(x, 1).astype(np.float32), np.array(variables), words, table.variables)
 
 
 def fingerprint(name: str) -> str:
-    """The pinned fingerprint of a data set, known without having the data. Raises KdcoreError for an unknown name."""
+    """The pinned fingerprint of a data set; the data need not be here. Raises KdcoreError for an unknown name."""
     if name not in FINGERPRINTS:
         raise KdcoreError(f"unknown data set '{name}': choose one of {', '.join(sorted(FINGERPRINTS))}")
     return FINGERPRINTS[name]
@@ -222,17 +222,17 @@ def fingerprint(name: str) -> str:
 
 @lru_cache(maxsize=2)
 def load(name: str) -> Tabular:
-    """The data set ``name``, from the cache, UCI's file, OpenML, or (the embedded ones) scikit-learn.
+    """Load a data set from the cache, its published file, OpenML or, if embedded, scikit-learn.
 
-    A damaged file of the cache is moved aside and made anew, with a warning. Raises DataMissing when the data cannot be had,
-    KdcoreError when the published file's classes do not have the cases they must, or its contents differ.
+    A damaged file in the cache is moved aside and rebuilt, with a warning. Raises DataMissing if the data cannot be found or
+    downloaded, KdcoreError if the published file has wrong class counts or other contents.
     """
     expected, path = fingerprint(name), paths.data() / f"{name}.csv"
     text = None
     if path.exists() and name not in EMBEDDED:
         text = _read(path, errors="replace")
         if hashlib.sha256(text.encode()).hexdigest() != expected:
-            warnings.warn(f"{path} is damaged and was moved to {paths.set_aside(path).name}: {name} is made anew", stacklevel=1)
+            warnings.warn(f"{path} is damaged and was moved to {paths.set_aside(path).name}: {name} is rebuilt", stacklevel=1)
             text = None
     if text is None:
         text = _made(name, path, expected)
@@ -251,12 +251,12 @@ def load(name: str) -> Tabular:
 
 
 def _made(name: str, path: Path, expected: str) -> str:
-    """A data set as ``canonical`` text, from its published form, written into the cache."""
+    """Make a data set's ``canonical`` text from its published form, and cache it."""
     if name in EMBEDDED:
         text, where, cure = canonical(*EMBEDDED[name]()), "scikit-learn", "install the version that requirements.txt pins"
     else:
         (rows, words, variables), where = _fetched(name)
-        _check_counts(name, words, where, cure := f"put the whole published file as {path.parent / 'uci' / SOURCES[name].file}")
+        _check_counts(name, words, where, cure := f"save the complete published file as {path.parent / 'uci' / SOURCES[name].file}")
         text = canonical(rows, words, variables)
     digest = hashlib.sha256(text.encode()).hexdigest()
     if digest != expected:
@@ -269,10 +269,10 @@ def _made(name: str, path: Path, expected: str) -> str:
 
 
 def canonical(rows: list[list], classes: list[str], variables: list[str]) -> str:
-    """A data set as CSV, its cases in an order that follows from their contents (by class, then by text).
+    """A data set as CSV, with its cases in an order that depends only on their contents (by class, then by text).
 
-    rows: a number, a word or None (missing) for each variable of each case. Numbers are written as short as they can be
-    read back, so that 0.0200 and 0.02 are one.
+    rows: a number, a word or None (missing) for each variable of each case. Numbers are written in the shortest form that
+    reads back exactly, so that 0.0200 and 0.02 are the same.
     """
 
     def cell(value) -> str:
@@ -291,18 +291,18 @@ def _read(path: Path, errors: str = "strict") -> str:
 
 def _check_counts(name: str, words: list[str], where: Path | str, cure: str) -> None:
     counts = SOURCES[name].counts
-    found = Counter(words)
-    if found != counts:
-        wrong = [f"{found.get(word, 0)} of '{word}' where {counts.get(word, 0)} belong" for word in sorted({*found, *counts})
-                 if found.get(word, 0) != counts.get(word, 0)]  # fmt: skip
+    actual = Counter(words)
+    if actual != counts:
+        wrong = [f"{actual.get(word, 0)} of '{word}' instead of {counts.get(word, 0)}" for word in sorted({*actual, *counts})
+                 if actual.get(word, 0) != counts.get(word, 0)]  # fmt: skip
         raise KdcoreError(
-            f"{name} in {where} has {len(words)} cases in {len(found)} classes, not {sum(counts.values())} in {len(counts)}"
+            f"{name} in {where} has {len(words)} cases in {len(actual)} classes, not {sum(counts.values())} in {len(counts)}"
             f" ({', '.join(wrong[:2])}): {cure}"
         )
 
 
 def _fetched(name: str) -> tuple[tuple[list[list], list[str], list[str]], Path | str]:
-    """(rows, classes, variables) from the public file where it is there, else from OpenML or by download, and where they are from."""
+    """(rows, classes, variables) from the published file, OpenML or a download, and the source that was used."""
     source = SOURCES[name]
     path = paths.data() / "uci" / source.file
     if source.openml is not None and not path.exists():
@@ -318,14 +318,14 @@ def _fetched(name: str) -> tuple[tuple[list[list], list[str], list[str]], Path |
         first = int(source.numbered or source.label_first)
         cells = [line[first : None if source.label_first else -1] for line in lines]
         if {len(row) for row in cells} != {len(variables)}:
-            raise ValueError(f"a line has not {len(variables)} variables and a class")
+            raise ValueError(f"a line does not have {len(variables)} variables and a class")
         nominal = [source.is_nominal(variable) for variable in variables]
         rows = [
             [None if cell == MISSING else cell if is_word else float(cell) for cell, is_word in zip(row, nominal, strict=True)]
             for row in cells
         ]
     except (ValueError, IndexError, KeyError, NotImplementedError) as error:  # the last: MATLAB's newest format
-        raise KdcoreError(f"{path} cannot be read ({error}): put the published file there anew") from error
+        raise KdcoreError(f"{path} cannot be read ({error}): replace it by the published file") from error
     return _filled(name, rows, words, variables), path
 
 
@@ -334,24 +334,24 @@ def _labels(path: Path, source: Source) -> Path:
 
 
 def _download(name: str, url: str, path: Path) -> None:
-    """The file at ``url``, unpacked where it is a .gz, into ``path``."""
+    """Download ``url`` into ``path``, and unpack it if it is a .gz file."""
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             content = answer.read()
         content = gzip.decompress(content) if url.endswith(".gz") else content
     except (OSError, EOFError, http.client.HTTPException) as error:
         raise DataMissing(
-            f"{name} is not in {paths.data()} and could not be fetched from {url} ({error}): connect to the network, or put the file "
-            f"there as {path}"
+            f"{name} is not in {paths.data()} and could not be downloaded from {url} ({error}): connect to the network, or save the "
+            f"file as {path}"
         ) from error
     paths.write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
 def _filled(name: str, rows: list[list], classes: list[str], variables) -> tuple[list[list], list[str], list[str]]:
-    """Missing words of the soybean set become the variable's most frequent one; numbers stay missing.
+    """Replace the soybean set's missing words by the variable's most frequent one; other sets are left alone.
 
-    The set goes about in both forms, as UCI gives it and so filled (Weka's ReplaceMissingValues); only the filled
-    one can be made of either.
+    The set circulates both as UCI publishes it and filled in this way (Weka's ReplaceMissingValues); only the filled form can
+    be made from either.
     """
     if SOURCES[name].filled:
         modes = [Counter(sorted(value for value in column if value is not None)).most_common(1)[0][0] for column in zip(*rows, strict=True)]
@@ -360,7 +360,7 @@ def _filled(name: str, rows: list[list], classes: list[str], variables) -> tuple
 
 
 def _csv(path: Path, source: Source) -> tuple[tuple[str, ...], list[list[str]]]:
-    """(variables, lines) of a file whose first line may be a heading: its last (or first) cell is no class."""
+    """(variables, lines) of a CSV file; its first line is a heading if its last (or first) cell is not a class."""
     lines = [line for line in _read(path).splitlines() if line.strip()]
     known = set(source.words or source.counts)
     heading = lines and _cells(lines[0])[0 if source.label_first else -1] not in known
@@ -380,7 +380,7 @@ def _arff(path: Path, source: Source) -> tuple[list[str], list[list[str]]]:
 
 
 def _mat(path: Path, source: Source) -> tuple[tuple[str, ...], list[list[str]]]:
-    """(variables, lines) of a picture [height, width, bands] in MATLAB's format, one line a pixel that has a class."""
+    """(variables, lines) of an image [height, width, bands] in MATLAB's format, one line for each pixel that has a class."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -394,31 +394,31 @@ def _mat(path: Path, source: Source) -> tuple[tuple[str, ...], list[list[str]]]:
 
 
 def _openml(name: str) -> tuple[list[list], list[str], list[str]]:
-    from sklearn.datasets import fetch_openml  # slow to import, and needed once in the life of a cache
+    from sklearn.datasets import fetch_openml  # slow to import, and needed only once per cache
 
     source = SOURCES[name]
     try:
         # no data frame: a machine that runs trials needs no pandas
-        found = fetch_openml(data_id=source.openml, as_frame=False, parser="liac-arff")
+        fetched = fetch_openml(data_id=source.openml, as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:
         raise DataMissing(
-            f"{name} is not in {paths.data()} and could not be fetched from OpenML ({str(error).splitlines()[0].rstrip(':')}): connect to "
-            f"the network, or put UCI's file there as {paths.data() / 'uci' / source.file}"
+            f"{name} is not in {paths.data()} and could not be downloaded from OpenML ({str(error).splitlines()[0].rstrip(':')}): connect "
+            f"to the network, or save UCI's file as {paths.data() / 'uci' / source.file}"
         ) from error
-    names = list(found.feature_names)
-    words = [found.categories.get(variable) if source.is_nominal(variable) else None for variable in names]
+    names = list(fetched.feature_names)
+    words = [fetched.categories.get(variable) if source.is_nominal(variable) else None for variable in names]
     rows = [
         [None if math.isnan(value) else known[int(value)] if known else float(value) for value, known in zip(row, words, strict=True)]
-        for row in np.asarray(found.data, np.float64).tolist()
+        for row in np.asarray(fetched.data, np.float64).tolist()
     ]
-    return rows, [str(word) for word in found.target], list(source.variables or names)
+    return rows, [str(word) for word in fetched.target], list(source.variables or names)
 
 
 def _sklearn(loader: str) -> tuple[list[list], list[str], list[str]]:
     from sklearn import datasets
 
-    found = getattr(datasets, loader)()
-    return found.data.tolist(), [str(found.target_names[label]) for label in found.target], [str(n) for n in found.feature_names]
+    loaded = getattr(datasets, loader)()
+    return loaded.data.tolist(), [str(loaded.target_names[label]) for label in loaded.target], [str(n) for n in loaded.feature_names]
 
 
 EMBEDDED = {

@@ -1,4 +1,4 @@
-"""Networks with named taps. ``net(x)`` gives logits, ``net.features(x)`` gives ``(logits, {tap: tensor})``."""
+"""Networks with named taps: ``net(x)`` returns logits, ``net.features(x)`` returns ``(logits, {tap: tensor})``."""
 
 import re
 
@@ -29,13 +29,13 @@ FAMILIES = {
 CHOICES = (
     "resnet_D or resnet_DxK (D = 6n + 2 layers, K times the channels), wrn_D_K or densenet_bc_D_K (D = 6n + 4), resnet50, "
     "darts_v1_N_C or darts_v2_N_C (N cells, C channels), "
-    'maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4, fitnet_4_released or fitnet_mnist (with "/K" behind it for a K-th of its widths), '
+    'maxout_cifar, maxout_mnist, fitnet_1 to fitnet_4, fitnet_4_released or fitnet_mnist (append "/K" to divide its widths by K), '
     "or layers such as 128c-p-1200L-30k"
 )
 
 
 def names() -> list[str]:
-    """The papers' networks for ``create``, which also takes any other depth and width of these families."""
+    """Names of the papers' networks; ``create`` also takes other depths and widths of these families."""
     resnets = [f"resnet_{size}" for size in ("8", "14", "20", "26", "32", "14x4", "32x4")]
     sizes = ("10_1", "10_4", "16_1", "16_2", "16_4", "22_4", "28_1", "28_2", "28_5", "28_10", "40_1", "40_2")
     layers = ("2000-2000", "64c-p-64c-p-64c-p-16lc", "64c-p-64c-p-128c-p-fc", "128c-p-128c-p-128c-p-1000fc", "128c-p-1200L-30k")
@@ -45,9 +45,9 @@ def names() -> list[str]:
 
 
 def create(name: str, classes: int = 10, **options) -> Network:
-    """The network of a name, with the weights of ``reset(0)``: resnet_26, resnet_14x4, wrn_16_2, densenet_bc_100_12, fitnet_4, ...
+    """Build a network by its name, with the weights of ``reset(0)``: resnet_26, resnet_14x4, wrn_16_2, densenet_bc_100_12, fitnet_4, ...
 
-    options: what the network's class takes besides, such as ``dropout`` of a WideResNet.
+    options: further arguments of the network's class, such as ``dropout`` of a WideResNet.
     Raises KdcoreError for an unknown name or an impossible depth.
     """
     for pattern, family in FAMILIES.items():
@@ -61,5 +61,5 @@ def create(name: str, classes: int = 10, **options) -> Network:
 
 
 def count_parameters(net) -> int:
-    """The number of trained values in ``net``."""
+    """The number of trainable parameters of ``net``."""
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)

@@ -1,7 +1,7 @@
 """DARTS networks (Liu, Simonyan & Yang 2018): cells built from a genotype, and the mixture of all cells that a search trains.
 
-A cell takes the outputs of the two cells before it, as its nodes 0 and 1, and makes four nodes more, each the sum of two
-operations on earlier nodes; its output is the four side by side. The layout is that of quark0/darts [V].
+A cell takes the outputs of the two preceding cells as its nodes 0 and 1 and computes four more nodes, each the sum of two
+operations on earlier nodes; its output is the concatenation of these four. The layout is that of quark0/darts [V].
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ OPERATIONS = (
 
 
 class Genotype(NamedTuple):
-    """The two operations of each node, (operation, the node that it takes), of normal and of reduction cells: 8 each."""
+    """The two edges (operation, source node) of each node, for normal and for reduction cells: 8 each."""
 
     normal: tuple[tuple[str, int], ...]
     reduce: tuple[tuple[str, int], ...]
 
 
 SEP, DIL, SKIP, MAX, AVG = "sep_conv_3x3", "dil_conv_3x3", "skip_connect", "max_pool_3x3", "avg_pool_3x3"
-# quark0/darts, cnn/genotypes.py [V]: found by first and by second order; its "DARTS" is the second
+# quark0/darts, cnn/genotypes.py [V]: found by first- and by second-order search; its "DARTS" is the second
 GENOTYPES = {
     "v1": Genotype(
         normal=((SEP, 1), (SEP, 0), (SKIP, 0), (SEP, 1), (SKIP, 0), (SEP, 1), (SEP, 0), (SKIP, 2)),
@@ -41,20 +41,19 @@ GENOTYPES = {
 
 
 class Darts(Network):
-    """A network of ``cells`` cells: a 3x3 convolution to 3 * ``channels``, then cells of ``channels``, of which the two at a
-    third and at two thirds halve the map and double the channels; global average pooling, linear.
+    """A network of ``cells`` cells: a 3x3 convolution to 3 * ``channels``, then cells of ``channels``, where the two at one
+    third and two thirds of the depth halve the map and double the channels; global average pooling, linear.
 
-    genotype: a key of ``GENOTYPES``, or a ``Genotype``. groups: of the grouped convolutions of each cell, ``channels`` of
-    the cell (depthwise) for None; where a cell has none, its number says nothing. auxiliary: with a second classifier on
-    the cell at two thirds, for images of 32x32; ``features`` then has its logits as "auxiliary", which is no tap to
-    compare.
+    genotype: a key of ``GENOTYPES``, or a ``Genotype``. groups: number of groups of the grouped convolutions, one number for
+    each cell (ignored in a cell without any); None: depthwise. auxiliary: add a second classifier to the cell at two thirds,
+    for 32x32 images; ``features`` then returns its logits as "auxiliary", which is not a tap.
 
-    ``drop_path`` is a 0-dim tensor that a schedule may move: in training each operation but an identity is left out
-    of an image with this probability (Larsson et al. 2017, as DARTS uses it), and scaled up by 1 / (1 - p) else. Set it
-    to None where nothing is ever left out: the same outputs, without a product with 1 for each operation.
+    ``drop_path`` is a 0-dim tensor that a schedule may set: in training, each operation except the identity is dropped for
+    an image with this probability p (Larsson et al. 2017, as in DARTS) and otherwise scaled up by 1 / (1 - p). Set it to None
+    if nothing is ever dropped: the same outputs, without multiplying each operation by 1.
 
-    Taps: stem, and cellI for I from 0: its 4 * channels, neither normalised nor rectified; pooled, what the linear layer sees.
-    Raises ValueError for fewer than 3 cells, or as many groups as there are no cells.
+    Taps: stem; cellI for I from 0, its 4 * channels, before any BatchNorm or ReLU; pooled, the input of the linear layer.
+    Raises ValueError for fewer than 3 cells, and if ``groups`` does not have one number for each cell.
     """
 
     def __init__(
@@ -98,34 +97,34 @@ class Darts(Network):
 
     @torch.no_grad()
     def reset(self, seed: int) -> "Darts":
-        """Fresh weights, in place, drawn from ``seed`` alone: U(-a, a) with a = 1 / sqrt(inputs of a unit), PyTorch's own,
-        which quark0/darts leaves as they are; BatchNorm 1 and 0 with fresh statistics."""
+        """Reinitialise the weights in place from ``seed`` alone: U(-a, a) with a = 1 / sqrt(inputs of a unit), PyTorch's default,
+        which quark0/darts keeps; BatchNorm with weight 1, bias 0 and fresh statistics."""
         _reset(self, torch.Generator().manual_seed(seed))
         return self
 
     @property
     def groups(self) -> list[int]:
-        """Of the grouped convolutions of each cell, 1 where there is none: what builds the same net again."""
+        """Number of groups of the grouped convolutions of each cell, 1 if it has none: the argument that rebuilds this network."""
         return [max((m.groups for m in cell.modules() if isinstance(m, nn.Conv2d)), default=1) for cell in self.cells]
 
 
 def layout(cells: int, channels: int) -> list[tuple[tuple[int, int], int, int, bool, bool]]:
-    """For each cell: the channels of its two inputs, its own, the side of its map, whether it reduces, whether the one
-    before did. Raises ValueError for fewer than 3 cells."""
+    """For each cell: the channels of its two inputs, its own channels, the side of its map, whether it reduces, and whether the
+    previous cell did. Raises ValueError for fewer than 3 cells."""
     if cells < 3:
-        raise ValueError(f"a DARTS network has 3 cells or more, not {cells}")
-    found, inputs, size, reduced = [], (3 * channels, 3 * channels), 32, False
+        raise ValueError(f"a DARTS network has at least 3 cells, not {cells}")
+    rows, inputs, size, reduced = [], (3 * channels, 3 * channels), 32, False
     for i in range(cells):
         reduction = i in (cells // 3, 2 * cells // 3)
         if reduction:
             channels, size = 2 * channels, size // 2
-        found.append((inputs, channels, size, reduction, reduced))
+        rows.append((inputs, channels, size, reduction, reduced))
         inputs, reduced = (inputs[1], NODES * channels), reduction
-    return found
+    return rows
 
 
 class Cell(nn.Module):
-    """A cell of a genotype; groups: of its grouped convolutions, depthwise for None."""
+    """A cell of a genotype. groups: number of groups of its grouped convolutions; None: depthwise."""
 
     def __init__(self, genotype: Genotype, inputs: tuple[int, int], channels: int, reduction: bool, reduced: bool, groups: int | None):
         super().__init__()
@@ -137,8 +136,8 @@ class Cell(nn.Module):
         )
 
     def forward(self, first: Tensor, second: Tensor, scales: Tensor | None = None) -> Tensor:
-        """first, second: outputs of the cell before the last one and of the last one; scales: of each operation and image,
-        [8, B, 1, 1, 1], 0 where it is left out."""
+        """first, second: outputs of the cell before the previous one and of the previous one. scales: factor for each operation
+        and image, [8, B, 1, 1, 1], 0 to drop it."""
         nodes = [layer(h) for layer, h in zip(self.preprocess, (first, second), strict=True)]
         for start in range(0, len(self.operations), 2):
             parts = []
@@ -151,14 +150,14 @@ class Cell(nn.Module):
 
 
 def preprocess(inputs: tuple[int, int], channels: int, reduced: bool, *, affine: bool = True) -> nn.ModuleList:
-    """What brings both inputs to a cell's channels, the older one to the smaller map where the cell before reduced."""
+    """Modules that bring both inputs to the cell's channels, and the older one to the smaller map if the previous cell reduced."""
     first = FactorizedReduce(inputs[0], channels, affine=affine) if reduced else convolution(inputs[0], channels, 1, affine=affine)
     return nn.ModuleList([first, convolution(inputs[1], channels, 1, affine=affine)])
 
 
 def operation(name: str, channels: int, stride: int, *, affine: bool = True, groups: int | None = None) -> nn.Module:
-    """An operation on a map of ``channels``. affine: do its BatchNorms learn a scale and a shift; groups: of its grouped
-    convolutions, ``channels`` for None. Raises ValueError for an unknown name."""
+    """Build an operation on maps of ``channels``. affine: whether its BatchNorms learn scale and shift. groups: number of groups
+    of its grouped convolutions; None: ``channels``. Raises ValueError for an unknown name."""
     if name not in OPERATIONS:
         raise ValueError(f"no operation '{name}': choose one of {', '.join(OPERATIONS)}")
     if name == "none":
@@ -178,7 +177,7 @@ def operation(name: str, channels: int, stride: int, *, affine: bool = True, gro
 
 
 def separable(channels: int, side: int, stride: int, dilation: int, groups: int, affine: bool) -> nn.Sequential:
-    """ReLU, a grouped convolution (depthwise where there are as many groups as channels), a 1x1 convolution, BatchNorm."""
+    """ReLU, grouped convolution (depthwise if groups equals channels), 1x1 convolution, BatchNorm."""
     grouped = nn.Conv2d(channels, channels, side, stride, dilation * (side // 2), dilation, groups, bias=False)
     return nn.Sequential(nn.ReLU(), grouped, conv(channels, channels, 1), nn.BatchNorm2d(channels, affine=affine))
 
@@ -189,8 +188,8 @@ def convolution(inputs: int, outputs: int, side: int, *, affine: bool = True) ->
 
 
 class FactorizedReduce(nn.Module):
-    """A map at half its size: ReLU, two 1x1 convolutions that look at every other pixel, the second one pixel further down
-    and to the right than the first, half of the outputs each, BatchNorm."""
+    """Halve a map: ReLU, two 1x1 convolutions with stride 2 that give half of the outputs each, the second shifted by one pixel
+    down and to the right, BatchNorm."""
 
     def __init__(self, inputs: int, outputs: int, *, affine: bool = True):
         super().__init__()
@@ -203,7 +202,7 @@ class FactorizedReduce(nn.Module):
 
 
 class Zero(nn.Module):
-    """No operation: zeros of the size that one would have."""
+    """The operation "none": zeros of the output's size."""
 
     def __init__(self, stride: int):
         super().__init__()
@@ -214,8 +213,8 @@ class Zero(nn.Module):
 
 
 class MixedCell(nn.Module):
-    """A cell with every operation on every edge, weighted: what a search trains. BatchNorms learn no scale and no shift,
-    and one stands behind each pooling."""
+    """A cell with the weighted sum of all operations on every edge, as trained in a search. BatchNorms learn no scale or shift,
+    and one follows each pooling."""
 
     def __init__(self, inputs: tuple[int, int], channels: int, reduction: bool, reduced: bool):
         super().__init__()
@@ -231,7 +230,7 @@ class MixedCell(nn.Module):
             )
 
     def forward(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-        """weights: of each edge and operation, [14, 8]."""
+        """weights: one for each edge and operation, [14, 8]."""
         nodes = [layer(h) for layer, h in zip(self.preprocess, (first, second), strict=True)]
         heard: list[Tensor] = []
         for (node, source), choices, shares in zip(edges(), self.edges, weights, strict=True):
@@ -243,15 +242,15 @@ class MixedCell(nn.Module):
 
 
 def edges() -> list[tuple[int, int]]:
-    """(node, its source) of every edge of a cell in a search: each of the nodes 2 to 5 hears all before it."""
+    """(node, source) of every edge of a cell in a search: each of the nodes 2 to 5 takes all nodes before it."""
     return [(node, source) for node in range(2, 2 + NODES) for source in range(node)]
 
 
 class MixedDarts(nn.Module):
-    """The network of all genotypes at once (Liu et al. 2018, eq. 2): each edge of a cell is the mean of all operations, weighted
-    by the softmax of its alphas; normal cells share theirs, and so do reduction cells. Otherwise as ``Darts``.
+    """The mixture of all genotypes (Liu et al. 2018, eq. 2): each edge is the mean of all operations, weighted by the softmax of
+    its alphas, which all normal cells share, as do all reduction cells. Otherwise as ``Darts``.
 
-    ``alphas``, [2, 14, 8] (normal and reduction; edge; operation), is a buffer: no optimiser of weights moves it.
+    ``alphas``, [2, 14, 8] (normal or reduction, edge, operation), is a buffer, so that the weights' optimiser does not change it.
     """
 
     def __init__(self, cells: int, channels: int, *, classes: int = 10):
@@ -266,7 +265,7 @@ class MixedDarts(nn.Module):
         self.reset(0)
 
     def forward(self, x: Tensor, alphas: Tensor | None = None) -> Tensor:
-        """alphas: its own for None."""
+        """alphas: used in place of ``self.alphas``."""
         weights = (self.alphas if alphas is None else alphas).softmax(-1)
         h = before = self.stem(x)
         for cell, reduction in zip(self.cells, self.reductions, strict=True):
@@ -275,15 +274,15 @@ class MixedDarts(nn.Module):
 
     @torch.no_grad()
     def reset(self, seed: int) -> "MixedDarts":
-        """Fresh weights, in place, drawn from ``seed`` alone, as those of ``Darts``; alphas N(0, 0.001^2)."""
+        """Reinitialise the weights in place from ``seed`` alone, as in ``Darts``; alphas N(0, 0.001^2)."""
         generator = torch.Generator().manual_seed(seed)
         _reset(self, generator)
         self.alphas.copy_(1e-3 * torch.randn(self.alphas.shape, generator=generator, device="cpu"))
         return self
 
     def genotype(self) -> Genotype:
-        """What the alphas say (Liu et al. 2018, section 2.4): of each node the two sources whose best operation, "none" aside,
-        weighs most, each with this operation."""
+        """The genotype that the alphas select (Liu et al. 2018, section 2.4): for each node, the two sources whose best operation
+        other than "none" has the largest weights, each with that operation."""
         kinds = []
         for weights in self.alphas.softmax(-1)[..., 1:].tolist():
             chosen = []
@@ -296,7 +295,7 @@ class MixedDarts(nn.Module):
 
 
 def auxiliary_head(channels: int, classes: int) -> nn.Sequential:
-    """A classifier on a map of 8x8: average pooling to 2x2, convolutions to 128 and to 768 x 1 x 1, linear."""
+    """A classifier on an 8x8 map: average pooling to 2x2, convolutions to 128 channels and to 768 x 1 x 1, linear."""
     return nn.Sequential(
         nn.ReLU(),
         nn.AvgPool2d(5, 3),

@@ -1,4 +1,4 @@
-"""Densely connected networks with bottlenecks and compression (Huang et al. 2017)."""
+"""Densely connected networks with bottlenecks and compression, DenseNet-BC (Huang et al. 2017)."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -12,16 +12,16 @@ from kdcore.models.network import Network, blocks_per_group, conv, keep, relu
 
 class DenseNet(Network):
     """DenseNet-BC for CIFAR (Huang et al. 2017, section 3): a 3x3 convolution to 2k channels for ``growth`` k, then three
-    stages of (depth - 4) / 6 dense layers with a transition that halves channels and map before stages 2 and 3,
+    stages of (depth - 4) / 6 dense layers, with a transition that halves channels and map size before stages 2 and 3,
     BatchNorm, ReLU, global average pooling, linear.
 
-    Taps, one for each map size: stem, the first convolution; stage2, the end of the second stage (all its channels); both
-    neither normalised nor rectified; final.pre and final, the end of the third stage after the last BatchNorm and
-    before and after its ReLU. pooled: the vector that the linear layer sees.
+    Taps, one for each map size: stem, the first convolution; stage2, the end of the second stage (all its channels), both
+    before any BatchNorm or ReLU; final.pre and final, the end of the third stage after the last BatchNorm, before and after
+    its ReLU. pooled: the input of the linear layer.
 
-    recompute: in training, keep what each layer appends and compute its bottleneck anew in the backward pass: memory grows
-    with the channels instead of with layers times channels, for one more pass through the 1x1 convolutions (Pleiss et
-    al. 2017, arXiv 1707.06990). Outputs, gradients and BatchNorm statistics stay the same.
+    recompute: in training, store only what each layer appends and recompute its bottleneck in the backward pass. Memory then
+    grows with the channels instead of layers times channels, at the cost of one more pass through the 1x1 convolutions
+    (Pleiss et al. 2017, arXiv 1707.06990). Outputs, gradients and BatchNorm statistics stay the same.
     Raises ValueError for a depth that is not 6n + 4.
     """
 
@@ -58,7 +58,7 @@ class DenseNet(Network):
 
 
 class Stage(nn.Sequential):
-    """Dense layers, after a transition in all stages but the first; ``recompute`` as DenseNet has it."""
+    """Dense layers, preceded by a transition in all stages but the first; recompute: as in ``DenseNet``."""
 
     def __init__(self, recompute: bool):
         super().__init__()
@@ -72,7 +72,7 @@ class Stage(nn.Sequential):
             x = layers.pop(0)(x)
         parts = [x]
         for layer in layers:
-            # nothing in a bottleneck is random, and a captured step could not save a random state
+            # nothing in a bottleneck is random, and a captured step cannot save the random state
             h = checkpoint(
                 layer.bottleneck, *parts, use_reentrant=False, preserve_rng_state=False, context_fn=lambda n=layer.norm1: _once(n)
             )
@@ -81,7 +81,7 @@ class Stage(nn.Sequential):
 
 
 def _once(norm: nn.BatchNorm2d):
-    """Contexts of the first pass and of the second, in which the running statistics stay as the first left them."""
+    """Contexts for the forward pass and for the recomputation, which leaves the running statistics alone."""
 
     @contextmanager
     def still():
@@ -109,7 +109,7 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.grow(self.bottleneck(x))], 1)
 
     def bottleneck(self, *parts: Tensor) -> Tensor:
-        """4k channels of the input, which may come in parts."""
+        """The bottleneck's 4k channels; the input may come in parts."""
         x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return self.conv1(relu(self.norm1(x)))
 

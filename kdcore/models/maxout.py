@@ -1,4 +1,4 @@
-"""Maxout networks (Goodfellow et al. 2013): FitNets' teachers and students, with their dropout and norm limits."""
+"""Maxout networks (Goodfellow et al. 2013), FitNets' teachers and students, with their dropout and norm limits."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from kdcore.models.network import Network, keep
 
 
 class Layer(NamedTuple):
-    """A convolution of ``pieces`` linear maps a channel, the largest of which counts, then max pooling ("pool" x "pool").
+    """A maxout convolution, each channel the maximum of ``pieces`` linear maps, then max pooling over ``pool`` x ``pool``.
 
-    A window of the pooling that hangs over the edge counts, too (pylearn2). limit: largest L2 norm of a piece's kernel.
+    Pooling windows may overlap the edge, as in pylearn2. limit: largest L2 norm of a piece's kernel.
     """
 
     channels: int
@@ -29,8 +29,8 @@ class Layer(NamedTuple):
 
 
 class Design(NamedTuple):
-    """A network but for its classes: what enters, the convolutions, and the units of the dense maxout layer (0 for none), each
-    the largest of ``pieces`` linear maps."""
+    """A network without its output layer: channels and size of the images, the convolutions, and the number of units of the
+    dense maxout layer (0: none), each the maximum of ``pieces`` linear maps."""
 
     channels: int
     size: int
@@ -43,7 +43,7 @@ DENSE_LIMIT, SOFTMAX_LIMIT = 1.9, 1.9365
 
 
 def _thin(*groups: Sequence[int]) -> Design:
-    """A FitNet for 32x32 images: 3x3 convolutions, pooled after each group of channels, the last time to one pixel."""
+    """A FitNet for 32x32 images: 3x3 convolutions, pooled after each group, after the last one to a single pixel."""
     layers = []
     for channels, (pool, stride) in zip(groups, ((2, 2), (2, 2), (8, 1)), strict=True):
         layers += [Layer(count, 3, 1) for count in channels]
@@ -61,7 +61,7 @@ DESIGNS = {
     "fitnet_2": _thin([16, 32, 32], [48, 64, 80], [96, 96, 128]),
     "fitnet_3": _thin([32, 48, 64, 64], [80] * 4, [128] * 3),
     "fitnet_4": _thin([32, 32, 32, 48, 48], [80] * 6, [128] * 6),
-    # as in FitNets' yaml/cifar10_fitnet19_all.yaml (lines 248 to 254): with two pieces it has the parameters that the paper prints
+    # as in FitNets' yaml/cifar10_fitnet19_all.yaml (lines 248 to 254); with two pieces, the parameter count is the one in the paper
     "fitnet_4_released": _thin([32, 32, 32, 48, 48], [80] * 6, [128] * 6)._replace(pieces=5),
     "fitnet_mnist": Design(
         1,
@@ -80,14 +80,14 @@ DESIGNS = {
 
 
 class Maxout(Network):
-    """A maxout network: convolutions, one dense maxout layer where the design has it, and a linear layer to the classes.
+    """A maxout network: convolutions, a dense maxout layer if the design has one, and a linear layer to the classes.
 
-    design: a name of ``DESIGNS``; divisor: of all its widths, for small machines. irange: initial weights are
-    U(-irange, irange). input_dropout, hidden_dropout: share of the values that enter the net, and each later layer, set to
-    zero in training; as in pylearn2's recipes, the hidden ones that stay are scaled up and the pixels are not.
-    multiply_adds: of one image, a convolution's zero padding counted.
+    design: a key of ``DESIGNS``; divisor: divides all its widths, for small machines. irange: initial weights are
+    U(-irange, irange). input_dropout, hidden_dropout: dropout rates of the network's input and of each later layer's; as in
+    pylearn2's recipes, remaining hidden values are scaled up and remaining pixels are not.
+    multiply_adds: for one image, including those on a convolution's zero padding.
 
-    Images are [B, channels, size, size] of the design. Taps: conv1, conv2, ..., each after its pooling, and dense.
+    Images are [B, channels, size, size] as in the design. Taps: conv1, conv2, ..., each after its pooling, and dense.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Maxout(Network):
 
     @torch.no_grad()
     def reset(self, seed: int) -> "Maxout":
-        """Fresh weights, in place, drawn from ``seed`` alone: U(-irange, irange), biases 0."""
+        """Reinitialise the weights in place from ``seed`` alone: U(-irange, irange), biases 0."""
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -147,7 +147,7 @@ class Maxout(Network):
         return self
 
     def limit_norms(self) -> None:
-        """Scale down what is longer than its limit: the kernels of each piece, the rows of the dense and linear layers."""
+        """Scale down whatever exceeds its norm limit: kernels of each piece, rows of the dense and linear layers."""
         for conv in self.convs:
             conv.limit_norms()
         if self.dense is not None:
@@ -156,14 +156,14 @@ class Maxout(Network):
 
 
 class MaxoutConv(nn.Conv2d):
-    """One layer of a ``Maxout`` net: channel c is the largest of the outputs c, c + channels, c + 2 channels, ..."""
+    """A convolutional layer of a ``Maxout`` net: channel c is the maximum of the outputs c, c + channels, c + 2 channels, ..."""
 
     def __init__(self, inputs: int, layer: Layer):
         super().__init__(inputs, layer.pieces * layer.channels, layer.kernel, padding=layer.pad)
         self.layer = layer
 
     def sizes(self, size: int) -> tuple[int, int]:
-        """Sides of the maps before and after the pooling, for a map of ``size``."""
+        """Sides of the maps before and after pooling, for an input of side ``size``."""
         detected = size + 2 * self.layer.pad - self.layer.kernel + 1
         return detected, math.ceil((detected - self.layer.pool) / self.layer.stride) + 1
 
@@ -176,7 +176,7 @@ class MaxoutConv(nn.Conv2d):
 
 
 class MaxoutDense(nn.Linear):
-    """The dense maxout layer: unit u is the largest of the outputs u, u + units, u + 2 units, ..."""
+    """The dense maxout layer: unit u is the maximum of the outputs u, u + units, u + 2 units, ..."""
 
     def __init__(self, inputs: int, units: int, pieces: int):
         super().__init__(inputs, pieces * units)
@@ -187,12 +187,12 @@ class MaxoutDense(nn.Linear):
 
 
 def largest(h: Tensor, pieces: int) -> Tensor:
-    """The elementwise maximum of ``pieces`` equal parts of axis 1; the gradient goes to the first part that has it."""
+    """The elementwise maximum of ``pieces`` equal parts of axis 1; at ties the gradient goes to the first of them."""
     return _Largest.apply(h, pieces)
 
 
 class _Largest(torch.autograd.Function):
-    """``reduce(torch.maximum, h.chunk(pieces, 1))``, whose own gradient passes over memory four times as often."""
+    """``reduce(torch.maximum, h.chunk(pieces, 1))``, with a quarter of the memory passes in the backward."""
 
     @staticmethod
     def forward(ctx, h: Tensor, pieces: int) -> Tensor:
@@ -216,7 +216,7 @@ class _Largest(torch.autograd.Function):
 
 @torch.no_grad()
 def uniform(layer: nn.Conv2d | nn.Linear, scale: float, generator: torch.Generator) -> None:
-    """Weights U(-scale, scale) from the generator, bias 0."""
+    """Draw weights U(-scale, scale) from the generator and set the bias to 0."""
     draw = torch.rand(layer.weight.shape, generator=generator, device="cpu")
     layer.weight.copy_((2 * draw - 1) * scale)
     layer.bias.zero_()
@@ -224,6 +224,6 @@ def uniform(layer: nn.Conv2d | nn.Linear, scale: float, generator: torch.Generat
 
 @torch.no_grad()
 def limit_rows(weight: Tensor, limit: float) -> None:
-    """Scale down, in place, each weight[i] whose L2 norm is above ``limit``; biases are not part of it (pylearn2)."""
+    """Scale down, in place, each weight[i] whose L2 norm exceeds ``limit``; the norm excludes the bias, as in pylearn2."""
     norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
     weight.mul_((limit / norms.clamp(min=limit)).view(-1, *[1] * (weight.dim() - 1)))

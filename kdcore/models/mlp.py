@@ -1,4 +1,4 @@
-"""Fully connected ReLU nets, alone or as a stack of equal nets that train side by side."""
+"""Fully connected ReLU nets, single or as a stack of nets of one shape that train side by side."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from kdcore.models.network import Tap
 
 
 class MLP(nn.Module):
-    """``sizes[0] - ... - sizes[-1]`` with ReLU between and dropout where asked (Hinton et al. 2015, section 3).
+    """A multilayer perceptron, ``sizes[0] - ... - sizes[-1]``, with ReLU and optional dropout (Hinton et al. 2015, section 3).
 
     sizes: units of each layer, input and classes included, e.g. (784, 1200, 1200, 10).
-    members: K nets of one shape held as one stack of matrix products (their gradients never mix); None: one net.
-    input_dropout, hidden_dropout: share of values set to zero in training (the rest scaled up).
+    members: K nets of one shape, held as one stack of matrix products (their gradients never mix); None: one net.
+    input_dropout, hidden_dropout: dropout rates of the input and of each hidden layer.
 
-    ``net(x)``: x [B, ...] is flattened to [B, sizes[0]] and seen by every member; [K, B, sizes[0]] gives each member
+    ``net(x)``: x [B, ...] is flattened to [B, sizes[0]] and given to every member; [K, B, sizes[0]] gives each member
     its own batch. Logits are [B, C], or [K, B, C] for a stack. Taps: hidden1.pre, hidden1, hidden2.pre, ...
     """
 
@@ -30,7 +30,7 @@ class MLP(nn.Module):
         self.taps = {f"hidden{i}{tap}": Tap(width, 1) for i, width in enumerate(self.sizes[1:-1], 1) for tap in (".pre", "")}
 
     def reset(self, seeds: Sequence[int], std: float | None = None) -> "MLP":
-        """Fresh weights: member k is drawn from ``seeds[k]`` alone. N(0, std), or N(0, 2 / inputs) (He 2015) for None."""
+        """Reinitialise the weights, member k from ``seeds[k]`` alone: N(0, std^2), or N(0, 2 / inputs) (He et al. 2015) without std."""
         if len(seeds) != (self.members or 1):
             raise ValueError(f"{len(seeds)} seeds for {self.members or 1} members")
         with torch.no_grad():
@@ -52,7 +52,7 @@ class MLP(nn.Module):
         last = len(self.weights)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True), 1):
             if self.members is None:
-                h = F.linear(h, weight.squeeze(0), bias.squeeze(0))  # [0] would copy its gradient
+                h = F.linear(h, weight.squeeze(0), bias.squeeze(0))  # weight[0] would copy the gradient
             else:
                 h = torch.baddbmm(bias.unsqueeze(1), h.expand(self.members, -1, -1), weight.transpose(1, 2))
             if i < last:
@@ -63,7 +63,7 @@ class MLP(nn.Module):
 
     @torch.no_grad()
     def limit_norms(self, squared_length: float) -> None:
-        """Scale down each hidden unit whose incoming weights have a larger squared length (Hinton et al. 2012)."""
+        """Scale down the incoming weights of each hidden unit whose squared length exceeds the limit (Hinton et al. 2012)."""
         for weight in self.weights[:-1]:
             norms = torch.linalg.vector_norm(weight, dim=-1, keepdim=True)
             weight.mul_((squared_length**0.5 / norms).clamp_(max=1))

@@ -1,4 +1,4 @@
-"""What the convolutional networks share: taps, initial weights, and which parameters a tap depends on."""
+"""Base class of the convolutional networks: taps, initial weights, and the parameters that a tap depends on."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 
 class Tap(NamedTuple("Tap", [("channels", int), ("size", int | tuple[int, int])])):
-    """A named intermediate tensor: its channels, and the side of its square map for a 32x32 input (1 for a vector).
+    """The channels and size of a named intermediate tensor.
 
-    size is (height, width) of a map that is not square, and the number of tokens of a transformer's layer. shape: of one
-    case, (C, H, W) of a map, (C,) of a vector, (N, C) of tokens; for None what channels and size say, a size of 1 being a
-    vector's. Two taps are equal where channels and size are; compare ``shape`` to tell a vector from a map of one position.
+    size: the side of a square map for a 32x32 input, (height, width) of any other map, the number of tokens of a transformer's
+    layer, 1 for a vector. shape: of one case: (C, H, W) for a map, (C,) for a vector, (N, C) for tokens; None: as channels and
+    size say, with size 1 for a vector. Taps are compared by channels and size; compare ``shape`` to tell a vector from a map
+    with one position.
     """
 
     shape: tuple[int, ...]
@@ -29,18 +30,18 @@ class Tap(NamedTuple("Tap", [("channels", int), ("size", int | tuple[int, int])]
 
     @classmethod
     def of(cls, shape: Sequence[int]) -> "Tap":
-        """Of the shape of one case: (C, H, W), (C,) or (N, C)."""
+        """The tap whose cases have this shape: (C, H, W), (C,) or (N, C)."""
         if len(shape) == 2:
             return cls(shape[1], shape[0], shape)
         return cls(shape[0], 1 if len(shape) == 1 else shape[1] if shape[1] == shape[2] else tuple(shape[1:]), shape)
 
 
 class Reached(Exception):
-    """Raised by ``Taps`` when the last tap that is needed is there: what follows in the forward pass need not run."""
+    """Raised by ``Taps`` once it holds every tap that is needed, to end the forward pass."""
 
 
 class Taps(dict):
-    """Taps as a forward pass comes by them; with ``until``, it goes no further than where all of these are there."""
+    """Collects taps during a forward pass; ends the pass once it holds all taps of ``until``."""
 
     def __init__(self, until: Sequence[str] | None = None):
         super().__init__()
@@ -55,13 +56,13 @@ class Taps(dict):
 
 
 class Network(nn.Module):
-    """Logits [B, classes] of images [B, 3, H, W], H and W divisible by 4, with named taps.
+    """A network with named taps: images [B, 3, H, W], H and W divisible by 4, to logits [B, classes].
 
-    taps: {name: Tap}, the names that ``features`` gives. "name.pre" is the tensor before the ReLU that makes "name"; "pooled", in the
-    networks that end with global average pooling, is the vector [B, C] that the linear layer sees.
+    taps: {name: Tap}, the taps that ``features`` returns. "name.pre" is the tensor before the ReLU that makes "name"; "pooled", in
+    networks that end with global average pooling, is the input [B, C] of the linear layer.
 
     A subclass registers its modules in the order of its forward pass, declares its taps with ``_declare`` and calls
-    ``reset(0)``: a network is never without initial weights.
+    ``reset(0)``, so that a network always has initial weights.
     """
 
     def __init__(self):
@@ -73,10 +74,10 @@ class Network(nn.Module):
         return self._run(x, None)
 
     def features(self, x: Tensor, until: Sequence[str] | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Logits and every tap. It computes what ``forward`` computes and keeps references to it.
+        """Logits and every tap, from the computation of ``forward``.
 
-        until: taps; the pass stops at the last of them. Later layers do not run, nor do their BatchNorm statistics move,
-        and the logits are None. Raises ValueError for an unknown tap.
+        until: names of taps; the pass ends at the last of them. Later layers do not run, their BatchNorm statistics do not
+        change, and the logits are None. Raises ValueError for an unknown tap.
         """
         for tap in until or ():
             self._check(tap)
@@ -95,10 +96,7 @@ class Network(nn.Module):
             self.taps[tap], self._last[tap] = Tap(channels, size, shape), last
 
     def parameters_before(self, tap: str) -> list[nn.Parameter]:
-        """The parameters that the tensor of ``tap`` depends on: all that training on it alone can move.
-
-        Raises ValueError for an unknown tap.
-        """
+        """The parameters that ``tap`` depends on. Raises ValueError for an unknown tap."""
         self._check(tap)
         *_, last = self._last[tap].parameters()
         before = []
@@ -114,10 +112,10 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def reset(self, seed: int) -> "Network":
-        """Fresh weights, in place, drawn from ``seed`` alone: the same on every device, whatever was drawn before.
+        """Reinitialise the weights in place from ``seed`` alone: the same on every device, whatever was drawn before.
 
-        Convolutions N(0, 2 / (k^2 * outputs)) (He et al. 2015, "Delving deep into rectifiers", eq. 14), BatchNorm 1 and
-        0 with fresh statistics, the linear layer U(-a, a) with a = 1 / sqrt(inputs) and bias 0, as in the code of the
+        Convolutions N(0, 2 / (k^2 * outputs)) (He et al. 2015, "Delving deep into rectifiers", eq. 14), BatchNorm with weight
+        1, bias 0 and fresh statistics, the linear layer U(-a, a) with a = 1 / sqrt(inputs) and bias 0, as in the code of the
         residual and wide residual networks.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -135,17 +133,17 @@ class Network(nn.Module):
 
 
 def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the map's size (but for its stride), without the bias that BatchNorm would undo."""
+    """A convolution that keeps the map's size (apart from the stride), without a bias, which BatchNorm would cancel."""
     kind = SubsampledConv2d if size == 1 and stride > 1 else nn.Conv2d
     return kind(inputs, outputs, size, stride, size // 2, bias=False)
 
 
 class SubsampledConv2d(nn.Conv2d):
-    """A strided 1x1 convolution, computed as one of stride 1 on every ``stride``-th row and column: the same function.
+    """A strided 1x1 convolution, computed with stride 1 on every ``stride``-th row and column: the same function.
 
-    oneDNN's own (3.10 and 3.12, channels_last) writes past its workspace in the gradient of the weights where there are few
-    input channels, below 8 with AVX2 and below 16 with AVX-512: wrong gradients, or the end of the process (uxlfoundation/oneDNN,
-    issue 6035).
+    oneDNN's strided version (3.10 and 3.12, channels_last) writes past its workspace when it computes the weight gradient for
+    few input channels (below 8 with AVX2, below 16 with AVX-512): gradients are wrong, or the process crashes
+    (uxlfoundation/oneDNN, issue 6035).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,14 +152,14 @@ class SubsampledConv2d(nn.Conv2d):
 
 
 def keep(taps: dict[str, Tensor] | None, name: str, h: Tensor) -> Tensor:
-    """``h``, kept under ``name`` where taps are asked for."""
+    """Return ``h``, and store it under ``name`` if taps are collected."""
     if taps is not None:
         taps[name] = h
     return h
 
 
 def relu(h: Tensor, taps: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
-    """ReLU, kept with what it is made from under ``name`` and "name.pre"; in place where nothing is kept."""
+    """ReLU. If taps are collected, store its output under ``name`` and its input under "name.pre"; else work in place."""
     if taps is None or not name:
         return F.relu_(h)
     taps[f"{name}.pre"] = h
@@ -170,7 +168,7 @@ def relu(h: Tensor, taps: dict[str, Tensor] | None = None, name: str = "") -> Te
 
 
 def blocks_per_group(depth: int, extra: int) -> int:
-    """n of a net with three groups of n blocks of two layers, and ``extra`` layers. Raises ValueError where there is none."""
+    """n, for a network of ``depth`` layers: three groups of n blocks of two layers, plus ``extra``. Raises ValueError if none fits."""
     blocks, rest = divmod(depth - extra, 6)
     if rest or blocks < 1:
         raise ValueError(f"the depth is 6n + {extra} with n of 1 or more, not {depth}")
@@ -179,7 +177,7 @@ def blocks_per_group(depth: int, extra: int) -> int:
 
 @torch.no_grad()
 def redraw(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
-    """PyTorch's initial weights of a layer, in place, from a generator on the CPU: U(-a, a), a = 1 / sqrt(inputs of a unit)."""
+    """Draw PyTorch's default initial weights in place, from a generator on the CPU: U(-a, a), a = 1 / sqrt(inputs of a unit)."""
     limit = 1 / math.sqrt(layer.weight[0].numel())
     for parameter in layer.parameters():
         draw = torch.rand(parameter.shape, generator=generator, device="cpu")

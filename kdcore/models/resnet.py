@@ -1,4 +1,4 @@
-"""Residual networks for 32x32 images: He et al.'s CIFAR nets, and the ResNet-50 of the born-again re-implementation."""
+"""Residual networks for 32x32 images: He et al.'s CIFAR nets, and the ResNet-50 of a born-again re-implementation."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,14 +7,14 @@ from kdcore.models.network import Network, blocks_per_group, conv, keep, relu
 
 
 class ResNet(Network):
-    """The CIFAR ResNet of 6n + 2 layers (He et al. 2015, "Deep residual learning", section 4.2).
+    """The CIFAR ResNet with 6n + 2 layers (He et al. 2015, "Deep residual learning", section 4.2).
 
     A 3x3 convolution, then three groups of n basic blocks with 16, 32 and 64 channels times ``width``, BatchNorm and
     ReLU after every convolution (the last ReLU of a block after the addition), global average pooling, linear.
 
-    Taps, for groups G = 1 to 3: stem; groupG.first, the output of the group's first convolution layer (FSP's first layer
-    of a section); groupG.blockB, the output of each block; groupG, that of its last. Each is the tensor after a
-    ReLU, and each has its ".pre" before it, post-BN and post-addition. pooled: the vector that the linear layer sees.
+    Taps, for groups G = 1 to 3: stem; groupG.first, the output of the group's first convolution layer (where FSP's sections
+    start); groupG.blockB, the output of each block; groupG, the output of the last block. Each of these is taken after a ReLU,
+    with ".pre" before it (after BatchNorm and addition). pooled: the input of the linear layer.
     Raises ValueError for a depth that is not 6n + 2.
     """
 
@@ -62,12 +62,12 @@ class BasicBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor, taps: dict[str, Tensor] | None = None, first: str = "", name: str = "") -> Tensor:
-        """first, name: what its first convolution layer and its output are kept as."""
+        """first, name: names of the taps for its first convolution layer and its output."""
         h = relu(self.norm1(self.conv1(x)), taps, first)
         return relu(self.norm2(self.conv2(h)) + self.shortcut(x), taps, name)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """x itself, or, where the block strides, every second row and column of it, then channels of zeros."""
+        """x itself; if the block changes shape, x subsampled by the stride and padded with channels of zeros."""
         stride, more = self.conv1.stride[0], self.conv1.out_channels - self.conv1.in_channels
         return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, more)) if more else x
 
@@ -75,8 +75,8 @@ class BasicBlock(nn.Module):
 class ResNet50(Network):
     """ResNet-50 for CIFAR: 3x3 stem without max-pooling, 3-4-6-3 bottlenecks with the stride in their 3x3 convolution.
 
-    The widely used layout of kuangliu/pytorch-cifar, which nocotan/born_again_neuralnet trains (there with the default
-    weights of PyTorch). Taps: layer1 to layer4, the outputs of the four groups, each with its ".pre" before the ReLU; pooled.
+    The widely used layout of kuangliu/pytorch-cifar, which nocotan/born_again_neuralnet trains (there from PyTorch's default
+    initial weights). Taps: layer1 to layer4, the outputs of the four groups, each with ".pre" before the ReLU; pooled.
     """
 
     def __init__(self, *, classes: int = 10):
@@ -120,7 +120,7 @@ class Bottleneck(nn.Module):
             self.shortcut = nn.Sequential(conv(inputs, 4 * width, 1, stride), nn.BatchNorm2d(4 * width))
 
     def forward(self, x: Tensor, taps: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
-        """name: what its output is kept as."""
+        """name: name of the tap for its output."""
         h = relu(self.norm1(self.conv1(x)))
         h = relu(self.norm2(self.conv2(h)))
         return relu(self.norm3(self.conv3(h)) + self.shortcut(x), taps, name)

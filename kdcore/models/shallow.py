@@ -1,4 +1,4 @@
-"""The networks of Ba & Caruana 2014, deep and shallow, in the notation of their table 2; k-means features of patches."""
+"""The deep and shallow networks of Ba & Caruana 2014, in the notation of their table 2, and k-means patch features."""
 
 import math
 import re
@@ -10,24 +10,24 @@ from torch.nn import functional as F
 
 from kdcore.models.network import Network, keep, relu
 
-POOL, STRIDE = 3, 2  # 32 -> 15 -> 7 -> 3: the one geometry that gives the table's 54M and 70M parameters
+POOL, STRIDE = 3, 2  # 32 -> 15 -> 7 -> 3: the only geometry that gives the table's 54M and 70M parameters
 LOCAL = 3  # side of a locally connected filter (Hinton et al. 2012, arXiv 1207.0580, appendix F [M])
 UNITS = r"([1-9]\d*)(k?)(c|lc|fc|L)?"
 
 
 class Layered(Network):
-    """Layers as table 2 writes them, "128c-p-1200L-30k", and a linear layer of ``classes`` outputs (Ba & Caruana 2014).
+    """A network written as in table 2, "128c-p-1200L-30k", with a linear layer of ``classes`` outputs (Ba & Caruana 2014).
 
-    128c: convolution, 128 maps, ``kernel`` x ``kernel``, of the size of its input; 16lc: locally connected, 16 maps, a 3x3
-    filter of its own at every place; 1000fc, 1000 or 30k: fully connected; ReLU after each of them. 1200L: fully connected
-    and linear. p: pooling of 3x3 places, two apart, none beyond the border. fc: the output layer, written out.
+    128c: convolution with 128 maps and a ``kernel`` x ``kernel`` filter, same padding; 16lc: locally connected, 16 maps, with a
+    separate 3x3 filter at each position; 1000fc, 1000 or 30k: fully connected. A ReLU follows each of these. 1200L: fully
+    connected and linear. p: 3x3 pooling with stride 2, without padding. fc: the output layer, written explicitly.
 
-    pooling: "max", or "stochastic" (``stochastic_pool``). input_dropout: share of the input values set to zero in training;
-    dropout: of the units of every lc, fc and k layer, and of what enters an output layer that is written out.
+    pooling: "max", or "stochastic" (``stochastic_pool``). input_dropout: dropout rate of the input; dropout: that of every lc,
+    fc and k layer, and of the input of an explicit output layer.
 
-    Taps: layer1, layer2, ... for the layers with weights but the last, with ".pre" before a ReLU. ``hidden_units`` counts as
+    Taps: layer1, layer2, ... for all layers with weights except the last, with ".pre" before a ReLU. ``hidden_units`` counts as
     the table does: every unit of every map, before and after pooling.
-    Raises ValueError for layers that cannot be read or put on top of each other.
+    Raises ValueError for layers that cannot be parsed or stacked.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class Layered(Network):
 
     @torch.no_grad()
     def reset(self, seed: int) -> "Layered":
-        """Fresh weights, in place, drawn from ``seed`` alone; biases are 0.
+        """Reinitialise the weights in place from ``seed`` alone; biases are 0.
 
-        Maps N(0, 2 / inputs) (He et al. 2015, "Delving deep into rectifiers", eq. 10: there is no BatchNorm), linear layers
-        N(0, 1 / inputs), ReLU layers N(0, 0.01^2) as in Hinton et al. 2012 [M]: the curvature of a loss along the mean of
-        30,000 units grows with the square of their size, and bounds the rate.
+        Convolutions N(0, 2 / inputs) (He et al. 2015, "Delving deep into rectifiers", eq. 10: there is no BatchNorm), linear
+        layers N(0, 1 / inputs), fully connected ReLU layers N(0, 0.01^2) as in Hinton et al. 2012 [M]: the curvature of the loss
+        along the mean of 30,000 units grows with the square of their size and bounds the learning rate.
         """
         generator = torch.Generator().manual_seed(seed)
         kinds = [kind for kind in self.kinds if kind not in ("p", "out")]
@@ -97,13 +97,13 @@ class Layered(Network):
 
 
 def _vector(h: Tensor) -> Tensor:
-    """Maps [B, C, H, W] as vectors, place by place: the order they have in memory, where the other one would cost a copy
-    forward and another backward."""
+    """Maps [B, C, H, W] flattened position by position, their order in memory: the other order would cost a copy in the forward
+    and in the backward pass."""
     return h.permute(0, 2, 3, 1).flatten(1) if h.dim() == 4 else h
 
 
 class LocallyConnected(nn.Module):
-    """A 3x3 convolution whose filters differ from place to place: maps [B, inputs, size, size] -> [B, outputs, size, size]."""
+    """A 3x3 convolution with a separate filter at each position: maps [B, inputs, size, size] -> [B, outputs, size, size]."""
 
     def __init__(self, inputs: int, outputs: int, size: int):
         super().__init__()
@@ -111,39 +111,39 @@ class LocallyConnected(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs, size, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        windows = F.unfold(x, LOCAL, padding=LOCAL // 2)  # [B, inputs * 9, places]
+        windows = F.unfold(x, LOCAL, padding=LOCAL // 2)  # [B, inputs * 9, positions]
         return torch.einsum("bip,poi->bop", windows, self.weight).view(-1, *self.bias.shape) + self.bias
 
 
 def parse(layers: str) -> list[tuple[str, int]]:
-    """(kind, units) of each layer of a word: "c", "lc", "L", "fc" (k too), "p" and "out" (without units: 0).
+    """(kind, units) of each layer; kinds are "c", "lc", "L", "fc" (k too), "p" and "out" (the last two with 0 units).
 
-    Raises ValueError for what is no layer.
+    Raises ValueError for what is not a layer.
     """
-    found = []
+    parsed = []
     for word in layers.split("-"):
         if word in ("p", "fc"):
-            found.append(({"p": "p", "fc": "out"}[word], 0))
+            parsed.append(({"p": "p", "fc": "out"}[word], 0))
         elif match := re.fullmatch(UNITS, word):
             number, thousand, kind = match.groups()
-            found.append((kind or "fc", int(number) * (1000 if thousand else 1)))
+            parsed.append((kind or "fc", int(number) * (1000 if thousand else 1)))
         else:
-            raise ValueError(f"'{word}' of '{layers}' is no layer: write 128c, 16lc, 1200L, 1000fc, 30k, p or fc")
-    if "out" in [kind for kind, _ in found[:-1]]:
+            raise ValueError(f"'{word}' in '{layers}' is not a layer: write 128c, 16lc, 1200L, 1000fc, 30k, p or fc")
+    if "out" in [kind for kind, _ in parsed[:-1]]:
         raise ValueError(f"'{layers}' has layers after its output fc")
-    return found
+    return parsed
 
 
 def scaled(layers: str, width: float) -> str:
-    """The same layers with ``width`` times the units each, rounded, at least one: "128c-p-30k" at 0.25 is "32c-p-7500fc"."""
+    """The same layers with ``width`` times as many units each, rounded, at least one: "128c-p-30k" at 0.25 is "32c-p-7500fc"."""
     words = [f"{max(1, round(width * units))}{kind}" if units else {"p": "p", "out": "fc"}[kind] for kind, units in parse(layers)]
     return "-".join(words)
 
 
 def stochastic_pool(h: Tensor, training: bool) -> Tensor:
-    """Stochastic pooling of windows of 3x3 places, two apart (Zeiler & Fergus 2013, section 3 [M]).
+    """Stochastic pooling over 3x3 windows with stride 2 (Zeiler & Fergus 2013, section 3 [M]).
 
-        training: one place l of the window, drawn with p_l = a_l / sum_k a_k;   else  sum_l p_l a_l
+        training: a_l for a position l of the window drawn with p_l = a_l / sum_k a_k;   else  sum_l p_l a_l
 
     h: activations a >= 0, [B, C, H, W]. A window of zeros gives 0.
     """
@@ -154,9 +154,9 @@ def stochastic_pool(h: Tensor, training: bool) -> Tensor:
 
 
 class _Drawn(torch.autograd.Function):
-    """One place of each window, drawn in proportion to its value.
+    """The value at one position of each window, drawn with probability in proportion to it.
 
-    Sums and masks of whole maps in their own memory order: looking each place up takes twice as long on a CPU.
+    Sums and masks work on whole maps in their memory order: looking up each position takes twice as long on a CPU.
     """
 
     @staticmethod
@@ -166,7 +166,7 @@ class _Drawn(torch.autograd.Function):
         draw = torch.rand_like(total) * total
         value, bound, drawn, later = places[0].clone(), places[0].clone(), torch.zeros_like(total), torch.empty_like(total)
         for place in places[1:]:
-            torch.le(bound, draw, out=later)  # 1 up to the place that is drawn, then 0: the bounds never fall
+            torch.le(bound, draw, out=later)  # 1 up to the position drawn, then 0, since the bounds never decrease
             value.lerp_(place, later)
             drawn += later
             bound += place
@@ -188,12 +188,12 @@ class _Drawn(torch.autograd.Function):
 
 
 def _parts(h: Tensor) -> list[Tensor]:
-    """Copies of every second row and column of maps [B, C, H, W], one for each of the four that can be the first."""
+    """Copies of every second row and column of maps [B, C, H, W], one for each of the four offsets."""
     return [h[:, :, i::STRIDE, j::STRIDE].clone() for i in range(STRIDE) for j in range(STRIDE)]
 
 
 def _places(parts: list[Tensor], shape: torch.Size) -> list[Tensor]:
-    """For each place of a window, its values in all windows of maps of a shape [B, C, H, W]: views [B, C, rows, columns]."""
+    """For each position of a window, its values in all windows of maps of shape [B, C, H, W], as strided views [B, C, rows, columns]."""
     rows, columns = ((side - POOL) // STRIDE + 1 for side in shape[2:])
     return [
         parts[STRIDE * (i % STRIDE) + j % STRIDE][:, :, i // STRIDE : i // STRIDE + rows, j // STRIDE : j // STRIDE + columns]
@@ -203,11 +203,11 @@ def _places(parts: list[Tensor], shape: torch.Size) -> list[Tensor]:
 
 
 class PatchFeatures(nn.Module):
-    """A single layer of k-means features: images [B, 3, H, W] of 0..255 -> [B, 4 K] (Coates, Lee & Ng 2011 [M]).
+    """Single-layer k-means features: images [B, 3, H, W] in 0..255 -> [B, 4 K] (Coates, Lee & Ng 2011 [M]).
 
-    Every 6x6 patch, less its mean, divided by sqrt(its variance + 10) and whitened (ZCA, 0.1 added to the eigenvalues), is
-    compared with K centroids. Feature k of a patch is max(0, mean distance - its distance to k); features are summed over
-    each quadrant of the image, then brought to zero mean and unit variance over the training images.
+    Each 6x6 patch has its mean subtracted, is divided by sqrt(its variance + 10), whitened (ZCA, with 0.1 added to the
+    eigenvalues) and compared with K centroids. Feature k of a patch is max(0, mean distance - distance to centroid k); features
+    are summed over each quadrant of the image, then standardised over the training images.
     """
 
     SIDE, CONTRAST, WHITENING, VALUES = 6, 10.0, 0.1, 2**24
@@ -221,7 +221,7 @@ class PatchFeatures(nn.Module):
         self.register_buffer("feature_std", torch.ones(4 * units))
 
     def fit(self, images: Tensor, patches: int, iterations: int, seed: int) -> "PatchFeatures":
-        """Centroids of ``patches`` random patches of images [N, 3, H, W] in 0..255, after ``iterations`` of k-means."""
+        """Fit the centroids by ``iterations`` of k-means on ``patches`` random patches of images [N, 3, H, W] in 0..255."""
         from sklearn.cluster import KMeans
 
         generator, side = torch.Generator().manual_seed(seed), self.SIDE
@@ -239,7 +239,7 @@ class PatchFeatures(nn.Module):
         return self
 
     def standardise(self, features: Tensor) -> "PatchFeatures":
-        """Take mean and deviation of the features [N, 4 K] of the training images; what varies by less than 0.1 is not blown up."""
+        """Set mean and deviation from features [N, 4 K] of the training images; deviations below 0.1 are not scaled up to 1."""
         self.feature_mean.copy_(features.mean(0))
         self.feature_std.copy_((features.var(0) + 0.01).sqrt())
         return self
@@ -250,7 +250,7 @@ class PatchFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         each = (x.shape[2] - self.SIDE + 1) * (x.shape[3] - self.SIDE + 1) * len(self.centroids)
-        parts = x.split(max(1, self.VALUES // each))  # all patches of all images would not fit
+        parts = x.split(max(1, self.VALUES // each))  # all patches of all images would not fit in memory
         return (torch.cat([self._pooled(part) for part in parts]) - self.feature_mean) / self.feature_std
 
     def _pooled(self, x: Tensor) -> Tensor:

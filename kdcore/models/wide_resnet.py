@@ -9,16 +9,16 @@ class WideResNet(Network):
     """WRN-depth-width: a 3x3 convolution to 16 channels, then three groups of (depth - 4) / 6 pre-activation blocks with
     16, 32 and 64 channels times ``width``, BatchNorm, ReLU, global average pooling, linear.
 
-    dropout: share of values set to zero in training between the two convolutions of each block.
+    dropout: dropout rate between the two convolutions of each block.
 
     Taps, for groups G = 1 to 3:
-    stem: the first convolution, neither normalised nor rectified.
-    groupG.first.pre, groupG.first: the group's first 3x3 convolution, normalised (by the second BatchNorm of its block),
-        before and after the ReLU (and before dropout).
-    groupG.sum: the group's output as it is, the sum of its last addition (Attention Transfer's).
-    groupG.pre, groupG: that sum after the BatchNorm that follows it (of the next group's first block; the network's own
-        for group 3), before and after the ReLU (Activation Boundaries' is the former).
-    pooled: the vector that the linear layer sees.
+    stem: the output of the first convolution, before any BatchNorm or ReLU.
+    groupG.first.pre, groupG.first: the group's first 3x3 convolution after the BatchNorm that follows it, before and after
+        the ReLU (and before dropout).
+    groupG.sum: the group's raw output, the sum of its last addition (used by attention transfer).
+    groupG.pre, groupG: that sum after the next BatchNorm (of the next group's first block, or the final one), before and
+        after the ReLU (activation boundaries use the former).
+    pooled: the input of the linear layer.
     Raises ValueError for a depth that is not 6n + 4.
     """
 
@@ -48,15 +48,15 @@ class WideResNet(Network):
         h = keep(taps, "stem", self.conv(x))
         for g, group in enumerate(self.groups, 1):
             for b, block in enumerate(group, 1):
-                # the first block of a group activates the output of the group before
+                # the first block of a group applies BatchNorm and ReLU to the previous group's output
                 h = block(h, taps, f"group{g - 1}" if b == 1 and g > 1 else "", f"group{g}.first" if b == 1 else "")
             keep(taps, f"group{g}.sum", h)
         return self.linear(keep(taps, "pooled", relu(self.norm(h), taps, "group3").mean((2, 3))))
 
 
 class PreActivationBlock(nn.Module):
-    """BatchNorm, ReLU, 3x3 convolution, twice, and the sum with the input; where the channels change, with a 1x1
-    convolution of the activated input instead."""
+    """BatchNorm, ReLU and 3x3 convolution, twice, plus the input or, if the channels change, a 1x1 convolution of the
+    activated input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
         super().__init__()
@@ -68,7 +68,7 @@ class PreActivationBlock(nn.Module):
         self.shortcut = None if inputs == outputs else conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor, taps: dict[str, Tensor] | None = None, before: str = "", first: str = "") -> Tensor:
-        """before, first: what its activated input and its first convolution layer are kept as."""
+        """before, first: names of the taps for its activated input and its first convolution layer."""
         h = relu(self.norm1(x), taps, before)
         shortcut = x if self.shortcut is None else self.shortcut(h)
         h = relu(self.norm2(self.conv1(h)), taps, first)

@@ -1,4 +1,4 @@
-"""What the notebooks call.
+"""The functions that notebooks call.
 
     page = notebooks.Page("hinton_mnist", budget=budget, seeds=seeds, device=device, engine=engine, results_dir=results_dir)
     page.run()              # trains what is missing

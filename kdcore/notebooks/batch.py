@@ -17,15 +17,15 @@ from kdcore.notebooks.page import Page
 from kdcore.trials import plan
 from kdcore.trials.store import Store
 
-CELL_SECONDS = 600.0  # the longest that a cell may take: trials have been recorded before, and drawing takes seconds
+CELL_SECONDS = 600.0  # time limit of a cell: trials have run before, and drawing takes seconds
 
 
 def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engine: str, results: str) -> None:
-    """Run what is missing, then a paper's notebook with papermill.
+    """Run the missing trials of a paper, then execute its notebook with papermill.
 
-    Its copy with outputs appears only when every cell ran and every trial of the budget has a record: for smoke in
-    ``smoke/executed`` of the results folder, else in ``executed``. Trials run before the notebook opens, so a cell that does not end means
-    that its kernel was lost: such a notebook is executed once more.
+    The executed copy is saved only if every cell ran and every trial of the budget has a record: in ``executed`` of the results
+    folder, for smoke in ``smoke/executed``. Trials run before the notebook is executed, so a cell that does not end means a lost
+    kernel; the notebook is then executed a second time.
     """
     root = validation.home()
     source = papers.get(key).notebook
@@ -34,7 +34,7 @@ def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engi
         raise KdcoreError(f"{source} is missing: restore it from git")
     store = Store(folder)
     target = store.root(budget) / "executed" / f"{key}.ipynb"
-    inside = folder.relative_to(root) if folder.is_relative_to(root) else folder  # no path of this machine in the copy
+    inside = folder.relative_to(root) if folder.is_relative_to(root) else folder  # keep this machine's paths out of the copy
     values = {"budget": budget, "device": device, "engine": engine, "results_dir": str(inside)}
     if seeds is not None:
         values["seeds"] = seeds
@@ -70,9 +70,9 @@ def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engi
 
 
 def _run(source: Path, target: str, values: dict) -> None:
-    """Execute a notebook, a second time where a cell hangs."""
+    """Execute a notebook, and once more if a cell hangs."""
     if (folder := validation.other_papers()) is not None:
-        os.environ["KDCORE_PAPERS"] = str(folder)  # the kernel starts in another folder than this process
+        os.environ["KDCORE_PAPERS"] = str(folder)  # absolute, since the kernel starts in another folder
     for last in (False, True):
         try:
             papermill.execute_notebook(
@@ -83,26 +83,26 @@ def _run(source: Path, target: str, values: dict) -> None:
                 cwd=str(validation.checkout()),
                 kernel_name="python3",
                 execution_timeout=CELL_SECONDS,
-                extra_arguments=["--IPKernelApp.log_level=50"],  # its notices about local TCP and its end are not for readers
+                extra_arguments=["--IPKernelApp.log_level=50"],  # hide the kernel's notices about local TCP and shutdown
             )
             return
-        except TimeoutError as error:  # jupyter can lose a kernel's answer, and would wait for it forever
+        except TimeoutError as error:  # Jupyter can lose a kernel's reply, and would wait for it forever
             if last:
                 words = f"{source.name} hung twice ({str(error).splitlines()[0]}): execute it in JupyterLab to see why"
                 raise KdcoreError(words) from error
 
 
 def refuse_foreign_kernel() -> None:
-    """Raise KdcoreError unless the kernel that papermill starts is this Python, whose kdcore made the records."""
+    """Raises KdcoreError unless the kernel that papermill starts uses this Python, whose kdcore made the records."""
     cure = f"`{sys.executable} -m ipykernel install --sys-prefix` makes it this Python's"
     try:
         program = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except (NoSuchKernel, OSError, ValueError, IndexError) as error:
-        raise KdcoreError(f"Jupyter has no kernel python3 that it could start ({error}): {cure}") from error
+        raise KdcoreError(f"Jupyter has no kernel python3 that it can start ({error}): {cure}") from error
     major, minor = sys.version_info[:2]
-    own = {"python", f"python{major}", f"python{major}.{minor}"}  # Jupyter takes these to mean the Python that runs it
+    own = {"python", f"python{major}", f"python{major}.{minor}"}  # for Jupyter these mean the Python that runs it
     if program not in own and os.path.realpath(os.path.dirname(program)) != os.path.realpath(os.path.dirname(sys.executable)):
-        raise KdcoreError(f"the Jupyter kernel python3 is {program}, another Python than {sys.executable}, which runs kdcore: {cure}")
+        raise KdcoreError(f"the Jupyter kernel python3 is {program}, not {sys.executable}, which runs kdcore: {cure}")
 
 
 def unfinished(path: Path) -> str | None:
@@ -119,14 +119,14 @@ def unfinished(path: Path) -> str | None:
 
 
 def _end_children() -> None:
-    """Whatever was interrupted, no kernel outlives this process."""
+    """Kill all child processes, so that no kernel outlives this process."""
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
 
 
 def _forget_paths(path: Path, source: str, target: str) -> None:
-    """papermill notes where it read and wrote; a committed copy should not tell one machine's folders."""
+    """Replace the paths that papermill stores, since a committed copy should not name one machine's folders."""
     notebook = nbformat.read(path, 4)
     notebook.metadata.papermill |= {"input_path": source, "output_path": target}
     nbformat.write(notebook, path)

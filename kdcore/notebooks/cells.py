@@ -1,6 +1,6 @@
-"""The cells that every notebook has, made of its paper's sheet: ``kdcore notebook KEY`` writes them, ``kdcore check`` compares.
+"""The standard cells of notebooks, generated from the paper's sheet: ``kdcore notebook KEY`` writes them, ``kdcore check`` compares.
 
-A standard cell is known by its id ("budget", "table-errors"); every other cell is the notebook's own and stays as it is, where it is.
+A standard cell is recognised by its id ("budget", "table-errors"); every other cell is the notebook's own and is left alone.
 """
 
 import textwrap
@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from kdcore import paths
 from kdcore.errors import KdcoreError
 
-TABLE = "table-"  # and the id of a table: its cell
+TABLE = "table-"  # followed by the id of a table: the id of its cell
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -21,7 +21,7 @@ METADATA = {
 
 
 def standard(paper) -> list[NotebookNode]:
-    """The standard cells of a paper's notebook, in their order."""
+    """The standard cells of a paper's notebook, in order."""
     names, runs = list(paper.budgets), paper.sheet.get("runs")
     chosen = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     sizes = [f"- `{name}` ({budget['time']}): {budget['about'].rstrip('.')}." for name, budget in paper.budgets.items()]
@@ -74,7 +74,7 @@ def standard(paper) -> list[NotebookNode]:
 
 
 def started(paper) -> NotebookNode:
-    """A notebook to start from: the standard cells, and what is to be written around them."""
+    """A new notebook: the standard cells, and placeholders for what has to be written around them."""
     sheet = paper.sheet
     title = f"# {sheet['title']}\n\n{sheet['authors']} {sheet['year']}.\n\n## Claim\n\n{sheet['question']}"
     first = [
@@ -88,26 +88,26 @@ def started(paper) -> NotebookNode:
 
 
 def problems(paper) -> list[str]:
-    """What is not in step with the sheet, a sentence for each cell."""
+    """One sentence for each cell that does not agree with the sheet."""
     path = paper.notebook
-    mend = f"kdcore notebook {paper.key} writes it"
+    mend = f"run kdcore notebook {paper.key}"
     if not path.exists():
         return [f"{path} is missing: {mend}"]
     notebook, expected = read(path), {cell.id: cell for cell in standard(paper)}
     there = {cell.id: cell for cell in notebook.cells}
-    found = [f"{path} has no cell '{name}': {mend}" for name in expected if name not in there]
-    found += [
-        f"the cell '{name}' of {path} is not what the sheet gives: {mend} anew"
+    wrong = [f"{path} has no cell '{name}': {mend}" for name in expected if name not in there]
+    wrong += [
+        f"the cell '{name}' of {path} does not agree with the sheet: {mend}"
         for name, cell in expected.items()
         if name in there and not _equal(there[name], cell)
     ]
-    return found + [f"the cell '{name}' of {path} shows a table that the sheet has not: kdcore notebook {paper.key} removes it"
+    return wrong + [f"the cell '{name}' of {path} shows a table that is not in the sheet: {mend}"
                     for name in there if name.startswith(TABLE) and name not in expected]  # fmt: skip
 
 
 def write(paper) -> list[str]:
-    """Bring the standard cells of a paper's notebook in step with its sheet, or write a notebook to start from where there is none.
-    The ids of the cells that are new, changed or gone."""
+    """Update the standard cells of a paper's notebook from its sheet, or write a new notebook if there is none. Returns the ids of
+    cells that were added, changed or removed."""
     path = paper.notebook
     if not path.exists():
         _save(path, started(paper))
@@ -134,11 +134,11 @@ def write(paper) -> list[str]:
 
 
 def read(path: Path) -> NotebookNode:
-    """Raises KdcoreError for what is no notebook."""
+    """Read a notebook. Raises KdcoreError for a file that is not one."""
     try:
         return nbformat.read(paths.regular(path), 4)
-    except Exception as error:  # whatever nbformat makes of a broken file
-        raise KdcoreError(f"{path} is no notebook ({type(error).__name__}): restore it from git") from error
+    except Exception as error:  # whatever nbformat raises for a broken file
+        raise KdcoreError(f"{path} is not a notebook ({type(error).__name__}): restore it from git") from error
 
 
 def _save(path: Path, notebook: NotebookNode) -> None:
@@ -146,7 +146,7 @@ def _save(path: Path, notebook: NotebookNode) -> None:
 
 
 def _equal(one: NotebookNode, other: NotebookNode) -> bool:
-    """Whatever else an editor keeps in a cell's metadata."""
+    """Whether two cells are equal, apart from what editors keep in their metadata."""
     parts = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in (one, other)]
     return parts[0] == parts[1]
 

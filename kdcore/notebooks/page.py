@@ -1,4 +1,4 @@
-"""One paper in a notebook: its trials at one budget beside the committed records of all others."""
+"""A paper in a notebook: its trials at one budget beside the committed records of all others."""
 
 import textwrap
 
@@ -18,10 +18,10 @@ from kdcore.trials.store import Store
 
 
 class Page:
-    """A paper's trials, tables, claims and figures, as its notebook shows them.
+    """A paper's trials, tables, claims and figures, as shown in its notebook.
 
-    budget: smoke, laptop, fast or paper. seeds: how many, or a list; 0 for the budget's own number. results_dir: relative
-    to the checkout. Raises KdcoreError for an unknown paper, budget, engine or parameter.
+    budget: smoke, laptop, fast or paper. seeds: how many, or a list; 0: the budget's default. results_dir: relative to the
+    checkout. Raises KdcoreError for an unknown paper, budget, engine or parameter.
     """
 
     def __init__(self, paper: str, *, budget: str, seeds, device: str, engine: str, results_dir: str):
@@ -34,9 +34,9 @@ class Page:
         self.store = Store(validation.folder(validation.home() / validation.folder(results_dir)))
 
     def run(self, *, quiet: bool = True) -> None:
-        """Run the trials of this budget that have no record; one line says what there is. Raises KdcoreError on failure.
+        """Run the trials of this budget that have no record, and print a summary. Raises KdcoreError on failure.
 
-        quiet: without lines about trials that run.
+        quiet: print no progress.
         """
         planned = plan.make(self.paper.key, self.budget, None, self.seeds, self.store)
         with Progress(planned, quiet) as progress:
@@ -49,24 +49,25 @@ class Page:
         print(f"budget {self.budget}: {len(planned.trials)} trials recorded" + (f", {new} of them just now" if new else ""))
 
     def table(self, table: str) -> None:
-        """Show one of the paper's tables, once for each budget that has records and runs its arms; where none does, the paper's numbers."""
+        """Show a table of the paper for each budget with records that runs its arms; if there is none, the paper's numbers."""
         running = [budget for budget in self.budgets if any(each["id"] == table for each in select.tables_of(self.paper, budget))]
         for budget in running or [self.budget]:
             self._show(tables.table(self.paper, table, self._records(budget), budget))
 
     def claims(self) -> None:
-        """Show every claim with its verdict, once for each budget that has records."""
+        """Show every claim with its verdict, for each budget with records."""
         for budget in self.budgets:
             self._show(claims(self.paper, self._records(budget), budget))
 
     def facts(self, part: str) -> None:
-        """Show "protocol", "deviations" or another list of the sheet; or "budget": what this run's budget changes."""
+        """Show "protocol", "deviations" or another list of the sheet, or "budget": the changes of this run's budget."""
         self._show(tables.budget_table(self.paper, self.budget) if part == "budget" else tables.facts(self.paper, part))
 
     def figure(self, name: str) -> None:
-        """Show one of the paper's figures at the first budget that can draw it (the committed ones come first).
+        """Show one of the paper's figures at the first budget that can draw it, committed ones first.
 
-        A larger budget may leave out what a figure shows; then a sentence says so. Raises KdcoreError at smoke, which draws all.
+        If no budget can, prints a sentence, since a larger budget may leave out what the figure shows. At smoke, which draws all
+        figures, raises KdcoreError instead.
         """
         known: list[str] = []
         for budget in self.budgets:
@@ -83,16 +84,16 @@ class Page:
         print(textwrap.fill(words, 110))
 
     def measured(self, metric: str):
-        """The metric of the first record that has it, in the order of ``budgets``. Raises KdcoreError where none has."""
+        """The metric of the first record that has it, in the order of ``budgets``. Raises KdcoreError if none has."""
         for budget in self.budgets:
             for record in select.results(self.paper, self._records(budget), budget):
                 if metric in record["metrics"]:
                     return record["metrics"][metric]
-        raise KdcoreError(f"no record has a '{metric}': run page.run() first, at a budget with the arm that measures it")
+        raise KdcoreError(f"no record has the metric '{metric}': call page.run() first, at a budget with the arm that measures it")
 
     @property
     def budgets(self) -> list[str]:
-        """The budgets to show: those with committed records, then this run's own."""
+        """The budgets to show: those with committed records, then this run's."""
         there = [name for name in select.budgets(self.paper, self.store.records(self.paper.key)) if name not in ("smoke", self.budget)]
         return [*there, self.budget]
 

@@ -1,4 +1,4 @@
-"""The parameters of a notebook: what it declares, and what is refused. papermill itself only warns of an unknown one."""
+"""Checks of a notebook's parameters against those that it declares: papermill itself only warns about unknown ones."""
 
 import ast
 import difflib
@@ -16,7 +16,7 @@ OF_PAGE = ("budget", "seeds", "device", "engine", "results_dir")  # ``Page`` che
 
 
 def declared(path: Path) -> dict[str, str]:
-    """Names in a notebook's cell tagged ``parameters``, each with its annotation ("" where it has none)."""
+    """Names in a notebook's cell tagged ``parameters``, each with its annotation ("" if it has none)."""
     for cell in nbformat.read(path, 4).cells:
         if "parameters" in cell.metadata.get("tags", []):
             return _annotations(cell.source)
@@ -24,12 +24,12 @@ def declared(path: Path) -> dict[str, str]:
 
 
 def refuse_unknown(path: Path, values: dict) -> None:
-    """Raise KdcoreError for a parameter that the notebook does not have, or of another type than it declares."""
+    """Raises KdcoreError for a parameter that the notebook does not declare, or a value of another type."""
     _refuse(declared(path), values, path.name)
 
 
 def refuse_injected() -> None:
-    """The same inside a running notebook: what papermill injected must be among the names of the parameters cell."""
+    """The same inside a running notebook, for the parameters that papermill injected."""
     cells = getattr(sys.modules.get("__main__"), "In", None) or []
     injected = [i for i, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
     if injected and injected[-1] >= 1:
@@ -50,7 +50,7 @@ def _refuse(known: dict[str, str], values: dict, where: str) -> None:
 
 
 def _annotations(source: str) -> dict[str, str]:
-    """{name: annotation} of the variables that a cell assigns."""
+    """{name: annotation} for the variables that a cell assigns."""
     names = {}
     for node in _statements(source):
         for target in getattr(node, "targets", [getattr(node, "target", None)]):
@@ -60,7 +60,7 @@ def _annotations(source: str) -> dict[str, str]:
 
 
 def _values(source: str) -> dict:
-    """{name: value} of the cell that papermill injects. What is not a literal (nan, infinity) counts as nan."""
+    """{name: value} from the cell that papermill injects. A value that is not a literal (nan, infinity) counts as nan."""
     values = {}
     for node in _statements(source):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

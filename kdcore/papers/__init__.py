@@ -1,13 +1,13 @@
-"""The papers. Each is a folder: sheet.yaml (what it says, what we do), trial.py (what a trial of it does) and, where the
-shared kinds of figures do not do, figures.py; beside them what only this paper needs.
+"""The papers. Each is a folder with sheet.yaml (what the paper says and what we run), trial.py (how to train and measure a
+trial), figures.py if it has figures of its own, and any module that only this paper needs.
 
     paper = papers.get("hinton_mnist")
     paper.trials("fast", arms=["small"], seeds=[0])
 
-trial.py declares VERSION, METRICS (what its trials measure, in words), ``prepare(trials, context, teacher_weights) -> Run`` and, where
-trials train side by side, ``cohort(config)``; figures.py ``figures(records)``.
+trial.py defines VERSION, METRICS (its metrics, each with a description), ``prepare(trials, context, teacher_weights) -> Run`` and,
+if trials can train side by side, ``cohort(config)``; figures.py defines ``figures(records)``.
 
-With ``KDCORE_PAPERS=FOLDER`` the papers of that folder take the place of the suite's own.
+With ``KDCORE_PAPERS=FOLDER``, the papers of that folder replace the suite's own.
 """
 
 import copy
@@ -26,8 +26,8 @@ from kdcore.papers.spec import Cohort, Trial
 from kdcore.training import Run, fast_precision
 
 HERE = validation.other_papers() or Path(__file__).parent
-__path__.insert(0, str(HERE))  # kdcore.papers.KEY.trial, wherever they lie
-DERIVED = "derived"  # the value of a parameter that follows from others: is_teacher, teacher_network
+__path__.insert(0, str(HERE))  # so that kdcore.papers.KEY.trial can be imported from any folder
+DERIVED = "derived"  # in a sheet, the value of a parameter that follows from others: is_teacher, teacher_network
 MOST_NODES, MOST_LEVELS = 100_000, 20  # of a sheet; the largest has 4,000 and 6
 
 
@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 
 def get(key: str) -> "Paper":
-    """The paper of a key. Raises KdcoreError for an unknown one."""
+    """The paper with this key. Raises KdcoreError for an unknown one."""
     return _paper(validation.one_of(key, "paper", names()))
 
 
@@ -47,7 +47,7 @@ def _paper(key: str) -> "Paper":
 
 
 class BadSheet(KdcoreError):
-    """A sheet that no trial or table can be made of; ``problems``: a sentence for each thing that is wrong."""
+    """An invalid sheet. problems: one sentence for each thing that is wrong."""
 
     def __init__(self, key: str, problems: list[str]):
         self.problems = [f"{key}/sheet.yaml: {problem}" for problem in problems]
@@ -56,10 +56,10 @@ class BadSheet(KdcoreError):
 
 
 class Paper:
-    """One replicated work: its yaml as ``sheet``, its arms, budgets and trials."""
+    """A replicated paper: its sheet (the YAML as a dict), arms, budgets and trials."""
 
     def __init__(self, key: str, sheet: dict | None = None):
-        """key: of the yaml that is read where no ``sheet`` is given. Raises BadSheet, unless the machine has no pydantic."""
+        """sheet: by default, that of ``key`` is read. Raises BadSheet for an invalid one, unless pydantic is not installed."""
         self.key = key
         self.sheet = read(HERE / key / "sheet.yaml") if sheet is None else sheet
         rules = _rules()
@@ -72,10 +72,10 @@ class Paper:
         self._trials: dict[tuple[str, str, int], Trial] = {}
         if rules and (problems := rules.problems(self)):
             raise BadSheet(key, problems)
-        self.__dict__.pop("tables", None)  # made for the check alone
+        self.__dict__.pop("tables", None)  # cached by the check
 
     def refuse_unbuildable(self, trials: list[Trial]) -> None:
-        """Raise BadSheet where a network of these trials cannot be built."""
+        """Raises BadSheet if a network of these trials cannot be built."""
         arms: dict[str, dict[str, None]] = {}
         for trial in trials:
             arms.setdefault(trial.budget, {})[trial.arm] = None
@@ -85,13 +85,13 @@ class Paper:
 
     @cached_property
     def tables(self) -> list[dict]:
-        """The paper's tables; every row has label, arm (None for a number that the paper quotes from others), metric, unit,
-        margin, paper (the reported number or None), its mark, and in a table with a ``reference``, the name of who else reports
-        numbers, reference (that number or None).
+        """The paper's tables. Every row has label, arm (None for a number that the paper quotes from others), metric, unit,
+        margin, paper (the reported number or None) and its mark; in a table with a ``reference`` (someone else who reports
+        numbers), rows may also have reference (that number or None).
 
-        A row with a sweep stands for one of each combination; its numbers may be lists, one for each. Raises KdcoreError
-        where they are not as many."""
-        found = []
+        A row with a sweep becomes one row for each combination; its numbers may be lists, one number for each. Raises
+        KdcoreError if such a list has the wrong length."""
+        tables = []
         for table in self.sheet["tables"]:
             defaults = {key: table[key] for key in ("metric", "unit", "margin")}
             mark = {"mark": table["mark"]} if "mark" in table else {}
@@ -103,15 +103,15 @@ class Paper:
                     names = {"label": row["label"].format(**chosen), "arm": row["arm"] and row["arm"].format(**chosen)}
                     values = {key: column[i] for key, column in numbers.items()}
                     rows.append(defaults | (mark if values.get("paper") is not None else {}) | row | names | values)
-            found.append(table | {"rows": rows})
-        return found
+            tables.append(table | {"rows": rows})
+        return tables
 
     def _numbers(self, row: dict, key: str, count: int) -> list:
         """The reported numbers of a row, one for each combination of its sweep."""
         numbers = row[key] if isinstance(row[key], list) else [row[key]] * count
         if len(numbers) != count:
             raise KdcoreError(
-                f"{self.key}/sheet.yaml: the row '{row['label']}' stands for {count} rows and has {len(numbers)} numbers in '{key}'"
+                f"{self.key}/sheet.yaml: the sweep of row '{row['label']}' gives {count} rows, but '{key}' has {len(numbers)} numbers"
             )
         return numbers
 
@@ -121,12 +121,12 @@ class Paper:
 
     @property
     def notebook(self) -> Path:
-        """Where its notebook lies, or belongs."""
+        """The path of its notebook, which need not exist."""
         name = f"{self.key}.ipynb"
         return validation.checkout() / "notebooks" / name if validation.other_papers() is None else HERE / self.key / name
 
     def figures(self, records: list[dict]) -> dict:
-        """What draws the figures of this paper alone, by name, from the records of one budget; what has no record is left out."""
+        """Functions that draw the paper's own figures, by name, from the records of one budget; figures without records are left out."""
         if not (HERE / self.key / "figures.py").exists():
             return {}
         return self._import("figures").figures(records)
@@ -143,27 +143,27 @@ class Paper:
             raise KdcoreError(f"{self.key}/{part}.py cannot be imported ({reason})") from error
 
     def prepare(self, trials, context, teacher_weights) -> Run:
-        """All that the trials of a cohort train, built and not trained yet. teacher_weights: what their teacher's trial handed on;
-        None without a teacher, and in a rehearsal."""
+        """Build the run of a cohort's trials, without training it. teacher_weights: those that the teacher's trial handed on; None
+        without a teacher, and in a rehearsal."""
         return self.module.prepare(trials, context, teacher_weights)
 
     def cohort(self, config: dict):
-        """Trials of one seed and teacher whose keys are equal train side by side; for None, the usual, each trains alone."""
+        """A key: trials with the same seed, teacher and key train side by side. None, the default: each trains alone."""
         return self.module.cohort(config) if hasattr(self.module, "cohort") else None
 
     def refuse_undeclared(self, results: list[dict]) -> None:
-        """Raise KdcoreError for a metric that trial.py measures and does not declare: no sheet could be checked against it."""
+        """Raises KdcoreError for a metric that trial.py measures but does not declare, since sheets are checked against METRICS."""
         if unknown := {name for result in results for name in result["metrics"]} - set(self.module.METRICS):
             names = ", ".join(sorted(unknown))
             raise KdcoreError(f"{self.key}/trial.py measures {names}, which its METRICS does not declare: add a line for each")
 
     def work(self, config: dict) -> float:
-        """A rough size of a trial's training, passes x cases x parameters: what puts trials in order that were never timed."""
+        """A rough size of a trial's training, epochs x cases x parameters, to order trials that were never timed."""
         return self.module.work(config) if hasattr(self.module, "work") else 1.0
 
     def precision(self, device: str, wanted: str = "auto") -> str:
-        """What the products of training are computed in. "auto": bfloat16 where the device is fast at it and the sheet's
-        ``bfloat16`` says that this paper's errors were found equal with it (an equivalence test), else float32."""
+        """The precision of matrix products in training. "auto": bfloat16 if the device is fast at it and the sheet's ``bfloat16``
+        says that an equivalence test found this paper's errors equal with it, else float32."""
         if wanted != "auto":
             return wanted
         return fast_precision(device) if self.sheet.get("bfloat16") else "float32"
@@ -177,22 +177,22 @@ class Paper:
         return [arm for arm in self.arms if any(fnmatch.fnmatchcase(arm, pattern) for pattern in patterns)]
 
     def seeds(self, budget: str, arm: str) -> int:
-        """How many seeds (0, 1, ...) a budget plans for an arm."""
+        """The number of seeds (0, 1, ...) that a budget runs for an arm."""
         return self._overrides(budget, arm).get("seeds", self.budget(budget)["seeds"])
 
     def config(self, budget: str, arm: str) -> dict:
-        """The resolved configuration: the paper's protocol, then the arm's settings, then the budget's overrides; last, where
-        the sheet says ``derived``, what follows from these."""
+        """The resolved configuration: the paper's protocol, overridden by the arm's settings, then by the budget's; then parameters
+        that the sheet gives as ``derived`` are filled in."""
         return copy.deepcopy(self._config(budget, arm))
 
     def _config(self, budget: str, arm: str) -> dict:
-        """``config``, resolved once for all trials: not to be changed."""
+        """``config``, resolved once for all trials; must not be modified."""
         if (budget, arm) not in self._configs:
             self._configs[budget, arm] = copy.deepcopy(self.resolved(budget, arm))
         return self._configs[budget, arm]
 
     def resolved(self, budget: str, arm: str) -> dict:
-        """``config``, made anew of the sheet's own lists and dicts: to be read only."""
+        """``config``, resolved again and sharing lists and dicts with the sheet; must not be modified."""
         validation.one_of(arm, "arm", self.arms, start=f"{self.key} has no {{what}} {{value}}")
         config = self._written(budget, arm)
         if unknown := set(config) - set(self.sheet["config"]):
@@ -211,20 +211,20 @@ class Paper:
         return config
 
     def _written(self, budget: str, arm: str) -> dict:
-        """The configuration as the sheet has it, with nothing derived."""
+        """The configuration as written in the sheet, without derived values."""
         overrides = {key: value for key, value in self._overrides(budget, arm).items() if key != "seeds"}
         return self.sheet["config"] | self.arms[arm] | overrides
 
     def _overrides(self, budget: str, arm: str) -> dict:
-        """What a budget changes for an arm: ``config`` for all, then each matching entry of ``arms`` in turn."""
-        found = dict(self.budget(budget).get("config", {}))
+        """A budget's overrides for an arm: its ``config``, then each matching entry of its ``arms`` in turn."""
+        overrides = dict(self.budget(budget).get("config", {}))
         for pattern, values in self.budget(budget).get("arms", {}).items():
             if fnmatch.fnmatchcase(arm, pattern):
-                found |= values
-        return found
+                overrides |= values
+        return overrides
 
     def trial(self, budget: str, arm: str, seed: int) -> Trial:
-        """One trial of the grid, made once: to compare thousands of records with it costs a look-up each."""
+        """One trial of the grid, cached so that comparing it with thousands of records costs one look-up each."""
         if (budget, arm, seed) in self._trials:
             return self._trials[budget, arm, seed]
         config = self._config(budget, arm)
@@ -246,17 +246,17 @@ class Paper:
         return None if name is None else self.trial(trial.budget, name, trial.seed)
 
     def trials(self, budget: str, arms: list[str] | None = None, seeds: list[int] | None = None) -> list[Trial]:
-        """The grid of a budget, seed by seed: by default every arm with its own number of seeds.
+        """The grid of a budget, ordered by seed; by default every arm with its own number of seeds.
 
-        Raises KdcoreError for an unknown arm, or an arm that this budget leaves out.
+        Raises KdcoreError for an unknown arm, or one that this budget leaves out.
         """
         available = self.budget_arms(budget)
         for arm in arms or ():
             if arm not in self.arms:
-                self.config(budget, arm)  # says which arms there are
+                self.config(budget, arm)  # raises, and lists the arms
             if arm not in available:
                 raise KdcoreError(
-                    f"budget '{budget}' of {self.key} leaves out '{arm}': take budget fast or paper, or one of {'; '.join(available)}"
+                    f"budget '{budget}' of {self.key} leaves out '{arm}': use budget fast or paper, or one of {'; '.join(available)}"
                 )
         pairs = [
             (s, a)
@@ -267,7 +267,7 @@ class Paper:
         return [self.trial(budget, arm, seed) for seed, arm in sorted(pairs, key=lambda pair: pair[0])]
 
     def cohorts(self, trials: list[Trial]) -> list[Cohort]:
-        """Trials grouped into those that train side by side; the order of first appearance is kept, and a trial that comes twice is one."""
+        """Group trials into cohorts, which train side by side, in order of first appearance; duplicates are dropped."""
         groups: dict = {}
         for trial in {trial.id: trial for trial in trials}.values():
             key = self.cohort(trial.config)
@@ -286,7 +286,7 @@ def _rules():
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a repeated key is an error, where the last one would silently win, and merges do not grow without end."""
+    """A YAML loader that refuses repeated keys, of which the last would win silently, and merges of unbounded size."""
 
     def construct_mapping(self, node, deep=False):
         known = set()
@@ -299,55 +299,55 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node):
         super().flatten_mapping(node)
         if len(node.value) > MOST_NODES:
-            raise yaml.constructor.ConstructorError(None, None, "it merges too much", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "its merges are too large", node.start_mark)
 
 
 def read(path: Path) -> dict:
-    """A sheet as its yaml has it: text keys, plain values, finite numbers. Raises KdcoreError with the file and the place."""
-    name = "/".join(path.parts[-2:])  # of its paper, and its own
+    """Read a sheet: text keys, plain values, finite numbers. Raises KdcoreError with the file and the place."""
+    name = "/".join(path.parts[-2:])  # KEY/sheet.yaml
     try:
-        found = yaml.load(path.read_bytes().decode("utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+        sheet = yaml.load(path.read_bytes().decode("utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
     except UnicodeDecodeError as error:
-        raise KdcoreError(f"{name} is not UTF-8 (byte {error.start}): save it so") from error
+        raise KdcoreError(f"{name} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except RecursionError as error:
-        raise KdcoreError(f"{name} is nested too deep: a sheet has six levels") from error
+        raise KdcoreError(f"{name} is nested too deeply: a sheet has six levels") from error
     except yaml.YAMLError as error:
         mark, words = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         line = f", line {mark.line + 1}" if mark else ""
         raise KdcoreError(f"{name}{line} is not valid YAML: {' '.join(words.split())}") from error
     except (ValueError, TypeError, OverflowError, AttributeError, OSError) as error:
         raise KdcoreError(f"{name} cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise KdcoreError(f"{name} {'is empty' if found is None else 'is not a mapping'}: copy the sections of another sheet")
-    _plain(found, name, [MOST_NODES])
-    return found
+    if not isinstance(sheet, dict):
+        raise KdcoreError(f"{name} {'is empty' if sheet is None else 'is not a mapping'}: copy the sections of another sheet")
+    _plain(sheet, name, [MOST_NODES])
+    return sheet
 
 
 def _plain(value, where: str, left: list[int], depth: int = 0) -> None:
-    """Raise KdcoreError for what no record could hold: keys that are no text, dates and sets, infinities; and for aliases that
-    unfold without end (``left``: how many values there may still be)."""
+    """Raises KdcoreError for what a record cannot hold (keys that are not text, dates, sets, infinities) and for aliases that
+    expand without bound (``left``: how many more values there may be)."""
     left[0] -= 1
     if left[0] < 0 or depth > MOST_LEVELS:
-        raise KdcoreError(f"{where}: it holds more than {MOST_NODES:,} values or {MOST_LEVELS} levels; does an alias repeat itself?")
+        raise KdcoreError(f"{where}: it has more than {MOST_NODES:,} values or {MOST_LEVELS} levels; does an alias contain itself?")
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise KdcoreError(f"{where}: the key {validation.shown(key)} must be a text: write it in quotes")
+                raise KdcoreError(f"{where}: the key {validation.shown(key)} must be text: write it in quotes")
             _plain(inner, f"{where}, {key}" if len(where) < 200 else where, left, depth + 1)
     elif isinstance(value, list):
         for number, inner in enumerate(value):
             _plain(inner, f"{where} [{number}]" if len(where) < 200 else where, left, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value) or isinstance(value, int) and abs(value) > 2**53:
-        raise KdcoreError(f"{where}: {validation.shown(value)} is not a finite number that every machine can hold")
+        raise KdcoreError(f"{where}: {validation.shown(value)} is not a finite number that every machine can represent")
     elif value is not None and not isinstance(value, str | int | float):
-        raise KdcoreError(f"{where}: {validation.shown(value)} is a {type(value).__name__}: write a text, in quotes, or a number")
+        raise KdcoreError(f"{where}: {validation.shown(value)} is a {type(value).__name__}: write text, in quotes, or a number")
 
 
 def _expanded(arms: dict) -> dict:
-    """Arms with a ``sweep`` become one arm for each combination: ``"{width} units"`` with sweep {width: [300, 30]}.
+    """Expand each arm with a ``sweep`` into one arm for each combination: ``"{width} units"`` with sweep {width: [300, 30]}.
 
-    A setting that is such a placeholder and nothing else ("{width}") becomes the value itself, a number for a number; one
-    that holds placeholders ("teacher, {width} units") has them filled in.
+    A setting that consists of a placeholder alone ("{width}") becomes the value itself, so that a number stays a number;
+    in other text ("teacher, {width} units") placeholders are filled in.
     """
     expanded = {}
     for name, settings in arms.items():

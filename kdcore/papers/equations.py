@@ -27,7 +27,7 @@ To find an equation, search this page for a word, a function or a number.
 
 
 def outdated(root: Path) -> list[str]:
-    """A sentence where the page is not what sheets, code and notebooks say."""
+    """One sentence if the page is out of date."""
     there = (root / PAGE).read_text(encoding="utf-8") if (root / PAGE).is_file() else None
     if there == page():
         return []
@@ -46,9 +46,9 @@ def problems(paper) -> list[str]:
                 told.append(f"{where} names {name}, which does not exist: give the dotted name of a function or class")
                 continue
             if name != (home := f"{found.__module__}.{found.__qualname__}"):
-                told.append(f"{where} names {name}, which is at home elsewhere: write {home}")
+                told.append(f"{where} names {name}, which is defined elsewhere: write {home}")
         if paper.notebook.is_file() and cell(paper.notebook, equation["latex"]) is None:
-            told.append(f"{where} stands in no cell of {paper.notebook.name}: show it in one, with the same LaTeX")
+            told.append(f"{where} is in no cell of {paper.notebook.name}: show it in one, with the same LaTeX")
     return told
 
 
@@ -79,24 +79,24 @@ def page() -> str:
 
 
 def number(equation: dict) -> str:
-    """As the page has it, with its mark where it was not read in the source."""
+    """The equation's number as shown on the page, with its mark unless it was verified."""
     return equation["number"] + ("" if equation["mark"] == "V" else f" ({equation['mark']})")
 
 
 def anchor(heading: str) -> str:
-    """GitHub's, of a heading."""
+    """The anchor that GitHub gives a heading."""
     return "".join(letter for letter in heading.lower().replace(" ", "-") if letter.isalnum() or letter in "-_")
 
 
 def place(name: str) -> tuple[str, int]:
-    """(file from the root of the repository, line) of a dotted name in kdcore. Raises LookupError where there is none."""
+    """(file relative to the repository, line) of a dotted name in kdcore. Raises LookupError if there is none."""
     found = look_up(name)
     line = 1 if inspect.ismodule(found) else inspect.getsourcelines(found)[1]
     return str(Path(inspect.getsourcefile(found)).relative_to(Path(__file__).parents[2])), line
 
 
 def look_up(name: str):
-    """The module, class or function of a dotted name, as its source has it. Raises LookupError where there is none."""
+    """The module, class or function with a dotted name, without wrappers. Raises LookupError if there is none."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:
@@ -114,7 +114,7 @@ def look_up(name: str):
 
 
 def cell(notebook: Path, latex: str) -> tuple[int, str] | None:
-    """(number from 1, the heading that it stands under) of a notebook's first cell that shows an equation; None where none does."""
+    """(number from 1, heading above it) of a notebook's first cell that shows an equation; None if there is none."""
     cells, heading = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else [], ""
     for count, each in enumerate(cells, 1):
         source = "".join(each["source"])

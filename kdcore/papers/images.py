@@ -1,4 +1,4 @@
-"""What a trial on coloured images does, whatever the paper: data, views, networks, stages, evaluation, metrics."""
+"""What trials on colour images share: data, views, networks, stages, evaluation, metrics."""
 
 import dataclasses
 import math
@@ -18,23 +18,23 @@ from kdcore.training import Context, Run, Stage, seed_of
 
 CASES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}  # training images; the embedded sets count as ``FEW``
 FEW = 1_000
-PLACES = 100  # of a map that a convolution's parameter works at, in the mean
-SHARE = 10  # training costs at least so many times what is measured between its epochs
+PLACES = 100  # mean number of positions at which a convolution's parameter is applied
+SHARE = 10  # training costs at least this many times as much as all evaluations during it
 EVALUATED = {"cpu": 64, "cuda": 1000}  # images at a time: small enough for a CPU's cache, large enough to fill a GPU
 
-# what ``ImageTrial.measure`` gives: part of the METRICS of a paper on images
+# the metrics that ``ImageTrial.measure`` returns: part of the METRICS of every paper on images
 IMAGE_METRICS = {
-    "test_errors": "test images that are misclassified at the last epoch",
+    "test_errors": "misclassified test images at the last epoch",
     "test_error_percent": "% of the test images, at the last epoch",
-    "test_accuracy_percent": "100 less test_error_percent",
-    "best_test_error_percent": "% of the test images, the least of all epochs that were measured; no result is chosen by it",
+    "test_accuracy_percent": "100 minus test_error_percent",
+    "best_test_error_percent": "% of the test images, the lowest of all evaluated epochs; not used to select any result",
     "train_error_percent": "% of the training images, without augmentation, at the last epoch",
 }
 
 
 class ImageTrial:
-    """One trial on images. A paper derives its own from it and says what is its own: ``make_method`` and ``recipe``, and where the
-    usual ones do not do, any other method here.
+    """One trial on images. A paper's subclass defines ``make_method`` and ``recipe``, and overrides any other method whose default
+    does not fit.
 
         class Trial(ImageTrial):
             def make_method(self):
@@ -47,11 +47,11 @@ class ImageTrial:
         prepare = Trial.prepare
 
     config: ``data``; ``network``; ``teacher`` (an arm or None) and ``teacher_network``; ``is_teacher``; ``augmentation`` {pad, border,
-    flip}; ``normalisation`` {mean, std} in units of 0..1, or null for those of the training set's channels, or "whitened" (global
-    contrast normalisation, then ZCA fitted to the training images; a border is put round the whitened image); ``batch_size``;
-    ``share`` of each class of the training set, 1 where it is not there; ``cutout``, the side of a square that training images
-    lose, none where it is not there. Batches are float32 and channels_last; a view of a training image is an index
-    (image, dy, dx[, flip]). teacher_weights: what the teacher's trial handed on.
+    flip}; ``normalisation`` {mean, std} on a scale of 0..1, null for the training set's own, or "whitened" (global contrast
+    normalisation, then ZCA fitted to the training images; padding is added after whitening); ``batch_size``; optionally
+    ``share``, the part of each class of the training set to use (default 1), and ``cutout``, the side of a square to erase from
+    training images (default none). Batches are float32 and channels_last; a view of a training image is an index
+    (image, dy, dx[, flip]). teacher_weights: those that the teacher's trial handed on.
     """
 
     def __init__(self, config: Mapping, context: Context, teacher_weights: Mapping[str, Tensor] | None = None):
@@ -73,12 +73,12 @@ class ImageTrial:
 
     @classmethod
     def prepare(cls, trials: list, context: Context, teacher_weights: Mapping[str, Tensor] | None) -> Run:
-        """The run of a single trial: every one of them trains alone."""
+        """The run of a cohort, which is a single trial: trials on images train alone."""
         (trial,) = trials
         return cls(trial.config, context, teacher_weights).run()
 
     def run(self) -> Run:
-        """Networks, method and stages, built in this order."""
+        """Build networks, method and stages, in this order."""
         self.student = self.make_student()
         self.teacher = self.make_teacher()
         torch.manual_seed(seed_of(self.context.seed, "connectors"))
@@ -89,59 +89,59 @@ class ImageTrial:
         return self.network(self.config["network"])
 
     def make_teacher(self) -> nn.Module | None:
-        """Frozen, with the weights that its trial handed on."""
+        """The frozen teacher, with the weights that its trial handed on; None without a teacher."""
         return None if self.config["teacher"] is None else self.frozen(self.config["teacher_network"], self.teacher_weights)
 
     def make_method(self) -> Method:
-        """What trains ``self.student``, with ``self.teacher`` where the arm has one."""
+        """The method that trains ``self.student``, with ``self.teacher`` if the arm has one."""
         raise NotImplementedError
 
     def recipe(self, stage: Stage) -> dict:
-        """How a stage of the method is trained: what ``self.stage`` takes beside it."""
+        """How to train a stage of the method: the arguments of ``self.stage`` after the stage itself."""
         raise NotImplementedError
 
     def make_stages(self) -> list[Stage]:
         return [self.stage(stage, **self.recipe(stage)) for stage in self.method.stages]
 
     def evaluate(self) -> dict:
-        """For the history, between epochs."""
+        """Measures for the history, between epochs."""
         return self.test_error(self.student) | self.watch()
 
     def watch(self) -> dict:
-        """What a paper measures between epochs, beside the test error."""
+        """The paper's own measures between epochs, besides the test error."""
         return {}
 
     def extras(self, history: list[dict]) -> dict:
-        """What a paper measures at the end, beside the errors."""
+        """The paper's own metrics at the end, besides the errors."""
         return {}
 
     def finish(self, history: list[dict]) -> list[dict]:
-        """Metrics of the trained student; as a teacher, its weights."""
+        """Metrics of the trained student and, if the arm teaches, its weights."""
         result = {"history": history, "metrics": self.measure(self.student, history) | self.extras(history)}
         return [result | {"weights": self.handed_on()}] if self.config["is_teacher"] else [result]
 
     def handed_on(self) -> dict[str, Tensor]:
-        """What students of this trial get as ``teacher_weights``."""
+        """The ``teacher_weights`` for students of this trial."""
         return weights_of(self.student)
 
     def views_of(self, images: Tensor, pad: int, **options) -> Views:
-        """Views of any images (uint8 [N, 3, H, W], on the device), normalised as the training set's; options: those of ``Views``."""
+        """Views of any images (uint8 [N, 3, H, W], on the device), normalised as the training set; options: those of ``Views``."""
         if self.whitening is not None:
             images = self.whitening.apply(global_contrast_normalise(images))
         return Views(images, pad, **options, **self.look)
 
     def placed(self, net: nn.Module) -> nn.Module:
-        """On the device, its convolutions laid out as the batches are."""
+        """Move a network to the device, in the memory format of the batches."""
         return net.to(self.context.device, memory_format=torch.channels_last)
 
     def network(self, name: str, *seed, **options) -> Network:
-        """A fresh network on the device; its weights depend on the trial's seed and ``seed`` alone. options: as ``create`` takes them."""
+        """A new network on the device; its weights depend only on the trial's seed and ``seed``. options: those of ``create``."""
         return self.placed(models.create(name, self.classes, **options).reset(seed_of(self.context.seed, "net", *seed)))
 
     def frozen(self, name: str, weights: Mapping[str, Tensor] | None, **options) -> Network:
-        """A frozen network with the weights that its trial saved. A rehearsal has none: it needs the shapes, not the knowledge.
+        """A frozen network with the weights of its trial; in a rehearsal, which has none, with its initial weights.
 
-        options: as ``create`` takes them.
+        options: those of ``create``.
         """
         net = models.create(name, self.classes, **options)
         if weights is not None:
@@ -151,9 +151,9 @@ class ImageTrial:
         return freeze(self.placed(net))
 
     def indices(self, generator: torch.Generator, cases: Tensor | None = None) -> Tensor:
-        """An epoch: views of all training images in random order, int64 [steps, B, columns]; the last, smaller batch is left out.
+        """An epoch: views of the training images in random order, int64 [steps, B, columns], without the last, incomplete batch.
 
-        cases: numbers of the images that are seen, all for None. Fewer than a batch are one batch.
+        cases: numbers of the images to use; None: all. If they are fewer than a batch, they form one batch.
         """
         count = len(self.train_labels if cases is None else cases)
         size = min(self.config["batch_size"], count)
@@ -175,13 +175,13 @@ class ImageTrial:
         measured: tuple[int, int] | None = None,
         **how,
     ) -> Stage:
-        """A method's stage with all that ``fit`` needs: batches of the training images, length, schedule.
+        """Complete a method's stage for ``fit``: batches of training images, length, schedule.
 
-        epochs or steps: its length; table: (index, x) -> logits, such as a LogitTable: stands for the teacher, where its logits alone
-        are asked for; cases: the training images that it sees, as in ``indices``; batches: in place of ``indices``; every: epochs from
-        one measurement to the next, more where they would cost more than a tenth of training (``cadence``); first: the first epoch is
-        measured, too; measured: how many images a measurement shows to the student and to the teacher, the test set and none for
-        None; how: further fields of ``Stage``.
+        epochs or steps: its length. table: (index, x) -> logits, such as a LogitTable; replaces the teacher if only its logits are
+        needed. cases: training images to use, as in ``indices``. batches: replaces ``indices``. every: evaluate after every n-th
+        epoch, or less often if evaluation would cost more than a tenth of training (``cadence``). first: evaluate after the first
+        epoch, too. measured: number of images per evaluation that pass through the student and through the teacher; None: the
+        test set and 0. how: further fields of ``Stage``.
         """
         side = self.config.get("cutout", 0)
 
@@ -215,22 +215,21 @@ class ImageTrial:
         )
 
     def logits(self, net: nn.Module, views: Views) -> Tensor:
-        """[N, classes] of the images themselves, in eval mode and float32."""
+        """Logits [N, classes] of the unaugmented images, in eval mode and float32."""
         net.eval()
         numbers = torch.arange(len(views.windows), device=self.context.device)
         with torch.no_grad():
             return torch.cat([net(views(views.plain(part))) for part in parts(numbers)])
 
     def test_error(self, net: nn.Module) -> dict[str, Tensor]:
-        """For the history: per cent of the test set that the net gets wrong."""
+        """For the history: the percentage of the test set that the network misclassifies."""
         return {"test_error_percent": 100 * metrics.wrong(self.logits(net, self.test_views), self.test_labels).double().mean()}
 
     def measure(self, net: nn.Module, history: list[dict], top: int | None = None) -> dict:
-        """The classification metrics of a trained net, at the last epoch; beside them ``best_test_error_percent``, the least error
-        at any epoch that was measured (not every one is, see ``cadence``; without epochs, the error itself): no result of ours is
-        chosen by it.
+        """The classification metrics of a trained network at the last epoch, and ``best_test_error_percent``, the lowest error of
+        any evaluated epoch (see ``cadence``; without epochs, the error itself), which is not used to select any result.
 
-        top: also the share of test images whose label is not among so many largest logits.
+        top: also give the top-k error for this k.
         """
         logits = self.logits(net, self.test_views)
         missed = int(metrics.wrong(logits, self.test_labels).sum())
@@ -247,22 +246,23 @@ class ImageTrial:
         }
 
 
-@lru_cache(maxsize=2)  # the eigenvectors of 3,072 pixels take a minute: once for all trials of a child
+@lru_cache(maxsize=2)  # the eigenvectors for 3,072 pixels take a minute: computed once for all trials of a child
 def _whitening(name: str, device: str) -> ZCA:
-    """Fitted to all training images of a data set, a share of them or not."""
+    """The whitening fitted to all training images of a data set, even if a trial uses only a share of them."""
     return ZCA().fit(global_contrast_normalise(data.load(name).train_images.to(device)))
 
 
 def cadence(epochs: int, trained: tuple[int, int], measured: tuple[int, int], every: int = 1, first: bool = False) -> tuple[int, ...]:
-    """The epochs (0, 1, ...) that end with a measurement: every so many, at least ``every``, that all of them cost no more than a
-    tenth of training.
+    """The epochs, from 0, after which to evaluate: every n-th, with the smallest n >= ``every`` for which evaluation costs at most
+    a tenth of training.
 
-    trained, measured: passes of an image through the student and through the teacher, in all epochs of training and in one
-    measurement. A step of training is three passes through the student: forward, and backward twice as much. Each of the two
-    keeps the tenth for itself, so that it is kept however much larger the teacher is. first: the first epoch is measured, too.
+    trained, measured: number of images that pass through the student and through the teacher, in all epochs of training and in
+    one evaluation. A training step counts as three passes through the student: one forward, and two for the backward. The limit
+    holds for student and teacher separately, so that the size of the teacher does not matter. first: evaluate after the first
+    epoch, too.
 
-    A count, no timing: the history has the same rows on every machine. The last epoch is always measured; where the whole
-    stage trains less than ten times what one measurement costs, it is the only one.
+    Passes are counted, not timed, so that the history has the same rows on every machine. The last epoch is always evaluated;
+    it is the only one if the whole stage costs less than ten evaluations.
     """
 
     def measured_with(every: int) -> set[int]:
@@ -275,12 +275,12 @@ def cadence(epochs: int, trained: tuple[int, int], measured: tuple[int, int], ev
 
 
 def count_of(config: Mapping) -> float:
-    """How many training images a config has, without loading them."""
+    """The number of training images of a configuration, without loading them."""
     return CASES.get(config["data"], FEW) * config.get("share", 1)
 
 
 def work(config: Mapping, shown: float) -> float:
-    """``Paper.work`` of a trial on images. shown: training images that its nets see in all."""
+    """``Paper.work`` for a trial on images. shown: number of training images that its networks see in total."""
     return shown * PLACES * _parameters(config["network"])
 
 
@@ -290,23 +290,22 @@ def _parameters(network: str) -> int:
 
 
 def parts(cases: Tensor) -> tuple[Tensor, ...]:
-    """Case numbers in batches for evaluation, as many as their device works through fastest."""
+    """Case numbers split into batches for evaluation, of the size that suits their device."""
     return cases.split(EVALUATED[cases.device.type])
 
 
 def spread(count: int, wanted: int, device: str = "cpu") -> Tensor:
-    """``wanted`` numbers below ``count`` or a few more, at even distances. CIFAR lies in order of its classes: its first images
-    are of one."""
+    """About ``wanted`` evenly spaced numbers below ``count``. (CIFAR is sorted by class here: its first images are all of one.)"""
     return torch.arange(0, count, max(1, count // wanted), device=device)
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
-    """What a teacher's trial hands to its students."""
+    """A network's state on the CPU, as a teacher's trial hands it on to its students."""
     return {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
 
 
 def piecewise(lr, until, scale: float = 1.0) -> tuple[Callable[[int], dict[str, float]], int]:
-    """A rate that stays until a step and then falls: ``lr[i]`` up to step ``scale * until[i]``. The schedule and its length."""
+    """A piecewise constant learning rate, ``lr[i]`` up to step ``scale * until[i]``: the schedule and its length."""
     ends = [round(scale * end) for end in until]
 
     def schedule(step: int) -> dict[str, float]:

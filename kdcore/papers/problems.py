@@ -1,6 +1,6 @@
-"""What is wrong with a paper's sheet: its structure (``papers.sheet``), then what its parts have to do with each other.
+"""Checks of a paper's sheet: first its structure (``papers.sheet``), then the references between its parts.
 
-Only ``Paper`` and ``kdcore check`` import it. A problem is one sentence: the place in the sheet, and what to write there.
+Only ``Paper`` and ``kdcore check`` import this module. A problem is one sentence: the place in the sheet, and what to write there.
 """
 
 import ast
@@ -19,20 +19,20 @@ from kdcore.errors import KdcoreError
 from kdcore.papers.sentences import near, place_of, sentence
 from kdcore.papers.sheet import DERIVABLE, SHAPES, Config, Model, Ramp, Rates, Sheet
 
-MOST_COMBINATIONS = 10_000  # rows or arms that one sweep may stand for
-MOST_LAYERS = 10_000  # any number in the name of a network
+MOST_COMBINATIONS = 10_000  # rows or arms of one sweep
+MOST_LAYERS = 10_000  # largest number in the name of a network
 
 
 def structure_problems(sheet: dict) -> list[str]:
-    """Keys that are missing or unknown, and values of a wrong type or range; then templates that cannot be filled in."""
+    """Missing or unknown keys and values of a wrong type or range; if there are none, templates that cannot be filled in."""
     try:
         Sheet.model_validate(sheet)
     except ValidationError as error:
-        found: dict[str, str] = {}
-        # an unknown key first, for a missing one beside it is its correction; where one of several types fits, the first says enough
+        by_place: dict[str, str] = {}
+        # unknown keys first: one is often a missing key, misspelt; of several errors at one place, the first is enough
         for each in sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden"):
-            found.setdefault(place_of(sheet, each["loc"]) if each["type"] != "missing" else str(each["loc"]), sentence(sheet, each))
-        return list(found.values())
+            by_place.setdefault(place_of(sheet, each["loc"]) if each["type"] != "missing" else str(each["loc"]), sentence(sheet, each))
+        return list(by_place.values())
     problems = [problem for name, settings in sheet["arms"].items() for problem in _arm_problems(name, settings)]
     for table in sheet["tables"]:
         for row in table["rows"]:
@@ -40,18 +40,18 @@ def structure_problems(sheet: dict) -> list[str]:
             problems += _sweep_problems(where, sweep, [row["label"], row["arm"] or ""])
             for key in ("paper", "reference"):
                 if isinstance(row.get(key), list) and not problems and len(row[key]) != _product(sweep):
-                    problems.append(f"{where}: it stands for {_product(sweep)} rows and has {len(row[key])} numbers in '{key}'")
+                    problems.append(f"{where}: its sweep gives {_product(sweep)} rows, but '{key}' has {len(row[key])} numbers")
     if "sizes" in sheet and len(sheet["sizes"]) != (rows := sum(_product(row.get("sweep") or {}) for row in sheet["tables"][0]["rows"])):
-        problems.append(f"sizes: there are {len(sheet['sizes'])} for the {rows} rows of the first table")
+        problems.append(f"sizes: there are {len(sheet['sizes'])} entries for the {rows} rows of the first table")
     for part in ("tables", "claims"):
         names = [entry["id"] for entry in sheet[part]]
-        problems += [f"{part}: the id '{name}' is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+        problems += [f"{part}: the id '{name}' is used twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     return problems
 
 
 def _arm_problems(name: str, settings: dict) -> list[str]:
     if name != name.strip() or not name.isprintable():
-        return [f"arms: the name {name!r} must be one line without spaces at its ends"]
+        return [f"arms: the name {name!r} must be one line without leading or trailing spaces"]
     sweep = settings.get("sweep", {})
     if not isinstance(sweep, dict) or not all(
         isinstance(values, list) and values and all(isinstance(value, str | int | float) for value in values) for values in sweep.values()
@@ -61,16 +61,16 @@ def _arm_problems(name: str, settings: dict) -> list[str]:
 
 
 def _texts(settings: dict) -> list[str]:
-    """The strings that a sweep fills in: as ``papers._filled`` walks them."""
-    found: list[str] = []
+    """The strings that a sweep fills in, in the same values as ``papers._filled``."""
+    texts: list[str] = []
     waiting = list(settings.values())
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
             waiting += value
         elif isinstance(value, str):
-            found.append(value)
-    return found
+            texts.append(value)
+    return texts
 
 
 def _product(sweep: dict) -> int:
@@ -78,29 +78,29 @@ def _product(sweep: dict) -> int:
 
 
 def _sweep_problems(where: str, sweep: dict, texts: list[str]) -> list[str]:
-    """Placeholders that no variable fills, and sweeps without end."""
+    """Placeholders that no variable fills, and sweeps that are too large."""
     if _product(sweep) > MOST_COMBINATIONS:
-        return [f"{where}: its sweep stands for {_product(sweep):,} combinations, more than {MOST_COMBINATIONS:,}"]
+        return [f"{where}: its sweep has {_product(sweep):,} combinations, more than {MOST_COMBINATIONS:,}"]
     for text in texts:
         try:
             fields = list(string.Formatter().parse(text))
         except ValueError as error:
-            return [f"{where}: '{text}' is no template ({error}): write a brace twice to mean itself"]
+            return [f"{where}: '{text}' is not a valid template ({error}): write a literal brace twice"]
         for _, field, layout, conversion in fields:
             if field is not None and (field not in sweep or layout or conversion):
-                known = f"one of {', '.join(sweep)}" if sweep else "nothing, for there is no sweep"
-                return [f"{where}: the placeholder '{{{field}}}' of '{text}' must be {known}"]
+                known = f"must be one of {', '.join(sweep)}" if sweep else "has no sweep to fill it"
+                return [f"{where}: the placeholder '{{{field}}}' of '{text}' {known}"]
     return []
 
 
 def problems(paper) -> list[str]:
-    """Everything that is wrong with a paper's sheet: its structure, then what its parts refer to. One sentence each."""
-    found = structure_problems(paper.sheet) or _missing_parameters(paper)
-    return found or [*_budget_problems(paper), *_table_problems(paper), *_claim_problems(paper), *_metric_problems(paper)]
+    """Everything that is wrong with a paper's sheet, one sentence each: its structure or, if that is right, its references."""
+    first = structure_problems(paper.sheet) or _missing_parameters(paper)
+    return first or [*_budget_problems(paper), *_table_problems(paper), *_claim_problems(paper), *_metric_problems(paper)]
 
 
 def _missing_parameters(paper) -> list[str]:
-    """Parameters that the paper's trial.py reads, as ``config["..."]``, and that ``config`` does not have."""
+    """Parameters that the paper's trial.py reads as ``config["..."]`` but ``config`` lacks."""
     try:
         tree = ast.parse(Path(paper.module.__file__).read_text(encoding="utf-8"))
     except (SyntaxError, OSError, ImportError) as error:
@@ -114,83 +114,83 @@ def _missing_parameters(paper) -> list[str]:
     config = paper.sheet["config"]
     if "network" in config and any(settings.get("teacher") for settings in paper.arms.values()):
         read.add("is_teacher")
-    return [f"config: '{name}' is missing, which {paper.key}/trial.py reads" for name in sorted(read - set(config))]
+    return [f"config: '{name}', which {paper.key}/trial.py reads, is missing" for name in sorted(read - set(config))]
 
 
 def _budget_problems(paper) -> list[str]:
-    """Patterns that match nothing, and arms that a budget runs and that could not train."""
-    found = _naming_problems(paper)
+    """Patterns that match no arm, and arms of a budget that cannot train."""
+    problems = _naming_problems(paper)
     for name, budget in paper.budgets.items():
         for pattern in (*budget.get("arms", {}), *budget.get("only", [])):
             if not any(fnmatch.fnmatchcase(arm, pattern) for arm in paper.arms):
-                found.append(f"'{pattern}' in budget {name} matches no arm")
+                problems.append(f"'{pattern}' in budget {name} matches no arm")
         run = set(paper.budget_arms(name))
         for arm in paper.arms:
             try:
                 seeds = paper.seeds(name, arm)
                 config = paper.resolved(name, arm)
             except KdcoreError as error:
-                found.append(str(error).removeprefix(f"{paper.key}/sheet.yaml "))
+                problems.append(str(error).removeprefix(f"{paper.key}/sheet.yaml "))
                 continue
             where = f"arm '{arm}' at {name}"
             if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= validation.MOST_SEEDS:
-                found.append(f"{where}: seeds must be a number from 1 to {validation.MOST_SEEDS:,}, not {validation.shown(seeds)}")
+                problems.append(f"{where}: seeds must be a number from 1 to {validation.MOST_SEEDS:,}, not {validation.shown(seeds)}")
             if arm in run:
-                found += [f"{where}: {problem}" for problem in _config_problems(paper, name, config)]
-    return list(dict.fromkeys(found)) or _chain_problems(paper)
+                problems += [f"{where}: {problem}" for problem in _config_problems(paper, name, config)]
+    return list(dict.fromkeys(problems)) or _chain_problems(paper)
 
 
 def _naming_problems(paper) -> list[str]:
-    """Templates of arms that give the same name."""
+    """Names that more than one arm has once templates are filled in."""
     from kdcore.papers import _combinations
 
     names = [name.format(**values) for name, own in paper.sheet["arms"].items() for values in _combinations(own.get("sweep") or {})]
-    return [f"arms: there are two named '{name}'" for name in dict.fromkeys(names) if names.count(name) > 1]
+    return [f"arms: two are named '{name}'" for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
 def _config_problems(paper, budget: str, config: dict) -> list[str]:
-    """What a resolved configuration has that no trial could be made of, whatever the paper."""
-    found = []
+    """Entries of a resolved configuration that would prevent a trial, whatever the paper."""
+    problems = []
     try:
         Config.model_validate(config)
     except ValidationError as error:
         return [sentence(config, each) for each in error.errors(include_url=False)]
     for key, value in config.items():
-        if key not in DERIVABLE and (problem := _unlike(paper.sheet["config"][key], value)):
-            found.append(f"{key} must be {problem}, not {validation.shown(value)}")
+        if key not in DERIVABLE and (expected := _unlike(paper.sheet["config"][key], value)):
+            problems.append(f"{key} must be {expected}, not {validation.shown(value)}")
         if isinstance(value, dict) and (shape := _shape(key, value)):
             try:
                 shape.model_validate(value)
             except ValidationError as error:
-                found += [f"{key}: {sentence(value, each)}" for each in error.errors(include_url=False)]
+                problems += [f"{key}: {sentence(value, each)}" for each in error.errors(include_url=False)]
             else:
-                if shape is Rates and budget != "smoke":  # whose few steps need not have them all
-                    found += [f"{key}: {problem}" for problem in _unused_rates(value, config.get("scale", 1))]
+                if shape is Rates and budget != "smoke":  # smoke's few steps need not use every rate
+                    problems += [f"{key}: {problem}" for problem in _unused_rates(value, config.get("scale", 1))]
     try:
         data.fingerprint(config["data"])
     except KdcoreError as error:
-        found.append(f"data: {error}")
+        problems.append(f"data: {error}")
     if (teacher := config["teacher"]) is None:
-        return found
+        return problems
     if teacher not in paper.arms:
-        return [*found, f"its teacher '{teacher}' is no arm{near(teacher, paper.arms)}"]
+        return [*problems, f"its teacher '{teacher}' is not an arm{near(teacher, paper.arms)}"]
     try:
         theirs = paper.resolved(budget, teacher)
-    except KdcoreError:  # said of that arm
-        return found
+    except KdcoreError:  # reported for that arm
+        return problems
     if theirs.get("is_teacher") is False:
-        found.append(f"its teacher '{teacher}' keeps no weights: write is_teacher: derived in config, and no other value for that arm")
+        problems.append(f"its teacher '{teacher}' keeps no weights: write is_teacher: derived in config, and no other value for that arm")
     own, named = theirs.get("network"), config.get("teacher_network")
     if "teacher_network" in config and named != own:
-        found.append(
+        problems.append(
             f"teacher_network is {validation.shown(named)}, but its teacher '{teacher}' trains {validation.shown(own)} there: "
             "leave teacher_network out"
         )
-    return found
+    return problems
 
 
 def _shape(key: str, value: dict) -> type[Model] | None:
-    """What a dict in a configuration must hold, where several papers share it; the rest is the paper's own."""
+    """The model of a dict in a configuration, if several papers share its form; None for a paper's own."""
     if key in SHAPES:
         return SHAPES[key]
     if {"from", "to", "span"} & set(value):
@@ -199,46 +199,46 @@ def _shape(key: str, value: dict) -> type[Model] | None:
 
 
 def _unused_rates(rates: dict, scale) -> list[str]:
-    """Rates that are never used, as ``images.piecewise`` rounds their ends; what scale must be otherwise, ``_unlike`` says."""
+    """Learning rates that are never used after ``images.piecewise`` has rounded their ends; ``_unlike`` checks the type of scale."""
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         return []
     ends = [0, *(round(scale * end) for end in rates["until"])]
     return [
-        f"the rate {rate:g} is never used (until {until:g}, times scale {scale:g}: from {start} to {end}): raise scale, or drop the rate"
+        f"the rate {rate:g} is never used (until {until:g} times scale {scale:g}, it lasts from {start} to {end}): raise scale, or drop it"
         for rate, until, start, end in zip(rates["lr"], rates["until"], ends, ends[1:], strict=False)
         if start == end
     ]
 
 
 def _unlike(default, value) -> str | None:
-    """What a value should be to be of its default's kind; None where it is. null, lists and dicts stand for more than one kind."""
+    """What a value should be to match its default, or None if it does. null, lists and dicts match more than one kind."""
     if isinstance(default, bool):
         return None if value is None or isinstance(value, bool | str) else "true or false"
     if isinstance(default, int | float) and (isinstance(value, bool | str) or isinstance(value, int | float) and value < 0 <= default):
         return "a number that is not negative" if default >= 0 else "a number"
-    return "a text" if isinstance(default, str) and isinstance(value, bool) else None
+    return "text" if isinstance(default, str) and isinstance(value, bool) else None
 
 
 def network_problems(paper, budget: str, arms) -> list[str]:
-    """Networks of a budget's arms that cannot be built. Apart from the rest, because it takes a second for the large ones."""
-    found = {}
+    """Networks of a budget's arms that cannot be built. A separate check, since large networks take a second."""
+    by_name = {}
     for arm in arms:
         config = paper.resolved(budget, arm)
         for key in ("network", "teacher_network"):
-            if (name := config.get(key)) is not None and name not in found:
-                found[name] = (problem := _unbuildable(name)) and f"arm '{arm}' at {budget}: {key}: {problem}"
-    return [problem for problem in found.values() if problem]
+            if (name := config.get(key)) is not None and name not in by_name:
+                by_name[name] = (problem := _unbuildable(name)) and f"arm '{arm}' at {budget}: {key}: {problem}"
+    return [problem for problem in by_name.values() if problem]
 
 
 @functools.cache
 def _unbuildable(name: str) -> str | None:
-    """Why there is no network of a name; it is built without memory and without weights."""
+    """Why a network cannot be built, or None. It is built on the meta device, without memory or weights."""
     import torch
 
     from kdcore import models
 
     if any(len(digits) > 9 or int(digits) > MOST_LAYERS for digits in re.findall("[0-9]+", name)):
-        return f"'{name}' has a number above {MOST_LAYERS:,}"
+        return f"'{name}' contains a number above {MOST_LAYERS:,}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
         for family in {models.Network, *models.FAMILIES.values()}:
@@ -247,50 +247,50 @@ def _unbuildable(name: str) -> str | None:
             models.create(name)
         except KdcoreError as error:
             return str(error)
-        except Exception as error:  # a size that torch cannot count, say
+        except Exception as error:  # such as a size that overflows in torch
             return f"cannot build network '{name}' ({error})"
     return None
 
 
 def _chain_problems(paper) -> list[str]:
-    """Teachers in a circle; and configurations that the paper's module cannot read, by the function that groups its trials."""
+    """Cycles of teachers, and configurations that make the paper's ``cohort`` fail."""
     for budget in paper.budgets:
         configs = {arm: paper.resolved(budget, arm) for arm in paper.arms}
         for arm in paper.budget_arms(budget):
             chain = [arm]
             while (teacher := configs[chain[-1]]["teacher"]) is not None:
                 if teacher in chain:
-                    return [f"arm '{arm}' at {budget}: its teachers go in a circle ({' <- '.join([*chain, teacher])})"]
+                    return [f"arm '{arm}' at {budget}: its teachers form a cycle ({' <- '.join([*chain, teacher])})"]
                 chain.append(teacher)
             try:
                 paper.cohort(configs[arm])
-            except Exception as error:  # whatever a paper's own code makes of it
+            except Exception as error:  # whatever a paper's own code raises
                 why = f"{type(error).__name__}: {error}"
                 return [f"arm '{arm}' at {budget}: kdcore/papers/{paper.key}/trial.py cannot read its settings ({why})"]
     return []
 
 
 def _table_problems(paper) -> list[str]:
-    found = []
+    problems = []
     for table in paper.tables:
         for row in table["rows"]:
             where = f"table {table['id']}, row '{row['label']}'"
             if row["arm"] is not None and row["arm"] not in paper.arms:
-                found.append(f"{where} names the arm '{row['arm']}', which is not there{near(row['arm'], paper.arms)}")
+                problems.append(f"{where} names the arm '{row['arm']}', which does not exist{near(row['arm'], paper.arms)}")
             if row["paper"] is not None and row.get("mark") is None:
-                found.append(
+                problems.append(
                     f"{where}: the reported number has no mark: write mark: V, C, I, M, M? or ? (docs/sheet.md) here or in its table"
                 )
             if "reference" in row and "reference" not in table:
-                found.append(f"table {table['id']} does not say whose number the reference of '{row['label']}' is")
+                problems.append(f"table {table['id']} has no 'reference' to say whose number the row '{row['label']}' refers to")
             if row.get("std") is not None and row["paper"] is None:
-                found.append(f"{where}: a standard deviation without a number")
-    return found
+                problems.append(f"{where}: a standard deviation without a reported number")
+    return problems
 
 
 def _claim_problems(paper) -> list[str]:
     return [
-        f"claim {claim['id']} names the arm '{arm}', which is not there{near(arm, paper.arms)}"
+        f"claim {claim['id']} names the arm '{arm}', which does not exist{near(arm, paper.arms)}"
         for claim in paper.sheet["claims"]
         for side in ("left", "right")
         for arm in claim[side].get("arms") or []
@@ -303,12 +303,12 @@ def _metric_problems(paper) -> list[str]:
     measured = getattr(paper.module, "METRICS", None)
     if not isinstance(measured, dict):
         return [f"kdcore/papers/{paper.key}/trial.py has no METRICS: write METRICS = {{name: what it is and its unit}}"]
-    found = [
-        f"{where}: trial.py measures no '{metric}'{near(metric, measured)}; its METRICS lists what it does"
+    problems = [
+        f"{where}: trial.py does not measure '{metric}'{near(metric, measured)}; its METRICS lists what it does"
         for where, _, metric in used_metrics(paper)
         if metric not in measured
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(problems))
 
 
 def used_metrics(paper) -> list[tuple[str, str | None, str]]:

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong in a sheet, in one sentence each: the place, in the sheet's own names, and what to write there."""
+"""Pydantic's errors about a sheet, each as one sentence: the place, in the sheet's own names, and what to write there."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ WORDS = {
 
 
 def sentence(sheet: dict, error: dict) -> str:
-    """A pydantic error as a sentence: the place, in the sheet's own names, and what to write."""
+    """A pydantic error as a sentence: the place, in the sheet's own names, and what to write there."""
     place, kind, given = error["loc"], error["type"], error["input"]
     if kind == "missing":
         where = place_of(sheet, place[:-1])
@@ -31,7 +31,7 @@ def sentence(sheet: dict, error: dict) -> str:
     if kind == "value_error":
         return f"{where}{': ' if where else ''}{words}"
     if place[-1] == "[key]":
-        return f"{place_of(sheet, place[:-2])}: '{place[-2]}' is no name there: {words}"
+        return f"{place_of(sheet, place[:-2])}: '{place[-2]}' is not a valid key: {words}"
     if kind == "literal_error":
         words = f"write one of {error['ctx']['expected']}"
     else:
@@ -49,7 +49,7 @@ def place_of(sheet: dict, place: tuple) -> str:
         if isinstance(step, int):
             name = next((here[key] for key in ("id", "label", "what") if isinstance(here, dict) and isinstance(here.get(key), str)), None)
             words[-1:] = [f"{words[-1]} {validation.shown(name) if name else f'[{step}]'}" if words else f"[{step}]"]
-        elif here is not None or not _branch(step):  # a branch of a union is pydantic's, not the sheet's
+        elif here is not None or not _branch(step):  # pydantic adds branches of unions, which are not in the sheet
             words.append(str(step))
     return ", ".join(words)
 
@@ -63,5 +63,5 @@ def _branch(step) -> bool:
 
 
 def near(name: str, choices) -> str:
-    found = difflib.get_close_matches(name, [choice for choice in choices if choice != name], 1)
-    return f" (did you mean '{found[0]}'?)" if found else ""
+    closest = difflib.get_close_matches(name, [choice for choice in choices if choice != name], 1)
+    return f" (did you mean '{closest[0]}'?)" if closest else ""

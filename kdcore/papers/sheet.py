@@ -146,7 +146,7 @@ class Rates(Model):
     @model_validator(mode="after")
     def _as_many(self):
         if len(self.lr) != len(self.until) or self.until != sorted(self.until):
-            raise ValueError("it needs as many rates as ends, and rising ends")
+            raise ValueError("it needs one end for each rate, in increasing order")
         return self
 
 

@@ -1,4 +1,4 @@
-"""A trial: one arm, one budget, one seed, and the id that says exactly what was run."""
+"""A trial: one arm, one budget, one seed, with an id that identifies exactly what was run."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Trial:
-    """The unit of work. ``config`` is resolved: the paper's protocol with the budget's overrides applied.
+    """The unit of work.
 
-    data: fingerprint of the data set; teacher: the teacher's trial id, or None; version: what ``kdcore/papers/KEY/trial.py``
-    declares, raised whenever its code changes what a trial measures.
+    config: the resolved configuration; data: fingerprint of the data set; teacher: id of the teacher's trial, or None; version:
+    VERSION of ``kdcore/papers/KEY/trial.py``, raised whenever a change of its code changes results.
     """
 
     paper: str
@@ -26,7 +26,7 @@ class Trial:
     @cached_property
     def id(self) -> str:
         """12 hex digits of sha256 over the canonical JSON of all fields."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict would copy the config, at 20 times the cost
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict copies the config, and takes 20 times as long
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -36,7 +36,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Trials that train side by side in one child: the same paper, budget, seed and teacher. Raises ValueError for a trial twice."""
+    """Trials of one paper, budget, seed and teacher that train side by side in one child. Raises ValueError for duplicates."""
 
     trials: tuple[Trial, ...]
 

@@ -1,1 +1,1 @@
-"""Tables, claims, figures and pages, made of a paper's sheet and records. Nothing here trains, nothing imports papers or trials."""
+"""Tables, claims, figures and pages, made from a paper's sheet and records. Nothing here trains or imports papers or trials."""

@@ -1,5 +1,4 @@
-"""Figures as SVG and PNG: the same bytes on every machine, as there is no date and no random id in them and every coordinate is
-rounded."""
+"""Figures as SVG and PNG with the same bytes on every machine: they contain no date or random id, and all coordinates are rounded."""
 
 import functools
 import io
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from kdcore import paths
 from kdcore.report.drawing import rounded, style
 
-DPI = 150  # of a PNG
+DPI = 150  # for PNG
 
 
 def svg(figure: Figure) -> bytes:
@@ -29,7 +28,7 @@ def svg(figure: Figure) -> bytes:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, ``DPI`` dots an inch."""
+    """The figure as PNG with ``DPI`` dots per inch."""
     data, dpi = io.BytesIO(), figure.dpi
     with style():
         _lay_out(figure)
@@ -40,7 +39,7 @@ def png(figure: Figure) -> bytes:
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
-    """Write ``name.svg`` and ``name.png`` into ``folder``, each atomically; the paths."""
+    """Write ``name.svg`` and ``name.png`` into ``folder``, each atomically; return the paths."""
     written = []
     for kind, draw in (("svg", svg), ("png", png)):
         written.append(Path(folder) / f"{name}.{kind}")
@@ -49,8 +48,9 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
 
 
 def settled(text: str) -> str:
-    """An SVG with its coordinates rounded to 3 decimals, and its ids, which are hashes of unrounded ones, numbered instead."""
-    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)  # XML allows them nowhere, not even in a comment
+    """An SVG with coordinates rounded to 3 decimals and numbered ids in place of matplotlib's, which are hashes of unrounded
+    coordinates."""
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)  # XML does not allow these anywhere
     names: dict[str, str] = {}
 
     def settle(match: re.Match) -> str:
@@ -60,7 +60,7 @@ def settled(text: str) -> str:
             return names.setdefault(match["id"], f"{match['kind']}{len(names)}")
         return match[0]
 
-    # base64 and comments stay as they are, and so do factors of scale and rotation
+    # base64, comments, and factors of scale and rotation are left alone
     kept = r"<!--.*?-->|base64,[^\"]*|(?:scale|rotate|matrix)\([^)]*\)"
     return re.sub(
         rf"{kept}|(?P<number>-?\d+\.\d{{4,}}|(?<![\w.])-0(?![\w.]))|(?<=[\"#])(?P<id>(?P<kind>[A-Za-z_]+[0-9_]*_|[a-z]+?)[0-9a-f]{{10}})(?=[\")])",
@@ -71,9 +71,9 @@ def settled(text: str) -> str:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Place a figure's axes once, for the SVG and the PNG, at rounded places: they come from products of matrices.
+    """Lay out a figure's axes once for both SVG and PNG, at rounded positions, since these come from matrix products.
 
-    At the PNG's resolution: at a coarser one letters are narrower, and a label would reach the figure's edge."""
+    The layout is made at the PNG's resolution: at a coarser one letters are narrower, and a label could reach the edge."""
     if (engine := figure.get_layout_engine()) is None:
         return
     for ax in figure.axes:
@@ -94,12 +94,12 @@ class _GridCanvas(FigureCanvasAgg):
 
 
 class _GridRenderer(RendererAgg):
-    """Agg, given points on a grid of 1/128 of a pixel. When it strokes a straight line of many points, the sign of a rounding error
-    decides on which side of each the next one lies, and a pixel's grey shows it."""
+    """Agg with points on a grid of 1/128 of a pixel. Otherwise, along a straight line of many points, the sign of rounding errors
+    decides on which side of each point the next one lies, and shows in the grey of a pixel."""
 
     def __init__(self, width, height, dpi):
         super().__init__(width, height, dpi)
-        agg = self._renderer  # whose methods the base class makes this object's own
+        agg = self._renderer  # the base class copies its methods to this object
         self.draw_path_collection = functools.partial(RendererBase.draw_path_collection, self)
         self.draw_image = lambda gc, x, y, image: agg.draw_image(gc, _on_grid(x), _on_grid(y), image)
         self.draw_markers = lambda gc, marker, place, path, transform, face=None: agg.draw_markers(
@@ -114,7 +114,7 @@ class _GridRenderer(RendererAgg):
 
 
 def _on_grid(pixels):
-    # halves and other round places, which are common, must not lie between two points of the grid: hence the odd number
+    # the odd offset keeps halves and other round positions, which are common, away from the middle between grid points
     return np.floor(np.asarray(pixels, float) * 128 + 0.6234567) / 128
 
 

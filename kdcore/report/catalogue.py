@@ -1,4 +1,4 @@
-"""Which figures a paper has at a budget."""
+"""The figures of a paper at a budget."""
 
 import functools
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from kdcore.report.figures import learning_curves, paper_against_ours
 
 
 def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = None) -> dict[str, Callable[[], Figure]]:
-    """Every figure of a paper at one budget, as {name: function that draws it}; {} without current results.
+    """All figures of a paper at one budget, as {name: function that draws it}; {} without current results.
 
-    ``paper_TABLE`` for each table with reported numbers, then what ``figures(records)`` of the paper's folder offers (it is
-    given current, done records), then ``learning_TABLE`` for the arms of each table (not of one whose sheet says
-    ``curves: false``) and each measure of the history. Nothing is drawn before it is called: to know the names costs nothing.
-    frames: the tables of these records, where they have been made already.
-    Raises ValueError for records of two budgets.
+    ``paper_TABLE`` for each table with reported numbers; then the paper's own ``figures(records)``, called with current, done
+    records; then ``learning_TABLE`` for the arms of each table (except with ``curves: false``) and each measure of the history.
+    Figures are drawn only when called, so that listing their names costs nothing.
+    frames: the tables of these records, if already made.
+    Raises ValueError for records of more than one budget.
     """
     budgets = sorted({record["budget"] for record in records})
     if len(budgets) > 1:
-        raise ValueError(f"one figure, one budget: not {', '.join(budgets)}")
+        raise ValueError(f"figures show one budget, not several: {', '.join(budgets)}")
     done = [record for budget in budgets for record in select.results(paper, records, budget)]
     if not done:
         return {}
@@ -50,13 +50,13 @@ def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = N
 
 
 def _measures(records_by_arm: dict[str, list[dict]]) -> list[str]:
-    """What the histories hold beside stage, epoch, rate and training loss, in order of appearance."""
+    """The measures in the histories besides stage, epoch, learning rate and training loss, in order of appearance."""
     rows = [row for records in records_by_arm.values() for record in records for row in record["history"]]
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("stage", "epoch", "lr", "loss")]
 
 
 def _of_budget(draw: Callable[[], Figure], budget: str) -> Figure:
-    """The figure that ``draw`` gives, its budget in the heading, so that it says what it shows wherever it is copied to."""
+    """The figure that ``draw`` returns, with the budget in its heading, so that a copy still says what it shows."""
     figure = draw()
     with style():
         heading(figure, f"{figure.get_suptitle()}\n(budget {budget})".strip())

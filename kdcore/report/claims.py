@@ -1,4 +1,4 @@
-"""The claims of a paper, each tested on our records and, where it reports means and standard deviations, on its own numbers."""
+"""Tests of a paper's claims on our records and, if it reports means and standard deviations, on its own numbers."""
 
 import math
 
@@ -10,15 +10,15 @@ VERDICTS = ("holds", "contradicted", "inconclusive", "not run", "not comparable"
 
 
 def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
-    """The paper's claims at one budget, a row each.
+    """The paper's claims at one budget, one row each.
 
-    A side is, seed by seed, the mean of a metric over its arms (seeds that lack one of them do not count), or a
-    constant. Columns: id, text, source, relation, margin; left, right (means over the shared seeds), difference with
-    low, high (left - right; 95 % interval, for "same" 90 %), n (seeds), p (adjusted by Holm over the paper's claims
-    that could be tested), p_alone, verdict, left_side, right_side (what was compared, in words), mixed (the seeds whose student
-    and teacher ran on different processors). Where the sheet says over how many ``runs`` its reported means and standard
-    deviations were taken: reported, reported_low, reported_high, reported_p, the same of the paper's own numbers
-    (``statistics.reported_test``, not adjusted), nan where it has none for a side.
+    A side is the mean of a metric over its arms, seed by seed (only seeds that have all of them count), or a constant.
+    Columns: id, text, source, relation, margin; left, right (means over the shared seeds), difference with low, high (left -
+    right; 95 % interval, 90 % for "same"), n (seeds), p (Holm-adjusted over the paper's claims that could be tested), p_alone,
+    verdict, left_side, right_side (in words), mixed (the seeds whose student and teacher ran on different processors). If the
+    sheet gives the number of ``runs`` behind the paper's means and standard deviations, also reported, reported_low,
+    reported_high, reported_p: the same for the paper's own numbers (``statistics.reported_test``, unadjusted), nan if a side has
+    none.
     """
     done, by_id = select.results(paper, records, budget), {record["id"]: record for record in records}
     comparable = paper.budget(budget).get("comparable", True)
@@ -69,7 +69,7 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
 
 
 def _by_seed(records: list[dict], side: dict) -> dict[int, float] | None:
-    """{seed: mean of the metric over the side's arms}, for the seeds that have all of them; None for a constant."""
+    """{seed: mean of the metric over the side's arms} for the seeds that have all arms; None for a constant."""
     if "value" in side:
         return None
     values: dict[int, list[float]] = {}
@@ -80,7 +80,7 @@ def _by_seed(records: list[dict], side: dict) -> dict[int, float] | None:
 
 
 def _reported(paper, claim: dict) -> dict[str, float]:
-    """What the paper's own means and standard deviations say of a claim; nothing where the sheet has no ``runs``."""
+    """The test of a claim on the paper's own means and standard deviations; {} if the sheet has no ``runs``."""
     if "runs" not in paper.sheet:
         return {}
     known = {

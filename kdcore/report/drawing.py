@@ -1,10 +1,10 @@
-"""What all plots share: colours, style, headings, labels and ticks.
+"""Shared by all plots: colours, style, headings, labels and ticks.
 
-Colours are Okabe and Ito's (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; whatever a colour says, a
-label or a marker says as well.
+Colours are Okabe and Ito's (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; whatever a colour says is
+also said by a label or marker.
 
-Processors differ in the last digits of exp, log, a matrix product or a fit, and the same numbers must give the same picture
-on all of them: so numbers are rounded before they are drawn (``rounded``), and axes end at rounded places.
+Processors differ in the last digits of exp, log, matrix products and fits, yet the same numbers must give the same figure on
+all of them: numbers are rounded before they are drawn (``rounded``), and so are the limits of axes.
 """
 
 import base64
@@ -24,13 +24,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from kdcore.report import statistics
 
 BLUE, VERMILLION = "#0072B2", "#D55E00"
-PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # without yellow, which is lost on white
+PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # without yellow, which is faint on white
 WIDTH = 8.0  # inches: a notebook's width
 STYLE = {
     "figure.dpi": 100,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that letters are the same everywhere
     "font.size": 10.5,
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
@@ -52,16 +52,16 @@ STYLE = {
     "svg.hashsalt": "kdcore",
     "svg.fonttype": "path",
     "axes.unicode_minus": True,
-    "path.simplify": False,  # rounding errors would decide which points of a straight line are dropped
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "path.simplify": False,  # otherwise rounding errors decide which points of a straight line are dropped
+    "text.parse_math": False,  # a dollar sign in a name is only a dollar sign
 }
 STRAIGHT = {"connectionstyle": "arc"}  # matplotlib's default is a curve whose middle lies on the line only up to rounding
-DIGITS = 9  # significant digits of what is drawn: far finer than a line is wide, far coarser than processors differ by
+DIGITS = 9  # significant digits of drawn numbers: much finer than the width of a line, much coarser than differences of processors
 
 
 @contextmanager
 def style():
-    """Everything drawn inside looks alike: ``STYLE`` over matplotlib's defaults, whatever the user's own settings."""
+    """A context with matplotlib's defaults and ``STYLE``, independent of the user's settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -69,8 +69,8 @@ def style():
 
 
 def plot(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorator of a function that draws a figure: it draws rounded numbers in ``style()``, and pyplot forgets the figure, so
-    that a notebook shows it once."""
+    """Decorator for functions that draw a figure: rounds their arguments, applies ``style()``, and closes the figure in pyplot,
+    so that a notebook shows it only once."""
 
     @functools.wraps(draw)
     def wrapper(*args, **kwargs) -> Figure:
@@ -83,8 +83,8 @@ def plot(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def rounded(value):
-    """``value`` with every float in it rounded to ``DIGITS`` significant digits, in arrays, frames, lists, tuples and the
-    values of dicts; anything else is returned as it is."""
+    """``value`` with every float in it rounded to ``DIGITS`` significant digits, including those in arrays, frames, lists, tuples
+    and values of dicts; anything else is returned unchanged."""
     if isinstance(value, float | np.floating):
         return statistics.rounded(value, DIGITS)
     if isinstance(value, dict):
@@ -107,20 +107,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def pixels(text: str, shape: list[int]) -> np.ndarray:
-    """The picture [*shape] (uint8) that a record keeps as base64."""
+    """The image [*shape] (uint8) that a record keeps as base64."""
     return np.frombuffer(base64.b64decode(text), np.uint8).reshape(shape)
 
 
 def heading(figure: Figure, text: str) -> None:
-    """Put ``text`` above the whole figure, at its left edge, in as many lines as its width asks for; nothing for ""."""
+    """Put ``text`` above the whole figure, aligned left and wrapped to its width; nothing for ""."""
     if text:
-        letters = int(10 * figure.get_figwidth())  # that fit on a line
+        letters = int(10 * figure.get_figwidth())  # per line
         text = "\n".join(wrapped(line, letters) for line in text.split("\n"))
         figure.suptitle(text, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
 
 
 def wrapped(text: str, width: int) -> str:
-    """``text`` in lines of at most ``width`` letters."""
+    """``text`` wrapped into lines of at most ``width`` characters."""
     return "\n".join(textwrap.wrap(str(text), width)) or str(text)
 
 
@@ -141,8 +141,8 @@ def power_of_ten(value: float, _=None) -> str:
 
 
 def sparse_ticks(values) -> FuncFormatter:
-    """A formatter for ticks of a log axis at ``values``: no label where it would touch the one before (less than 4 % of the
-    axis apart)."""
+    """A formatter for ticks of a log axis at ``values`` that omits labels too close to the previous one (less than 4 % of the
+    axis)."""
     places = sorted(float(value) for value in values)
     span = math.log(places[-1] / places[0]) or 1.0
     shown: list[float] = []
@@ -153,7 +153,7 @@ def sparse_ticks(values) -> FuncFormatter:
 
 
 def name_lines(ax, ends: list[tuple], height: float) -> None:
-    """Name each line at the right edge in its own colour; names that would overlap are moved apart.
+    """Label each line at the right edge in its colour, moving labels apart that would overlap.
 
     ends: (x, y, label, colour) of each line's last point; height: of the axes, in inches.
     """
@@ -167,20 +167,20 @@ def name_lines(ax, ends: list[tuple], height: float) -> None:
     sizes = [line * (wrapped(label, 30).count("\n") + 1) for _, _, label, _ in ends]
     order = sorted(range(len(ends)), key=lambda i: place[i])
     floor = 0.0
-    for i in order:  # upwards: each above the one before
+    for i in order:  # upwards, each above the previous one
         place[i] = max(place[i], floor + sizes[i] / 2)
         floor = place[i] + sizes[i] / 2
     ceiling = 1.0
-    for i in reversed(order):  # and down again from the top
+    for i in reversed(order):  # then down again from the top
         place[i] = min(place[i], ceiling - sizes[i] / 2)
         ceiling = place[i] - sizes[i] / 2
     for (x, y, label, colour), where in zip(ends, place, strict=True):
-        # from the middle of the name's left edge, not clipped at its box
+        # from the middle of the label's left edge, not clipped at its box
         leader = STRAIGHT | {"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.6, "shrinkA": 2, "relpos": (0, 0.5), "patchA": None}
         text = {"color": darker(colour), "va": "center", "fontsize": 9, "linespacing": 1.05}
         ax.annotate(wrapped(label, 30), (x, y), (1.03, where), textcoords="axes fraction", arrowprops=leader, **text)
 
 
 def darker(colour, factor: float = 0.6) -> list[float]:
-    """A colour [r, g, b] for letters, which are hard to read in a pale one."""
+    """A darker shade [r, g, b] of a colour, for legible text."""
     return [factor * part for part in mpl.colors.to_rgb(colour)]

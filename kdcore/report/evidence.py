@@ -1,4 +1,4 @@
-"""What one paper's records give, each table made once for all that show it: files, figures, the page and the scoreboard."""
+"""A paper's records and their tables, each made once for everything that shows it: files, figures, the page and the scoreboard."""
 
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from kdcore.report.tables import table
 
 
 class Evidence:
-    """The records of one paper, any of them, and the tables that they give."""
+    """The records of one paper, of any budget and status, and the tables made from them."""
 
     def __init__(self, paper, records: list[dict]):
         self.paper, self.records = paper, records
@@ -22,17 +22,17 @@ class Evidence:
         return select.budgets(self.paper, self.records)
 
     def of_budget(self, budget: str) -> list[dict]:
-        """The records of one budget, stale and failed ones included."""
+        """The records of one budget, including stale and failed ones."""
         return [record for record in self.records if record["budget"] == budget]
 
     def frames(self, budget: str) -> list[pd.DataFrame]:
-        """Every table of the sheet at a budget, and last the claims."""
+        """Every table of the sheet at a budget, then the claims."""
         if budget not in self._frames:
             made = [table(self.paper, each, self.records, budget) for each in self.paper.tables]
             self._frames[budget] = [*made, claims(self.paper, self.records, budget)]
         return self._frames[budget]
 
     def shown(self, budget: str) -> list[pd.DataFrame]:
-        """Those with a row that the budget runs, and the claims."""
+        """The frames with a row that the budget runs, and the claims."""
         ids = {each["id"] for each in select.tables_of(self.paper, budget)} | {"claims"}
         return [frame for frame in self.frames(budget) if frame.attrs["id"] in ids]

@@ -1,6 +1,6 @@
-"""The kinds of plots that several papers use; what one paper alone plots is in its folder.
+"""Plots that several papers use; a paper's own plots are in its folder.
 
-Each takes plain numbers (or a table's frame) and returns a matplotlib Figure.
+Each function takes plain numbers (or a table's frame) and returns a matplotlib Figure.
 """
 
 import math
@@ -18,11 +18,11 @@ from kdcore.report.drawing import BLUE, PALETTE, VERMILLION, WIDTH, heading, log
 
 @plot
 def paper_against_ours(frame: pd.DataFrame) -> Figure:
-    """The rows of a table (``tables.table``): our mean with its 95 % interval, every seed a dot below it, and the paper's
-    number a line under a diamond.
+    """The rows of a table (``tables.table``): our mean with its 95 % interval, a dot below it for every seed, and the paper's
+    number as a line under a diamond.
 
-    The pale band is the paper's number -+ margin; a hollow diamond is the table's other reference. Each unit has a panel of
-    its own. Rows that were not run are in the table alone; the heading counts those that have a number in the paper.
+    The pale band is the paper's number -+ margin; a hollow diamond is the number of the table's reference. Each unit has its
+    own panel. Rows that were not run are omitted; the heading counts those for which the paper reports a number.
     """
     not_run = int((frame["paper"].notna() & (frame["n"] == 0) & (frame["verdict"] != "quoted")).sum())
     frame = frame[frame["n"] > 0]
@@ -56,7 +56,7 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
         ax.spines["left"].set_visible(False)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel(unit)
-        ax.use_sticky_edges = False  # a band must not end at the axis
+        ax.use_sticky_edges = False  # so that bands do not touch the axis
         ax.margins(x=0.04)
         ax.autoscale_view(scaley=False)
     about = frame.attrs
@@ -75,11 +75,11 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
 
 @plot
 def learning_curves(records_by_arm: dict[str, list[dict]], metric: str, title: str = "") -> Figure:
-    """A metric of the history against the epoch: for each arm the mean over seeds, and a band from least to most.
+    """A metric of the history against the epoch: for each arm the mean over seeds, with a band from minimum to maximum.
 
-    Epochs are counted through all stages. Several members in one trial count as their mean. More than seven arms are
-    spread over panels; where a panel still holds more than seven, the bands would hide one another and are left out.
-    Errors and losses have a log axis where they fall to a third or less.
+    Epochs are counted through all stages. The members of a trial count as their mean. More than seven arms are spread over
+    panels; a panel that still has more than seven has no bands, which would hide one another. Errors and losses that fall to a
+    third or less have a log axis.
     """
     curves = {arm: seeds for arm, records in records_by_arm.items() if (seeds := histories(records, metric)) is not None}
     panels = -(-len(curves) // 9) if len(curves) > len(PALETTE) else 1
@@ -91,7 +91,7 @@ def learning_curves(records_by_arm: dict[str, list[dict]], metric: str, title: s
     everything = np.concatenate([values.ravel() for _, values in curves.values()]) if curves else np.ones(1)
     log = any(word in metric for word in ("error", "loss")) and everything.min() > 0 and everything.max() > 3 * everything.min()
     for ax, part in zip(axes[:, 0], parts, strict=True):
-        # many arms are a sweep: an ordered scale says so, and stays readable without colour vision
+        # many arms are a sweep: an ordered colour scale shows this, and can be read without colour vision
         many = [mpl.colormaps["cividis"](x) for x in np.linspace(0, 0.78, len(part))]
         ends = []
         for (arm, (epochs, values)), colour in zip(part, PALETTE if len(part) <= len(PALETTE) else many, strict=False):
@@ -113,10 +113,9 @@ def learning_curves(records_by_arm: dict[str, list[dict]], metric: str, title: s
 
 @plot
 def curve(x, lines: dict, marks: dict | None = None, *, xlabel: str = "", ylabel: str = "", title: str = "", log: bool = False) -> Figure:
-    """Lines over one x [n]: the seeds thin, their mean thick; ``log`` for a logarithmic y.
+    """Lines over one x [n]: thin for each seed, thick for their mean; ``log``: logarithmic y axis.
 
-    lines: {label: [seeds][n]}. marks: {label: x of a vertical line, or one for each seed (a line at their mean, a tick
-    at each)}.
+    lines: {label: [seeds][n]}. marks: {label: x of a vertical line, or one x per seed (a line at their mean, a tick at each)}.
     """
     figure, ax = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
     x, shown = np.asarray(x, float), {}
@@ -145,10 +144,10 @@ def curve(x, lines: dict, marks: dict | None = None, *, xlabel: str = "", ylabel
 
 @plot
 def error_against(x_values, groups: dict, *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
-    """A measure against a swept variable (log axis), a panel for each group, each with its own scale.
+    """A measure against a swept variable (log axis), with one panel per group, each with its own scale.
 
-    groups: {label: [seeds' values at x_values[0], at x_values[1], ...]}, an empty list where nothing was run. Every seed is a
-    dot (beside its place, to be seen); the means are joined and have 95 % intervals.
+    groups: {label: [values of the seeds at x_values[0], at x_values[1], ...]}, with empty lists where nothing was run. Every seed
+    is a dot, shifted sideways for visibility; means are joined and have 95 % intervals.
     """
     figure, axes = plt.subplots(len(groups), 1, figsize=(WIDTH, 2.7 * len(groups) + 0.7), squeeze=False, sharex=True, layout="constrained")
     for ax, (label, cells), colour in zip(axes[:, 0], groups.items(), PALETTE * 4, strict=False):
@@ -177,10 +176,10 @@ def error_against(x_values, groups: dict, *, xlabel: str = "", ylabel: str = "",
 
 @plot
 def lines_against(panels: dict[str, tuple[dict, dict]], *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
-    """A measure against a swept variable (log axis) for several methods, beside fixed levels: a panel for each group.
+    """A measure against a swept variable (log axis) for several methods and fixed levels, with one panel per group.
 
-    panels: {group: (lines {label: {x: [seeds' values]}}, levels {label: [seeds' values]})}. A line joins the means, with
-    their 95 % intervals; a level is a grey, dashed line at its mean. A label looks the same in all panels.
+    panels: {group: (lines {label: {x: [values of the seeds]}}, levels {label: [values of the seeds]})}. A line joins the means,
+    with their 95 % intervals; a level is a grey dashed line at its mean. A label has the same style in all panels.
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -213,8 +212,8 @@ def lines_against(panels: dict[str, tuple[dict, dict]], *, xlabel: str = "", yla
 
 
 def histories(records: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Epochs [n] and values [seeds, n] of the records that have the metric, at the epochs where all of them have it; None
-    where none has it."""
+    """Epochs [n] and values [seeds, n] of the records with the metric, at the epochs where all of them have it; None if there
+    are none."""
     seeds = [{i: float(np.mean(row[metric])) for i, row in enumerate(record["history"]) if metric in row} for record in records]
     seeds = [values for values in seeds if values]
     places = [i for i in seeds[0] if all(i in values for values in seeds)] if seeds else []

@@ -1,4 +1,4 @@
-"""A table or the claims as CSV, Markdown and HTML."""
+"""Tables and claims as CSV, Markdown and HTML."""
 
 import csv
 import functools
@@ -11,12 +11,12 @@ import pandas as pd
 
 from kdcore.report import select, words
 
-MARKS = {"M?": "from memory, with low confidence", "?": "no source states it"}  # of reported numbers that give no verdict
+MARKS = {"M?": "from memory, with low confidence", "?": "no source states it"}  # marks of numbers that get no verdict
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """A table for machines: six significant digits, empty where there is no number, seeds as "0:146 1:139", and last, mixed: the
-    seeds whose student and teacher ran on different processors."""
+    """A table as CSV: six significant digits, empty cells for missing numbers, seeds as "0:146 1:139", and a last column, mixed:
+    the seeds whose student and teacher ran on different processors."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     claims = frame.attrs["kind"] == "claims"  # which have that column already
@@ -28,7 +28,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    """A table for readers on GitHub: title, budget, numbers, device and hours, and which of them mix processors."""
+    """A table as Markdown: title, budget, numbers, device and hours, and which seeds mix processors."""
     about = frame.attrs
     title, source, budget, what = (
         words.markdown(text) for text in (f"{about['short']}: {about['title']}", words.source(about), about["budget"], about["about"])
@@ -48,10 +48,10 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 
 def to_html(frame: pd.DataFrame, details: bool = False, style: bool = True) -> str:
-    """Any frame of the report as HTML for a notebook or the page, its verdicts as badges with words.
+    """Any frame of the report as HTML for a notebook or the page, with verdicts as badges.
 
-    details: each number opens to its seeds, their records and commands. style: bring the style sheet along (the page
-    has it once).
+    details: let each number expand to its seeds with their records and commands. style: include the style sheet (the page has
+    it only once).
     """
     kind = frame.attrs.get("kind", "scoreboard")
     template = environment().get_template("tables.html.j2")
@@ -60,7 +60,7 @@ def to_html(frame: pd.DataFrame, details: bool = False, style: bool = True) -> s
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """The templates of this folder, with the functions that turn numbers into words. Everything is escaped."""
+    """The Jinja environment for this folder's templates, with functions that format numbers. All output is escaped."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -74,7 +74,7 @@ def environment() -> jinja2.Environment:
 
 
 def marks_note(rows: list[dict]) -> str:
-    """A sentence on the doubtful marks that a table's numbers have; "" where there are none."""
+    """A sentence that explains the doubtful marks in a table; "" if there are none."""
     marks = dict.fromkeys(select.doubt(row) for row in rows if "mark" in row and not math.isnan(row["paper"]))
     known = [f"[{mark}]: {MARKS[mark]}" for mark in marks if mark]
     return f"{'; '.join(known)}; such a number gets no verdict." if known else ""

@@ -1,4 +1,4 @@
-"""The scoreboard, and the README that shows it."""
+"""The scoreboard, as shown in the README."""
 
 import math
 from pathlib import Path
@@ -16,10 +16,10 @@ COLUMNS = ["paper", "key", "budget", "headline", "claims", "verdicts", "seeds", 
 
 
 def scoreboard(everything: list[Evidence]) -> pd.DataFrame:
-    """A row for each paper and budget that has current records, the smoke budget left out.
+    """One row for each paper and budget with current records, except smoke.
 
-    Columns: paper, key, budget, headline (the rows of the first table with results, one a line), claims, verdicts (both as
-    counts, in words), seeds, device, hours (wall time, failed trials included).
+    Columns: paper, key, budget, headline (rows of the first table with results, one per line), claims, verdicts (both as counts
+    in words), seeds, device, hours (wall time, including failed trials).
     """
     rows = []
     for evidence in everything:
@@ -49,7 +49,7 @@ def scoreboard(everything: list[Evidence]) -> pd.DataFrame:
 
 
 def block(everything: list[Evidence]) -> str:
-    """The scoreboard as a Markdown table; a sentence where there is no record yet."""
+    """The scoreboard as a Markdown table, or a sentence if there is no record yet."""
     frame = scoreboard(everything)
     if frame.empty:
         return "No records yet: `kdcore run PAPER --budget laptop` makes the first."
@@ -59,22 +59,22 @@ def block(everything: list[Evidence]) -> str:
 
 
 def update(path: Path | str, block: str) -> None:
-    """Put ``block`` between the scoreboard's markers of a Markdown file. Raises KdcoreError where a marker is missing."""
+    """Write ``block`` between the scoreboard's markers in a Markdown file. Raises KdcoreError if a marker is missing."""
     path = Path(path)
     paths.write_text(path, with_block(text_of(path), block, path))
 
 
 def with_block(text: str, block: str, where: Path | str = "the README") -> str:
-    """``text`` with ``block`` between the markers. Raises KdcoreError unless each stands there once, in order."""
+    """``text`` with ``block`` between the markers. Raises KdcoreError unless each occurs once, in order."""
     start, end = MARKERS
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
-        raise KdcoreError(f"{where} must hold the lines {start} and {end}, once each and in this order: the scoreboard goes between them")
+        raise KdcoreError(f"{where} must contain the lines {start} and {end}, once each and in this order, around the scoreboard")
     before, _, rest = text.partition(start)
     return f"{before}{start}\n\n{block}\n\n{end}{rest.partition(end)[2]}"
 
 
 def text_of(path: Path) -> str:
-    """The text of a Markdown file. Raises KdcoreError where it cannot be read."""
+    """The text of a Markdown file. Raises KdcoreError if it cannot be read."""
     try:
         return paths.regular(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -82,7 +82,7 @@ def text_of(path: Path) -> str:
 
 
 def headline(frame: pd.DataFrame) -> str:
-    """The rows of a table, one a line, those that were run first: "small: 146.2 [139, 153] (paper 146)"."""
+    """The rows of a table, one per line, with those that have results first: "small: 146.2 [139, 153] (paper 146)"."""
     lines, own = [], frame[frame["verdict"] != "quoted"]
     for row in own.sort_values("n", key=lambda n: n == 0, kind="stable").to_dict("records"):
         ours = words.estimate(row["ours"], row["low"], row["high"]) or "not run"

@@ -1,17 +1,17 @@
-"""Which records, tables and numbers of a paper count."""
+"""Selection of the records, tables and numbers of a paper that count."""
 
 from kdcore.errors import KdcoreError
 
-DOUBTFUL = ("M?", "?")  # marks of reported numbers that nobody could verify: they are shown, and give no verdict
+DOUBTFUL = ("M?", "?")  # marks of unverified reported numbers, which are shown but get no verdict
 
 
 def current(paper, records: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Records split into (current, stale): stale is what the paper's sheet or code no longer asks for in this form."""
+    """Split records into (current, stale); stale ones no longer match the paper's sheet or code."""
 
     def asked_for(record: dict) -> bool:
         try:
             return paper.trial(record["budget"], record["arm"], record["seed"]).id == record["id"]
-        except KdcoreError:  # an arm or budget that is gone
+        except KdcoreError:  # an arm or budget that no longer exists
             return False
 
     kept: tuple[list[dict], list[dict]] = ([], [])
@@ -21,8 +21,8 @@ def current(paper, records: list[dict]) -> tuple[list[dict], list[dict]]:
 
 
 def results(paper, records: list[dict], budget: str) -> list[dict]:
-    """The records that may stand in a table of ``budget``: current and done, in the order of the sheet's arms and of seeds."""
-    paper.budget(budget)  # says which budgets there are
+    """The records for a table of ``budget``: current and done, ordered by the sheet's arms, then by seed."""
+    paper.budget(budget)  # raises for an unknown budget
     order = {arm: number for number, arm in enumerate(paper.arms)}
     known, _ = current(paper, [record for record in records if record["budget"] == budget])
     return sorted((r for r in known if r["status"] == "done"), key=lambda record: (order[record["arm"]], record["seed"]))
@@ -34,7 +34,7 @@ def budgets(paper, records: list[dict]) -> list[str]:
 
 
 def by_arm(records: list[dict]) -> dict[str, list[dict]]:
-    """{arm: its records}, in the order in which they come."""
+    """{arm: its records}, in order of appearance."""
     groups: dict[str, list[dict]] = {}
     for record in records:
         groups.setdefault(record["arm"], []).append(record)
@@ -42,7 +42,7 @@ def by_arm(records: list[dict]) -> dict[str, list[dict]]:
 
 
 def table_of(paper, table: dict | str) -> dict:
-    """A table of the paper's sheet by its id; a table itself is returned as it is. Raises KdcoreError for an unknown id."""
+    """A table of the paper's sheet, given by its id or itself. Raises KdcoreError for an unknown id."""
     if isinstance(table, dict):
         return table
     for each in paper.tables:
@@ -52,13 +52,13 @@ def table_of(paper, table: dict | str) -> dict:
 
 
 def tables_of(paper, budget: str) -> list[dict]:
-    """The paper's tables that have a row which ``budget`` runs."""
+    """The paper's tables with at least one row that ``budget`` runs."""
     arms = set(paper.budget_arms(budget))
     return [table for table in paper.tables if any(row["arm"] in arms for row in table["rows"])]
 
 
 def measured(record: dict, metric: str) -> float:
-    """A record's metric. Raises KdcoreError where the record has no such number."""
+    """A record's metric. Raises KdcoreError if the record has no such number."""
     value = record["metrics"].get(metric)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise KdcoreError(
@@ -68,7 +68,7 @@ def measured(record: dict, metric: str) -> float:
 
 
 def doubt(row: dict) -> str:
-    """The mark of a row's reported number where it is one of ``DOUBTFUL``, else ""."""
+    """The mark of a row's reported number if it is one of ``DOUBTFUL``, else ""."""
     return row["mark"] if row.get("mark") in DOUBTFUL else ""
 
 
@@ -79,10 +79,10 @@ def ran_on(record: dict) -> str:
 
 
 def mixed_processors(record: dict, records: dict[str, dict]) -> str:
-    """ "teacher on A, student on B" where teacher and student of a record ran on different processors; else "".
+    """ "teacher on A, student on B" if teacher and student of a record ran on different processors, else "".
 
-    records: those of the paper by their id. Arms are comparable seed by seed on one processor only: another one rounds differently,
-    and a chain of training steps makes as much of that as of another seed.
+    records: the paper's records by id. Arms are comparable seed by seed only on the same processor: another one rounds
+    differently, which training amplifies as much as a change of the seed.
     """
     teacher = record["environment"].get("teacher_processor")
     if teacher is None and record["teacher"] in records:
@@ -91,5 +91,5 @@ def mixed_processors(record: dict, records: dict[str, dict]) -> str:
 
 
 def mixed_seeds(row: dict) -> list[int]:
-    """The seeds of a row of a table, or of the claims, whose student and teacher ran on different processors."""
+    """The seeds of a row (of a table or the claims) whose student and teacher ran on different processors."""
     return row["mixed"] if "mixed" in row else [each["seed"] for each in row["seeds"] if each["mixed"]]

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs no network, made from records, sheets and the figures that ``kdcore.outputs.write`` drew."""
+"""The results page: one self-contained HTML file, made from records, sheets and the figures that ``kdcore.outputs.write`` drew."""
 
 import base64
 import re
@@ -11,8 +11,8 @@ from kdcore.report.formats import environment, to_html
 
 
 def write_site(results: Path, everything: list[Evidence]) -> Path:
-    """Write ``index.html`` into the results folder: the scoreboard, and for each paper its claims, tables, figures, protocol
-    and deviations. Figures are those that lie in ``figures/KEY``. everything: the evidence of all papers. Returns the path."""
+    """Write ``index.html`` into the results folder: the scoreboard, and each paper's claims, tables, figures, protocol and
+    deviations. Figures are read from ``figures/KEY``. everything: the evidence of all papers. Returns the path."""
     template = environment().get_template("site.html.j2")
     board = to_html(readme.scoreboard(everything), details=True, style=False)
     page = template.render(papers=[_paper(each, results) for each in everything], scoreboard=board)

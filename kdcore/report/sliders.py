@@ -1,4 +1,4 @@
-"""Figures that a reader of a notebook can change."""
+"""Interactive figures for notebooks."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ from kdcore.report import canvas
 
 
 def explore(draw: Callable[..., Figure], *controls: ipywidgets.ValueWidget) -> None:
-    """Show ``controls`` above the figure that ``draw`` makes of their values; it is drawn anew when one of them moves.
+    """Show ``controls`` above the figure that ``draw`` makes from their values, and redraw it when one of them changes.
 
-    ipywidgets.interact would send the figure through an Output widget, for which nbclient writes to the channel on which it
-    awaits the end of the cell; at times it then misses that end.
+    ipywidgets.interact would send the figure through an Output widget, for which nbclient writes to the channel on which it waits
+    for the end of the cell; at times it then misses that end.
     """
     image = ipywidgets.Image(format="png", width=800)
 

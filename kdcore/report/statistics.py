@@ -1,6 +1,6 @@
-"""Means, intervals and verdicts: what a handful of seeds allows one to say.
+"""Means, intervals and verdicts from a handful of seeds.
 
-Everything rests on Student's t: at three to five seeds a percentile bootstrap covers far less than it claims, and a
+All are based on Student's t: with three to five seeds a percentile bootstrap covers far less than its nominal level, and a
 large p is no evidence that two numbers agree, so agreement is shown by an equivalence test (two one-sided t-tests,
 Schuirmann 1987, J. Pharmacokin. Biopharm. 15:657).
 """
@@ -8,26 +8,26 @@ Schuirmann 1987, J. Pharmacokin. Biopharm. 15:657).
 import numpy as np
 from scipy import stats
 
-# A difference this much smaller than its operands is a rounding error: 0.1 + 0.2 - 0.3 is no effect.
+# A difference smaller than this, relative to its operands, is a rounding error: 0.1 + 0.2 - 0.3 is not an effect.
 ROUNDING = 1e-12
-# Processors differ in the last digits of a quantile or a logarithm; results are rounded to this many, so that all give the same.
+# Processors differ in the last digits of quantiles and logarithms; results are rounded to this many digits to be the same on all.
 DIGITS = 12
 
 
 def rounded(value: float, digits: int = DIGITS) -> float:
-    """``value`` to so many significant digits. By way of its decimals: the last digits of a product or power depend on the processor."""
+    """``value`` to ``digits`` significant digits, by way of text: the last digits of a product or power depend on the processor."""
     return float(f"{value:.{digits - 1}e}")
 
 
 def exponent(value: float) -> int:
-    """The power of ten of the first digit of ``value`` (not 0): 1000 -> 3, 0.02 -> -2. A logarithm can miss it by one."""
+    """The power of ten of the first digit of ``value`` (not 0): 1000 -> 3, 0.02 -> -2. A logarithm can be off by one."""
     return int(f"{value:.{DIGITS - 1}e}".partition("e")[2])
 
 
 def mean_interval(values, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of ``values`` [n] and its t-interval: (mean, low, high), in the unit of the values.
+    """Mean of ``values`` [n] and its t-interval, (mean, low, high), in the unit of the values.
 
-    mean -+ t(n - 1, (1 + level) / 2) s / sqrt(n). One value has no interval: (x, nan, nan); none: (nan, nan, nan).
+    mean -+ t(n - 1, (1 + level) / 2) s / sqrt(n). A single value has no interval: (x, nan, nan); no value: (nan, nan, nan).
     """
     values = np.asarray(list(values), np.float64)
     if not len(values):
@@ -42,12 +42,12 @@ def mean_interval(values, level: float = 0.95) -> tuple[float, float, float]:
 
 
 def cell_verdict(values, reported: float | None, margin: float | None) -> str:
-    """What ``values`` [n] (one a seed) say about the paper's ``reported`` number.
+    """The verdict of ``values`` [n] (one per seed) on the paper's ``reported`` number.
 
-    margin: how far apart two numbers may be and still count as the same result, in the unit of the values; with None or 0 only a
-    direction can be told. "reproduced": the 90 % t-interval of mean - reported lies inside (-margin, margin), an equivalence test
-    at 5 %; else "above" or "below": it lies on one side of 0; else "inconclusive", which one seed alone always is; "no number"
-    where the paper gives none; "not run" without values.
+    margin: how far apart two numbers may be and still count as the same result, in the unit of the values; with None or 0, only
+    a direction can be found. "reproduced": the 90 % t-interval of mean - reported lies inside (-margin, margin), an equivalence
+    test at 5 %; else "above" or "below": the interval lies on one side of 0; else "inconclusive", as a single seed always is;
+    "no number" if the paper reports none; "not run" without values.
     """
     values = np.asarray(list(values), np.float64)
     if not len(values):
@@ -65,10 +65,10 @@ def cell_verdict(values, reported: float | None, margin: float | None) -> str:
 def claim_test(left, right, relation: str, margin: float | None = None) -> dict:
     """Paired comparison of ``left`` and ``right`` [n], seed by seed: {n, mean, low, high, p} of left - right.
 
-    relation "<": p of the two-sided paired t-test, and the 95 % interval. relation "same": p of the equivalence test
-    within ``margin`` (the larger of the two one-sided p), and the 90 % interval that goes with it. With fewer than two seeds p
-    and the interval are nan. Where all differences are equal, p is 0 or 1.
-    Raises ValueError for another relation, sides of different length, or "same" without a margin.
+    relation "<": p of the two-sided paired t-test, and the 95 % interval. relation "same": p of the equivalence test within
+    ``margin`` (the larger of the two one-sided p), and the corresponding 90 % interval. With fewer than two seeds, p and the
+    interval are nan. If all differences are equal, p is 0 or 1.
+    Raises ValueError for another relation, sides of different lengths, or "same" without a margin.
     """
     _check_relation(relation, margin)
     differences = _differences(left, right)
@@ -88,15 +88,15 @@ def claim_test(left, right, relation: str, margin: float | None = None) -> dict:
 
 
 def reported_test(left, right, runs: int, relation: str, margin: float | None = None) -> dict:
-    """What the paper's own numbers say of its claim: {mean, low, high, p} of left - right, from means and standard deviations.
+    """Test a claim on the paper's own means and standard deviations: {mean, low, high, p} of left - right.
 
     left, right: [(mean, standard deviation), ...]; a side is the mean of its groups, each of ``runs`` independent runs.
-    Welch's t-test (Welch 1947, Biometrika 34:28) with his degrees of freedom; relation and margin, p and interval as in
-    ``claim_test``. Raises ValueError for fewer than two runs, or what ``claim_test`` refuses.
+    Welch's t-test (Welch 1947, Biometrika 34:28) with his degrees of freedom; relation, margin, p and interval as in
+    ``claim_test``. Raises ValueError for fewer than two runs, and where ``claim_test`` does.
     """
     _check_relation(relation, margin)
     if runs < 2:
-        raise ValueError(f"a standard deviation takes at least two runs, not {runs}")
+        raise ValueError(f"a standard deviation needs at least two runs, not {runs}")
     mean = np.mean([m for m, _ in left]) - np.mean([m for m, _ in right])
     parts = np.array([s**2 / runs / len(side) ** 2 for side in (left, right) for _, s in side])
     error = np.sqrt(parts.sum())
@@ -109,9 +109,9 @@ def reported_test(left, right, runs: int, relation: str, margin: float | None = 
 def claim_verdict(left, right, relation: str, adjusted: float, margin: float | None = None) -> str:
     """ "holds", "contradicted", "inconclusive" or "not run" (no seed), for the arguments of ``claim_test``.
 
-    adjusted: the p of ``claim_test`` after ``holm``. Where p < 0.05, a "<" holds or is contradicted by the sign of the mean
-    difference, and a "same" holds. A "same" is contradicted where the 95 % interval of the difference lies entirely outside
-    (-margin, margin).
+    adjusted: the p of ``claim_test`` after ``holm``. If it is below 0.05, a "<" holds or is contradicted according to the sign of
+    the mean difference, and a "same" holds. A "same" is contradicted if the 95 % interval of the difference lies entirely
+    outside (-margin, margin).
     """
     differences = _differences(left, right)
     if not len(differences):
@@ -127,7 +127,7 @@ def claim_verdict(left, right, relation: str, adjusted: float, margin: float | N
 
 
 def holm(pvalues) -> list[float]:
-    """p-values adjusted for how many there are, so that the chance of any false alarm among them stays below the level.
+    """Adjust p-values for multiple testing by Holm's method, which controls the family-wise error rate.
 
     Holm 1979, Scand. J. Statist. 6:65: the i-th smallest of m is multiplied by m - i + 1, made monotone, at most 1.
     nan (not tested) stays nan and does not count.
@@ -146,14 +146,14 @@ def _check_relation(relation: str, margin: float | None) -> None:
 
 
 def _differences(left, right) -> np.ndarray:
-    """left - right [n]; what is a mere rounding error becomes 0. Raises ValueError for different lengths."""
+    """left - right [n], with rounding errors set to 0. Raises ValueError for different lengths."""
     left, right = np.asarray(list(left), np.float64), np.asarray(list(right), np.float64)
     if left.shape != right.shape:
         raise ValueError(f"sides of a paired comparison must have the same seeds, not {len(left)} and {len(right)}")
     differences = left - right
     noise = ROUNDING * np.maximum(abs(left), abs(right)).max(initial=0)
     differences[abs(differences) <= noise] = 0
-    # equal but for rounding errors: made equal, so that these are not taken for a spread
+    # equal up to rounding errors: make them equal, so that these do not count as spread
     return np.full_like(differences, differences[0]) if len(differences) and np.ptp(differences) <= noise else differences
 
 

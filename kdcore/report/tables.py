@@ -1,7 +1,6 @@
-"""Records and reported numbers, joined into tables.
+"""Tables that join records and reported numbers.
 
-A table is a DataFrame of one budget's numbers, never of two; what belongs to all of it (title, source, budget, device,
-hours) is in its ``attrs``.
+A table is a DataFrame with the numbers of a single budget; its ``attrs`` hold title, source, budget, device and hours.
 """
 
 import math
@@ -12,23 +11,22 @@ import pandas as pd
 from kdcore import validation
 from kdcore.report import select, statistics, words
 
-# What a row has instead where no verdict can be given: "no number" in the paper; "unverified", a reported number that nobody could
-# verify; "quoted", a number of others' work or of data that are not public.
+# Rows without a verdict have instead: "no number" (in the paper); "unverified" (a reported number that could not be verified);
+# "quoted" (a number from others' work, or on data that are not public).
 VERDICTS = ("reproduced", "above", "below", "inconclusive", "not run", "not comparable")
 
 
 def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.DataFrame:
-    """One table of the paper at one budget, a row for each of the sheet's rows.
+    """A table of the paper at one budget, with one row for each of the sheet's.
 
-    table: an entry of ``paper.tables``, or its id. records: any of the paper's; those of another budget, failed or stale ones do
-    not count. Columns: label, arm, metric, mark; paper (the reported number, nan where there is none), reference (the number
-    that whoever the table's ``reference`` names reports; only in such a table), ours (mean over seeds), low, high (95 %
-    t-interval), n, difference (ours - paper), margin, all in ``unit``; verdict (``statistics.cell_verdict``; "unverified" where
-    the number's mark is one of ``select.DOUBTFUL``, "quoted" for a row without an arm, "not comparable" at a budget that says
-    so); hours (wall time of these records' trials, one process each) and cpu_hours (CPU time of all their threads, nan where a
-    record has none); device; seeds ([{seed, value, id (the record's), seconds, cpu_seconds (None where there is none), mixed
-    (``select.mixed_processors``)}]). Where a row of the sheet has ``std``, the standard deviation of the reported number, it is a
-    column behind paper. A row that has neither a number in the paper nor an arm that the budget runs is left out.
+    table: an entry of ``paper.tables``, or its id. records: any of the paper's; those of other budgets, and failed or stale ones,
+    are ignored. Columns: label, arm, metric, mark; paper (the reported number, or nan), std (its standard deviation, if a row
+    of the sheet has one), reference (the number reported by the table's ``reference``, if it has one), ours (mean over seeds),
+    low, high (95 % t-interval), n, difference (ours - paper), margin, all in ``unit``; verdict (``statistics.cell_verdict``;
+    "unverified" if the number's mark is one of ``select.DOUBTFUL``, "quoted" for a row without an arm, "not comparable" at a
+    budget whose numbers are not); hours (wall time of the trials, one process each) and cpu_hours (CPU time over all threads,
+    nan if a record has none); device; seeds ([{seed, value, id (of the record), seconds, cpu_seconds (or None), mixed
+    (``select.mixed_processors``)}]). A row with neither a reported number nor an arm of the budget is left out.
     Raises KdcoreError for an unknown table, budget or metric.
     """
     sheet = select.table_of(paper, table)
@@ -89,9 +87,9 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
 
 
 def budget_table(paper, budget: str) -> pd.DataFrame:
-    """What ``budget`` changes against budget "paper": parameter, paper (its value there), here, arms (which, in words).
+    """The changes of ``budget`` from budget "paper": parameter, paper (its value there), here, arms (in words).
 
-    A row for each group of arms with the same change; no row for the budget "paper" itself.
+    One row for each group of arms with the same change; none for the budget "paper" itself.
     """
     arms = paper.budget_arms(budget)
     changes: dict = {}
@@ -122,8 +120,8 @@ def budget_table(paper, budget: str) -> pd.DataFrame:
 
 
 def facts(paper, part: str) -> pd.DataFrame:
-    """A list of the sheet as it stands there: part "protocol" (what the paper says, what we do), "deviations", or one of the paper's
-    own. Raises KdcoreError for an unknown one."""
+    """A list of the sheet as a table: part "protocol" (what the paper says, what we do), "deviations", or any other. Raises
+    KdcoreError for an unknown one."""
     lists = [name for name, value in paper.sheet.items() if isinstance(value, list)]
     validation.one_of(part, "list", lists, start=f"the sheet of {paper.key} has no {{what}} {{value}}")
     headings = {"protocol": {"paper": "paper says", "ours": "we use"}}.get(part, {})
@@ -134,7 +132,7 @@ def facts(paper, part: str) -> pd.DataFrame:
 
 
 def about(paper, budget: str, records: list[dict]) -> dict:
-    """What a frame's ``attrs`` say of its paper and budget, and of the records that it stands on."""
+    """The ``attrs`` of a frame: its paper and budget, and device and hours of its records."""
     return {
         "paper": paper.key,
         "short": paper.sheet["short"],
@@ -148,7 +146,7 @@ def about(paper, budget: str, records: list[dict]) -> dict:
 
 
 def as_float(value) -> float:
-    """A number of the sheet, nan for None."""
+    """A number of the sheet as a float; nan for None."""
     return math.nan if value is None else float(value)
 
 
@@ -161,7 +159,7 @@ def devices(records: list[dict]) -> str:
 
 
 def _cpu_hours(records: list[dict]) -> float:
-    """nan unless every record has CPU seconds."""
+    """CPU hours of the records; nan unless every record has CPU seconds."""
     spent = [record["cost"].get("cpu_seconds", math.nan) for record in records] or [math.nan]
     return sum(spent) / 3600
 
@@ -181,7 +179,7 @@ def _or_none(value) -> str:
 
 
 def _named(paper, group: list[str], among: list[str]) -> str:
-    """A group of arms in few words: "all", "all but A; B", or their names, a whole sweep under the name of its template."""
+    """A group of arms in few words: "all", "all but A; B", or their names, with a whole sweep under its template."""
     names, others = _names(paper, group), _names(paper, [arm for arm in among if arm not in group])
     if not others and len(among) > 1:
         return "all"
@@ -189,7 +187,7 @@ def _named(paper, group: list[str], among: list[str]) -> str:
 
 
 def _names(paper, arms: list[str]) -> list[str]:
-    """Names of arms; those of a sweep, or of a sweep with one variable fixed, are one name: "300 units, T={temperature}"."""
+    """Names of arms, with a sweep, or a sweep with one variable fixed, as one name: "300 units, T={temperature}"."""
     names, left = [], list(arms)
     templates = []
     for template, settings in paper.sheet["arms"].items():

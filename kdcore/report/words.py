@@ -1,4 +1,4 @@
-"""Numbers, intervals and commands as text, and any text as Markdown."""
+"""Formats numbers, intervals and commands as text, and any text as Markdown."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from kdcore.report import statistics
 
 
 def number(value: float, significant: int = 4, signed: bool = False) -> str:
-    """``value`` with about ``significant`` digits, whole digits never rounded off, trailing zeros left out.
+    """``value`` with about ``significant`` digits; whole digits are never rounded off, trailing zeros are dropped.
 
     146.234 -> "146.2", 0.012345 -> "0.01235", 67.0 -> "67"; "" for nan.
     """
@@ -18,8 +18,8 @@ def number(value: float, significant: int = 4, signed: bool = False) -> str:
 
 
 def fixed(value: float, decimals: int, signed: bool = False) -> str:
-    """``value`` with so many ``decimals``, a real minus sign, commas from 10,000 on, and a plus where ``signed``; "" for nan. What would
-    need more than 12 decimals, or has more than 15 whole digits, is written as 1.234e+20."""
+    """``value`` with this number of ``decimals``, a real minus sign, commas from 10,000 on, and a plus sign if ``signed``; "" for
+    nan. Values with more than 12 decimals or more than 15 whole digits are written as 1.234e+20."""
     if math.isnan(value):
         return ""
     sign = "+" if signed else ""
@@ -34,12 +34,12 @@ def fixed(value: float, decimals: int, signed: bool = False) -> str:
 
 
 def difference(value: float, ours: float) -> str:
-    """Ours minus the paper's, with a sign, and no more decimals than ours is given with."""
+    """Ours minus the paper's, with a sign and no more decimals than ours has."""
     return _short(fixed(value, _decimals(ours, 4), signed=True))
 
 
 def estimate(mean: float, low: float, high: float, signed: bool = False) -> str:
-    """A mean with its interval: "146.2 [139, 153]"; the mean alone where there is no interval, "" where there is no mean."""
+    """A mean with its interval: "146.2 [139, 153]"; the mean alone without an interval, "" without a mean."""
     if math.isnan(low) or math.isnan(high):
         return number(mean, signed=signed)
     # both ends have the same number of decimals, enough to show the width
@@ -49,8 +49,8 @@ def estimate(mean: float, low: float, high: float, signed: bool = False) -> str:
 
 
 def reported(value: float, std: float | None = None, mark: str = "") -> str:
-    """A number as the paper prints it: "146", "47.3", "8.47 ± 1.11" with its standard deviation, "67 [M?]" with the mark of a
-    number that could not be verified; "" for nan."""
+    """A number as printed in the paper: "146", "47.3", "8.47 ± 1.11" with its standard deviation, "67 [M?]" with the mark of an
+    unverified number; "" for nan."""
     if not math.isfinite(value):
         return fixed(value, 0)
     text = _minus(f"{value + 0.0:.12g}")  # no sign on a zero
@@ -67,7 +67,7 @@ def hours(value: float) -> str:
 
 
 def cost(about: dict) -> str:
-    """What a table's numbers cost, and on what device."""
+    """The cost of a table's numbers, and the device, as a sentence."""
     if not about["device"]:
         return "Not run yet."
     cpu = f" ({hours(about['cpu_hours'])} of CPU time)" if not math.isnan(about["cpu_hours"]) else ""
@@ -75,7 +75,7 @@ def cost(about: dict) -> str:
 
 
 def source(about: dict) -> str:
-    """Where the paper's numbers stand: "Table 1 (section 3). "."""
+    """The source of the paper's numbers: "Table 1 (section 3). "."""
     if not about["source"]:
         return ""
     return f"Table {about['number']} ({about['source']}). " if about["number"] is not None else f"Source: {about['source']}. "
@@ -92,20 +92,20 @@ def listed(values) -> str:
 
 
 def counts(values: pd.Series, among: tuple) -> str:
-    """How often each of ``among`` occurs in ``values``: "3 reproduced, 1 above"."""
+    """Counts of each of ``among`` in ``values``: "3 reproduced, 1 above"."""
     return ", ".join(f"{count} {each}" for each in among if (count := int((values == each).sum())))
 
 
 def plain(text) -> str:
-    """``text`` with one kind of line break, and a replacement character for whatever controls a terminal or the direction of writing."""
+    """``text`` with uniform line breaks, and replacement characters for terminal controls and text-direction controls."""
     text = re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", str(text))
     return re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def markdown(text, line_break: str = " ") -> str:
-    """Any text as one line of Markdown that shows it as it is: no markup, table, formula or comment begins in it.
+    """Any text as one line of Markdown that shows it literally: nothing in it is read as markup, a table, a formula or a comment.
 
-    Characters that mean nothing where they stand are left alone, so that the source stays legible.
+    Characters that need no escape in their context are left alone, so that the source stays legible.
     """
     text = re.sub(r"([\\`*|~$#])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\])[(\[]|^\s*\[(?=.*\]:)", r"\\\g<0>", plain(text))
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
@@ -114,22 +114,22 @@ def markdown(text, line_break: str = " ") -> str:
 
 
 def markdown_table(header: list[str], rows: list[list]) -> str:
-    """A Markdown table of plain texts, all escaped; line breaks in a cell stay line breaks."""
+    """A Markdown table of plain text, all escaped; line breaks within a cell are kept."""
     lines = [[markdown(cell, "<br>") for cell in line] for line in (header, *rows)]
     lines.insert(1, ["---"] * len(header))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _short(text: str) -> str:
-    """A number in words without trailing zeros."""
+    """A formatted number without trailing zeros."""
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
 def _minus(text: str) -> str:
-    """A number in words whose hyphen is a minus sign, except in an exponent."""
+    """A formatted number with a minus sign in place of a leading hyphen."""
     return re.sub(r"^-", "\N{MINUS SIGN}", text)
 
 
 def _decimals(value: float, significant: int) -> int:
-    """How many decimals give ``value`` so many significant digits; whole digits are never rounded off."""
+    """The number of decimals that gives ``value`` this number of significant digits; at least 0."""
     return max(0, significant - 1 - (statistics.exponent(value) if value and math.isfinite(value) else 0))

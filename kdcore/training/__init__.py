@@ -1,4 +1,4 @@
-"""Training: a ``Stage`` is one optimisation, ``fit`` runs stages in a loop that resumes exactly, a ``Run`` is all that a trial trains."""
+"""Training: a ``Stage`` is one optimisation phase, ``fit`` a training loop that resumes exactly, a ``Run`` all that a trial trains."""
 
 from kdcore.training.checkpoint import Checkpoint
 from kdcore.training.context import Context, fast_precision

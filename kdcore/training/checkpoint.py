@@ -1,4 +1,4 @@
-"""What an interrupted run goes on from."""
+"""Checkpoints, from which an interrupted run resumes."""
 
 import json
 import warnings
@@ -13,10 +13,10 @@ from kdcore.training.step import Step
 
 
 class Checkpoint:
-    """Model, optimiser and history in one safetensors file (the history is JSON in its header; nothing is pickled), with a digest, and
-    bound to the folder that it lies in.
+    """Model, optimiser and history in one safetensors file (the history is JSON in its header; nothing is pickled), with a digest.
+    The file is valid only in the folder it was saved in.
 
-    No random state is stored: ``seed_of`` makes it a function of seed, stage and epoch. The stage and the place in the
+    No random state is stored: ``seed_of`` derives it from seed, stage and epoch. The current stage and the position in its
     schedule follow from the length of the history.
     """
 
@@ -32,9 +32,9 @@ class Checkpoint:
         paths.save_tensors(self.path, tensors, {"cohort": self.path.parent.name, "history": json.dumps(history)} | spent)
 
     def load(self, model: nn.Module) -> tuple[list[dict], dict[str, Tensor], dict[str, str]]:
-        """History, optimiser tensors and time spent of the saved run, its weights in ``model``; nothing where there is none.
+        """Load the saved weights into ``model``; return history, optimiser tensors and time spent, all empty if nothing was saved.
 
-        A damaged file, another cohort's, or another network's is moved aside, and the run starts over.
+        A file that is damaged or belongs to another cohort or network is moved aside, and the run starts over.
         """
         if self.path is None or not self.path.exists():
             return [], {}, {}
@@ -42,9 +42,9 @@ class Checkpoint:
             tensors, metadata = paths.load_tensors(self.path, cohort=self.path.parent.name)
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             own = model.state_dict()
-            # compared before any is copied: a model that is half loaded would train on
+            # compared before anything is copied, so that no half-loaded model goes on training
             if {k: (v.shape, v.dtype) for k, v in weights.items()} != {k: (v.shape, v.dtype) for k, v in own.items()}:
-                raise Damaged(f"{self.path} is another network's and was moved to {paths.set_aside(self.path).name}")
+                raise Damaged(f"{self.path} belongs to another network and was moved to {paths.set_aside(self.path).name}")
         except Damaged as error:
             self.say(f"the checkpoint {error}: the trial starts over")
             return [], {}, {}

@@ -1,4 +1,4 @@
-"""``fit()``: the one training loop. Stages, schedules, exact resume, no host sync inside an epoch."""
+"""``fit()``, the one training loop: stages, schedules, exact resume, no host sync within an epoch."""
 
 import math
 import signal
@@ -16,22 +16,22 @@ from kdcore.training.context import Context
 from kdcore.training.stage import Stage
 from kdcore.training.step import Step
 
-# Writing a checkpoint costs tens of milliseconds: not more often than this, unless a test asks for it.
+# Writing a checkpoint costs tens of milliseconds, so not more often than this (tests may set 0).
 CHECKPOINT_SECONDS = validation.environment_seconds("KDCORE_CHECKPOINT_SECONDS", 10)
 
 
 def fit(model: nn.Module, stages: Sequence[Stage], evaluate: Callable[[], dict] = dict, context: Context | None = None) -> list[dict]:
-    """Train ``model`` through ``stages`` and return the history, one dict an epoch.
+    """Train ``model`` through ``stages`` and return the history, one dict per epoch.
 
-    model: holds everything that any stage trains, on the context's device.
-    evaluate: called between epochs (``Stage.measured``) in eval mode without gradients; what it returns joins the epoch's
-        row. Tensors are read as lists.
-    context: seed, device, the folder to resume from and save to (at most every ``CHECKPOINT_SECONDS``, and always
-        before a pause), and the time.time() after which no further epoch starts.
+    model: on the context's device; holds everything that any stage trains.
+    evaluate: called between epochs (``Stage.measured``) in eval mode, without gradients; its result is added to the epoch's
+        row, tensors as lists.
+    context: seed, device, the checkpoint folder (saved to at most every ``CHECKPOINT_SECONDS``, and always before a pause),
+        and the deadline, as time.time(), after which no further epoch starts.
 
-    A row holds stage, epoch (from 1 in its stage), lr, loss (mean over the epoch, a list for a stack), and evaluate's
-    entries. Raises TrialFailed("nan") where the loss stops being finite, Paused at the deadline or on SIGTERM/SIGINT,
-    ValueError for a stage that does not say how it is trained.
+    A row holds stage, epoch (from 1 in each stage), lr, loss (mean over the epoch; a list for a stack) and evaluate's
+    entries. Raises TrialFailed("nan") if the loss stops being finite, Paused at the deadline or on SIGTERM/SIGINT, and
+    ValueError for a stage that lacks epochs or steps, indices or a schedule.
     """
     context = context or Context()
     for stage in stages:
@@ -40,7 +40,7 @@ def fit(model: nn.Module, stages: Sequence[Stage], evaluate: Callable[[], dict] 
     history, optimiser_state, spent = saved.load(model)
     if spent:
         context.resume(spent)
-    # Batches and noise are numbered from the last stage, which is 0: it sees the same ones in every arm.
+    # Seeds of batch order and noise count stages from the last (0), so that the last stage sees the same ones in every arm.
     numbers = range(len(stages) - 1, -1, -1)
     lengths = [stage.length(context.seed, number) for number, stage in zip(numbers, stages, strict=True)]
     step, last_save, longest = None, time.monotonic(), 0.0
@@ -49,7 +49,7 @@ def fit(model: nn.Module, stages: Sequence[Stage], evaluate: Callable[[], dict] 
             started, stage = time.monotonic(), stages[place]
             if step is None or step.stage is not stage:
                 step = Step(model, stage, context.device, context.precision, context.without_graph)
-                if epoch > 0:  # a run that was interrupted in the middle of a stage
+                if epoch > 0:  # the run was interrupted in the middle of a stage
                     step.load(optimiser_state)
             if stage.before_epoch is not None:
                 stage.before_epoch(step, epoch)
@@ -75,9 +75,10 @@ def fit(model: nn.Module, stages: Sequence[Stage], evaluate: Callable[[], dict] 
 
 
 def _epochs_left(stages: Sequence[Stage], lengths: list[int], history: list[dict]) -> Iterator[tuple[int, int]]:
-    """(place of the stage, epoch) for each epoch of which the history has no row yet.
+    """(index of the stage, epoch) for each epoch that has no row in the history yet.
 
-    Whoever trains one adds its row, and cuts the stage's length where it stops early; for a history that was loaded, this does.
+    The caller trains the epoch, adds its row and, where the stage stops early, shortens its entry in ``lengths``. For rows
+    that were loaded, this function shortens it.
     """
     before = 0  # rows of earlier stages
     for place, stage in enumerate(stages):
@@ -92,7 +93,7 @@ def _epochs_left(stages: Sequence[Stage], lengths: list[int], history: list[dict
 
 
 def train_epoch(step: Step, epoch: int, indices: Tensor) -> float | list[float]:
-    """One epoch of a stage on the rows of ``indices``; its mean loss, a list for a stack."""
+    """Train one epoch of a stage on the rows of ``indices`` and return its mean loss, a list for a stack."""
     stage, total = step.stage, None
     first = epoch * len(indices)  # steps before this epoch
     rows = indices[: None if stage.steps is None else stage.steps - first]
@@ -103,13 +104,13 @@ def train_epoch(step: Step, epoch: int, indices: Tensor) -> float | list[float]:
         if stage.steps is not None:
             step.set(stage.schedule(number))
         loss = step(index)
-        # stays on the device: the host reads one number an epoch; a copy, since a graph writes each loss to the same place
+        # on the device: the host reads one number per epoch; a copy, since a graph writes every loss to the same tensor
         total = loss.to(torch.float64, copy=True) if total is None else total.add_(loss)
     return (total / len(rows)).tolist()
 
 
 def evaluated(model: nn.Module, evaluate: Callable[[], dict]) -> dict:
-    """What ``evaluate`` measures, in eval mode and without gradients; tensors as lists."""
+    """The result of ``evaluate``, called in eval mode and without gradients, with tensors as lists."""
     model.eval()
     with torch.no_grad():
         return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in evaluate().items()}
@@ -121,7 +122,7 @@ class _Interrupt:
 
 @contextmanager
 def _signals():
-    """SIGTERM and SIGINT ask for a pause at the end of the epoch (in the main thread; elsewhere they are not ours)."""
+    """Turn SIGTERM and SIGINT into a request to pause after the epoch (only the main thread can handle signals)."""
     interrupt, old = _Interrupt(), {}
 
     def request(*_):

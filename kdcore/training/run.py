@@ -1,4 +1,4 @@
-"""All that a trial trains, built and not trained yet; and how long it would take."""
+"""Everything that a trial trains, built but not trained yet, and a forecast of how long training takes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from kdcore.training.step import Step
 class Run:
     """What a paper's ``prepare`` builds for the trials of a cohort.
 
-    finish: called with the history of training -> for each trial {"metrics", "history"} and, where it teaches, "weights".
+    finish: takes the training history and returns, for each trial, {"metrics", "history"} and, for one that teaches, "weights".
     model, stages, evaluate: as ``fit`` takes them. A run without stages (trees, libraries of models) does its work in ``finish``,
-    part by part (``Context.keep``), and gives an ``estimate()`` of the seconds that it would take here.
+    part by part (``Context.keep``), and has an ``estimate()`` of the seconds that it would take on this machine.
     """
 
     finish: Callable[[list[dict]], list[dict]]
@@ -29,13 +29,13 @@ class Run:
     estimate: Callable[[], float] | None = None
 
     def train(self, context: Context) -> list[dict]:
-        """Train it and measure the result: what ``finish`` gives."""
+        """Train and return what ``finish`` makes of the history."""
         return self.finish(fit(self.model, self.stages, self.evaluate, context) if self.stages else [])
 
 
 def forecast(run: Run, context: Context, steps: int = 12) -> float:
-    """Seconds that training takes at most (no stage stopped early): from ``steps`` timed steps of each stage and one measurement
-    of each kind, or the run's own estimate."""
+    """Seconds that training takes if no stage stops early: extrapolated from ``steps`` timed steps of each stage and one timed
+    evaluation of each kind, or the run's own estimate."""
     if run.estimate is not None:
         return run.estimate()
 

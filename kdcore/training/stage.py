@@ -1,4 +1,4 @@
-"""A stage: one optimisation, with its loss, what it trains, and how."""
+"""A stage: one optimisation phase, with its loss, the parameters it trains, and how it trains them."""
 
 import hashlib
 import json
@@ -13,41 +13,42 @@ from torch import Tensor, nn
 def seed_of(*parts) -> int:
     """A 63-bit seed that depends on every part: ``seed_of(3, "order", 0, 17)``.
 
-    All randomness of a run is drawn from generators seeded so, anew for each epoch: no random state has to be carried
-    from one epoch to the next, which is what makes a resumed run equal to one that was never interrupted.
+    All generators of a run are seeded this way at the start of each epoch. No random state is carried from one epoch to the
+    next, so a resumed run equals one that was never interrupted.
     """
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
 @dataclass
 class Stage:
-    """One optimisation stage.
+    """One optimisation phase of a method.
 
-    A method gives what it is: name, loss, parameters, knobs; a loop of your own needs no more. ``fit`` also needs to know how it is
-    trained: ``dataclasses.replace(stage, epochs=90, indices=..., batch=..., schedule=...)``.
+    A method sets name, loss, parameters and knobs, all that your own training loop needs. ``fit`` also needs to know how to
+    train: ``dataclasses.replace(stage, epochs=90, indices=..., batch=..., schedule=...)``.
 
     name: shown in progress and history.
-    loss: of a batch, ``loss(*batch)`` -> a scalar, or one value for each member of a stack ([K]).
-    parameters: what is trained; all of the model for None. The others are left alone, weight decay included.
-    knobs: 0-dim tensors that the loss reads and the schedule moves, such as the weight of a term.
+    loss: ``loss(*batch)`` -> a scalar, or one value for each member of a stack, [K].
+    parameters: those to train; None: all of the model's. The others are left alone, weight decay included.
+    knobs: 0-dim tensors that the loss reads and the schedule sets, such as the weight of a term.
 
-    epochs: passes over what ``indices`` gives; or None, and ``steps``: updates, the last epoch being cut short.
-    indices: generator -> int64 [steps, ...]: what one epoch sees, one row a step (case numbers, shifts, ...). Every
-        epoch has as many.
-    batch: one such row, on the device -> the arguments of ``loss``; the row itself for None.
-    schedule: epoch, or step where the length is given in steps (0, 1, ...) -> {"lr": ...} and, where they move,
+    epochs: number of passes over ``indices``; or None, and steps: number of updates, where the last epoch may be cut short.
+    indices: generator -> int64 [steps, ...], what one epoch sees: one row per step (case numbers, shifts, ...). Every epoch
+        has the same number of rows.
+    batch: one such row, on the device -> the arguments of ``loss``; None: the row itself is the argument.
+    schedule: epoch (or step, if the length is given in steps), from 0 -> {"lr": ...} and, where they change,
         {"momentum": ..., knob: ...}.
-    rule: the optimiser's class, ``torch.optim.SGD``, ``RMSprop`` or ``Adam``.
+    rule: the optimiser's class: ``torch.optim.SGD``, ``RMSprop`` or ``Adam``.
     optimiser: its settings: momentum, weight_decay, nesterov of SGD; alpha, eps of RMSprop; betas of Adam.
-    rate_factors: of the learning rate, one for each of ``parameters``; 1 for None.
-    clip: largest norm of the gradient of all parameters together.
-    watch: what is measured between epochs, in place of ``fit``'s evaluate.
-    measured: the epochs (0, 1, ...) that end with a measurement, each one for None; the last always does, and each where ``stop`` asks.
+    rate_factors: one factor of the learning rate for each of ``parameters``; None: all 1.
+    clip: largest norm of the gradient over all parameters.
+    watch: called between epochs in place of ``fit``'s evaluate.
+    measured: the epochs, from 0, after which to evaluate; None: all of them. The last is always evaluated, and with ``stop``
+        every one is.
 
-    before_epoch: called with the ``Step`` and the epoch before the epoch's first update, e.g. for a fresh optimiser.
+    before_epoch: called with the ``Step`` and the epoch before the epoch's first update, e.g. to reset the optimiser.
     after_step: called after each update, e.g. to limit norms.
-    stop: asked after each epoch with the history so far, the stage's own rows last; True ends the stage before its
-        epochs are over. It must depend on the history alone, so that a resumed run ends where an uninterrupted one does.
+    stop: called after each epoch with the history so far, whose last rows are this stage's; True ends the stage early. It
+        must depend on the history alone, so that a resumed run ends where an uninterrupted one does.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Stage:
     stop: Callable[[list[dict]], bool] | None = None
 
     def check(self) -> None:
-        """Raises ValueError where ``fit`` would not know how to train it."""
+        """Raises ValueError if ``fit`` lacks something it needs to train the stage."""
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"stage '{self.name}' needs either epochs or steps")
         for key in ("indices", "schedule"):
@@ -84,14 +85,14 @@ class Stage:
         return self.loss(*((index,) if self.batch is None else self.batch(index)))
 
     def draw(self, seed: int, number: int, epoch: int) -> Tensor:
-        """What an epoch sees, and the noise (dropout) that it will see: both follow from seed, number of the stage and epoch alone."""
+        """The indices of an epoch; also seeds its noise (dropout). Both depend only on seed, number of the stage and epoch."""
         torch.manual_seed(seed_of(seed, "noise", number, epoch))
         return self.indices(torch.Generator().manual_seed(seed_of(seed, "order", number, epoch)))
 
     def length(self, seed: int, number: int) -> int:
-        """Its epochs, where it does not stop before."""
+        """Number of epochs, unless the stage stops early."""
         return self.epochs if self.steps is None else math.ceil(self.steps / len(self.draw(seed, number, 0)))
 
     def measures(self, epoch: int, epochs: int) -> bool:
-        """Whether the epoch with this number (0, 1, ...), of so many, ends with a measurement."""
+        """Whether to evaluate after this epoch (from 0) out of ``epochs``."""
         return self.measured is None or epoch in self.measured or epoch + 1 == epochs or self.stop is not None

@@ -1,4 +1,4 @@
-"""Trials: what to run, where the records lie, and who runs them. Nothing here knows a paper."""
+"""Trials: plans, records, and the processes that run them. Nothing here depends on a particular paper."""
 
 import sys
 

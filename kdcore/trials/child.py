@@ -1,7 +1,7 @@
-"""The child that runs trials: ``python -m kdcore.trials.child``, the same command under every engine.
+"""The child process that runs trials, ``python -m kdcore.trials.child``, the same for every engine.
 
-It reads cohorts (JSON, one a line) from standard input and answers with events (JSON, one a line) on standard output,
-so that a dead child costs the trial in progress and nothing else. It needs torch, numpy and PyYAML, no Jupyter.
+It reads cohorts from standard input and writes events to standard output (JSON, one per line), so that a dead child costs only
+the trial in progress. It needs torch, numpy and PyYAML, not Jupyter.
 """
 
 import argparse
@@ -32,18 +32,18 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=float("inf"))
     arguments = parser.parse_args()
 
-    # torch and its threads print to the real stdout: the events keep it for themselves
+    # events get the real stdout to themselves; what torch and its threads print goes to stderr
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
     def send(event: str, **fields) -> None:
         try:
             events.write(json.dumps({"event": event, **fields}) + "\n")
-        except BrokenPipeError:  # the runner is gone: pause at the next epoch rather than run on unseen
+        except BrokenPipeError:  # the runner is gone: pause after this epoch rather than go on unsupervised
             os.kill(os.getpid(), 15)
 
     def show(message, category, filename, *rest) -> None:
-        """A warning of ours, such as a damaged file that is made anew, is the runner's to show; others wait in the log of this child."""
+        """Send kdcore's warnings, such as about a damaged file, to the runner; others go to the child's log."""
         if category is UserWarning and Path(filename).is_relative_to(Path(paths.__file__).parent):
             send("said", message=str(message))
         else:
@@ -51,7 +51,7 @@ def main() -> None:
 
     shown, warnings.showwarning = warnings.showwarning, show
 
-    # One thread a process, a process a core: faster in sum, and the same sums in the same order on every machine.
+    # One thread per process and one process per core: faster overall, and sums have the same order on every machine.
     torch.set_num_threads(1)
     send("ready")
     for line in sys.stdin:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def answer(work: dict, store: Store, device: str, precision: str, deadline: float, send) -> None:
-    """Run a cohort, or measure one; the last event that is sent is "ended", or "measured"."""
+    """Run or measure a cohort; the last event sent is "ended" or "measured"."""
     cohort = Cohort.from_json(work["cohort"])
     try:
         if work.get("measure"):
@@ -68,45 +68,44 @@ def answer(work: dict, store: Store, device: str, precision: str, deadline: floa
         status, message = run(cohort, store, device, precision, deadline, send, set(work["redo"]))
     except Busy as busy:
         status, message = "busy", f"{busy} is running elsewhere"
-    except KdcoreError as error:  # of a measurement
+    except KdcoreError as error:  # from a measurement
         status, message = "refused", str(error)
     send("ended", status=status, message=message)
 
 
 def run(cohort: Cohort, store: Store, device: str, precision: str, deadline: float, send, redo: set[str]) -> tuple[str, str]:
-    """Run a cohort; (status, message), status being done, paused, refused, or a failure's.
+    """Run a cohort; return (status, message), where status is done, paused, refused, or that of a failure.
 
-    redo: ids of trials that run although they have a record: a failure that is retried (its record is replaced), or a
-    teacher whose weights are not in this cache (its record stays). A failure becomes a record too; what keeps any
-    record from being made is "no data" for a data set that cannot be had, "no teacher" where its weights are missing or
-    damaged, else "refused" (full disk, damaged record). Raises Busy where another process runs one of the trials, for
-    this store or, with this cache, for another.
+    redo: ids of trials to run although they have a record: a failure to retry (its record is replaced), or a teacher whose
+    weights are not in this cache (its record is kept). Failures are recorded, too; no record is made for "no data" (a missing
+    data set), "no teacher" (missing or damaged weights) or "refused" (a full disk, a damaged record, ...). Raises Busy if
+    another process runs one of the trials, for this store or with this cache.
     """
     with contextlib.ExitStack() as leases:
         try:
             for trial in sorted(cohort.trials, key=lambda trial: trial.id):
                 leases.enter_context(store.lease(trial))
                 leases.enter_context(lease(paths.cache() / "leases" / f"{trial.id}.lease", str(trial)))
-            found = {trial.id: store.get(trial) for trial in cohort.trials}
-            wanted = {id for id in found if found[id] is None or (id in redo and found[id]["status"] != "done")}
-            if not wanted and not any(id in redo and not weights_path(id).exists() for id in found):
+            known = {trial.id: store.get(trial) for trial in cohort.trials}
+            wanted = {each for each in known if known[each] is None or (each in redo and known[each]["status"] != "done")}
+            if not wanted and not any(each in redo and not weights_path(each).exists() for each in known):
                 return "done", "recorded by another runner"
             send("started")
             return train(cohort, store, device, precision, deadline, send, wanted)
         except Paused:
-            return "paused", "saved at a checkpoint: the same command goes on from there"
+            return "paused", "saved at a checkpoint: the same command resumes from there"
         except DataMissing as error:
             return "no data", str(error)
         except TeacherMissing as error:
             return "no teacher", str(error)
         except KdcoreError as error:
             return "refused", str(error)
-        except OSError as error:  # a folder or file of this machine, whatever the code was about to do with it
+        except OSError as error:  # any trouble with a folder or file of this machine
             return "refused", paths.trouble(error)
 
 
 def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: float, send, wanted: set[str]) -> tuple[str, str]:
-    """Train a cohort and record those of its trials whose ids are ``wanted``."""
+    """Train a cohort, and record its trials whose ids are in ``wanted``."""
     first = cohort.trials[0]
     precision = papers.get(first.paper).precision(device, precision)
     folder = checkpoint_folder(cohort, precision)
@@ -143,14 +142,14 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
             raise
         put(status, [{"metrics": {"message": message}, "history": []}] * len(cohort.trials))
     else:
-        papers.get(first.paper).refuse_undeclared(results)  # before the checkpoints go: once declared, nothing trains again
+        papers.get(first.paper).refuse_undeclared(results)  # while there is a checkpoint, so that nothing need train again
         for trial, result in zip(cohort.trials, results, strict=True):
             if "weights" in result:
                 save_weights(trial.id, result["weights"], device_name(device))
         put("done", results)
         status, message = "done", ""
     for path in folder.glob("*"):
-        if ".damaged" not in path.name:  # that stays for whoever wants to know
+        if ".damaged" not in path.name:  # kept for inspection
             with contextlib.suppress(OSError):
                 path.unlink()
     with contextlib.suppress(OSError):
@@ -159,14 +158,14 @@ def train(cohort: Cohort, store: Store, device: str, precision: str, deadline: f
 
 
 def measure(cohort: Cohort, device: str, precision: str) -> float:
-    """Seconds that the cohort would take here, from a few timed steps."""
+    """Estimate the seconds that a cohort takes on this machine, from a few timed steps."""
     paper = papers.get(cohort.trials[0].paper)
     context = Context(device, paper.precision(device, precision), cohort.trials[0].seed, rehearsal=True)
     return forecast(paper.prepare(cohort.trials, context, None), context)
 
 
 def classify(error: BaseException) -> tuple[str | None, str]:
-    """(status, one sentence) of what ended a trial; (None, ...) for what is no trial's failure but a defect."""
+    """(status, one sentence) for an error that ended a trial; (None, ...) for a bug, which is not a trial's failure."""
     if isinstance(error, TrialFailed):
         return error.status, str(error)
     words = str(error).lower()
@@ -176,7 +175,7 @@ def classify(error: BaseException) -> tuple[str | None, str]:
 
 
 def checkpoint_folder(cohort: Cohort, precision: str = "float32") -> Path:
-    """Where a cohort's run is saved while it lasts; a run in another precision is another run."""
+    """The checkpoint folder of a cohort; runs in different precision have different ones."""
     return paths.cache() / "checkpoints" / (cohort.id if precision == "float32" else f"{cohort.id}-{precision}")
 
 

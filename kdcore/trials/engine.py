@@ -1,4 +1,4 @@
-"""The local engine: children, one trial each at a time, supervised; one dead child never takes the rest along."""
+"""The local engine: supervises children that each run one cohort at a time; if a child dies, the others go on."""
 
 import contextlib
 import os
@@ -15,16 +15,16 @@ from kdcore.trials.plan import Job, Plan
 from kdcore.trials.process import Child, ChildDied
 from kdcore.trials.store import Store
 
-DEATHS = 3  # a child that dies this often on one cohort without coming further in between is not the machine's whim
-# from a time limit or Ctrl-C until a child that goes on is ended
+DEATHS = 3  # children that may die on one cohort without progress before its failure is recorded
+# from a time limit or Ctrl-C until a child that has not stopped is killed
 GRACE_SECONDS = validation.environment_seconds("KDCORE_GRACE_SECONDS", 60)
 
 
 @dataclass
 class Outcome:
-    """What became of a run: ids done (now or before), failures and refusals by sentence, cohorts left for later.
+    """The outcome of a run: ids of trials done (now or before), failures and refusals as sentences, trials left for later.
 
-    no_data: by data set that cannot be had, the sentence that says so; trials on other data went on.
+    no_data: a sentence for each data set that is missing; trials on other data went on.
     """
 
     done: list[str] = field(default_factory=list)
@@ -35,12 +35,12 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 all done; 1 something failed or was refused; 3 paused, the same command goes on."""
+        """0: all done; 1: something failed or was refused; 3: paused, the same command resumes."""
         return 1 if self.problems else 3 if self.paused else 0
 
     @property
     def problems(self) -> list[str]:
-        """A sentence for each thing that went wrong."""
+        """One sentence for each thing that went wrong."""
         return [*self.failed.values(), *self.no_data.values(), *dict.fromkeys(self.refused)]
 
 
@@ -55,24 +55,24 @@ def run(
     timeout: float | None = None,
     watch: Callable[[Job, dict], None] = lambda job, event: None,
 ) -> Outcome:
-    """Run what a plan lacks in child children; returns when all is done, failed, or time is up.
+    """Run the missing jobs of a plan in child processes; return when all are done or failed, or time is up.
 
-    precision: float32, bfloat16, or auto (``Paper.precision``). jobs: children at a time; one a core, or one a GPU, by
-    default. time_limit: seconds after which everything pauses at a checkpoint. timeout: seconds that one cohort may take
-    before its child is ended and the failure recorded.
-    watch: called with each event of each job (started, epoch, ended), from several threads, one at a time.
+    precision: float32, bfloat16, or auto (``Paper.precision``). jobs: number of children at a time; by default one per core or
+    GPU. time_limit: seconds after which everything pauses at a checkpoint. timeout: seconds that one cohort may take before
+    its child is killed and the failure recorded.
+    watch: called with each event of each job (started, epoch, ended), from several threads but never concurrently.
     Raises KdcoreError, before anything trains, for a limit, device or folder that cannot be used.
     """
     validation.precision(precision)
     jobs, time_limit = validation.jobs(jobs), validation.seconds(time_limit, "the time limit")
     timeout = validation.seconds(timeout, "the timeout")
     validation.writable(store.results)
-    validation.writable(paths.cache(), "make it writable, or set KDCORE_CACHE to a folder that is")
+    validation.writable(paths.cache(), "make it writable, or set KDCORE_CACHE to a writable folder")
     return Engine(planned, store, device, precision, jobs, time_limit, timeout, watch).run()
 
 
 class Engine:
-    """The jobs of one run and the threads that hand them to children."""
+    """The jobs of one run, and the threads that hand them to children."""
 
     def __init__(self, planned: Plan, store: Store, device: str, precision: str, jobs: int | None, time_limit, timeout, watch):
         self.queue, self.store, self.timeout, self.watch = (
@@ -86,12 +86,12 @@ class Engine:
             record = planned.records.get(trial.id)
             if record and record["status"] != "done" and not any(trial.id in job.ids for job in self.queue):
                 self.outcome.failed[trial.id] = (
-                    f"{trial}: {record['status']} ({record['metrics'].get('message', '')}); --retry-failed runs it again"
+                    f"{trial}: {record['status']} ({record['metrics'].get('message', '')}): run it again with --retry-failed"
                 )
         self.devices, self.precision = devices(device), precision
         self.jobs = min(jobs or (len(self.devices) if device != "cpu" else os.cpu_count() or 1), max(1, len(self.queue)))
         self.deadline = float("inf") if time_limit is None else time.time() + time_limit
-        self.end = self.deadline + GRACE_SECONDS  # when a child that still runs is ended
+        self.end = self.deadline + GRACE_SECONDS  # when children that still run are killed
         self.changed = threading.Condition()
         self.running: set[Job] = set()
         self.children: set[Child] = set()
@@ -115,7 +115,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _stop_on_signal(self):
-        """SIGINT and SIGTERM pause all children at their next epoch; a second one ends them at once, as ``GRACE_SECONDS`` do."""
+        """On SIGINT or SIGTERM, pause all children after their epoch; kill them on a second signal, or after ``GRACE_SECONDS``."""
 
         def stop(*_):
             again, self.deadline = self.deadline == 0, 0
@@ -124,7 +124,7 @@ class Engine:
                 child.signal(signal.SIGKILL if again else signal.SIGTERM)
 
         old = {}
-        with contextlib.suppress(ValueError):  # not the main thread: the signals are somebody else's
+        with contextlib.suppress(ValueError):  # only the main thread can handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 old[number] = signal.signal(number, stop)
         try:
@@ -134,14 +134,14 @@ class Engine:
                 signal.signal(number, handler)
 
     def _serve(self, device: str) -> None:
-        """One thread, one child at a time: jobs until none is left that could still become ready."""
+        """Hand jobs to one child at a time, until no job is left that is or may become ready. Runs in its own thread."""
         child = None
         try:
             while job := self._take():
                 if child is None:
                     child = Child(self.store, device, self.precision, self.deadline)
                     self.children.add(child)
-                    if self.deadline == 0:  # the signal came before the child was there to hear of it
+                    if self.deadline == 0:  # the signal came before the child was started
                         child.signal(signal.SIGTERM)
                 try:
                     end = child.ask(
@@ -152,19 +152,19 @@ class Engine:
                     child.close()
                     self.children.discard(child)
                     child, end = None, {"event": "died", "status": death.status, "message": str(death)}
-                    # a stop was asked for while it had no epoch to end, before its first or after its last; an error of its own stays one
+                    # it was stopped before its first epoch or after its last; its own errors remain errors
                     if (hung or self.deadline == 0) and death.status == "killed":
-                        end |= {"status": "paused", "message": "stopped: the same command goes on from the last checkpoint"}
+                        end |= {"status": "paused", "message": "stopped: the same command resumes from the last checkpoint"}
                     if hung:
-                        words = f"did not stop within {GRACE_SECONDS:g} s and was ended: the same command goes on from its last checkpoint"
+                        words = f"did not stop within {GRACE_SECONDS:g} s and was killed: the same command resumes from its last checkpoint"
                         self._event(job, {"event": "said", "message": words})
                 self._finish(job, end)
-        except BaseException as error:  # a defect in this thread must not leave the others waiting for ever
+        except BaseException as error:  # a bug in this thread must not leave the others waiting forever
             with self.changed:
                 self.error = self.error or error
                 self.deadline, self.end = 0, min(self.end, time.time() + GRACE_SECONDS)
                 self.changed.notify_all()
-            for other in list(self.children):  # pauses at its next epoch: what it did is not lost
+            for other in list(self.children):  # they pause after their epoch, so that no work is lost
                 other.signal(signal.SIGTERM)
         finally:
             if child is not None:
@@ -172,7 +172,7 @@ class Engine:
                 self.children.discard(child)
 
     def _take(self) -> Job | None:
-        """The next job whose teacher is ready; waits while a running or busy one may make another ready."""
+        """The next job whose teacher is ready; waits while other jobs may make one ready. None if there is nothing left to do."""
         from kdcore.trials.weights import weights_path
 
         with self.changed:
@@ -180,7 +180,7 @@ class Engine:
                 if time.time() >= self.deadline or self.outcome.refused:
                     return None
                 self.queue = [job for job in self.queue if job.data not in self.outcome.no_data]
-                waiting = {id for other in (*self.queue, *self.running) for id in other.ids}
+                waiting = {trial_id for other in (*self.queue, *self.running) for trial_id in other.ids}
                 for job in list(self.queue):
                     if job.teacher in waiting:
                         continue
@@ -200,7 +200,7 @@ class Engine:
                 self.changed.wait(0.5)
 
     def _teach(self, job: Job) -> bool:
-        """Queue the teacher whose weights a job misses; False where it failed, or was trained ``DEATHS`` times in vain."""
+        """Queue the teacher whose weights a job lacks; False if it failed, or its weights were missing more than ``DEATHS`` times."""
         pupil = job.cohort.trials[0]
         teacher = papers.get(pupil.paper).teacher_of(pupil)
         record = self.store.get(teacher)
@@ -221,13 +221,13 @@ class Engine:
         with self.changed:
             self.running.discard(job)
             if status == "done":
-                self.outcome.done += [id for id in job.ids if id not in self.outcome.done]
-            elif status == "busy":  # another runner has it: look again until its record is there
+                self.outcome.done += [trial_id for trial_id in job.ids if trial_id not in self.outcome.done]
+            elif status == "busy":  # another runner has it: try again until its record exists
                 job.not_before = time.time() + 1
                 self.queue.append(job)
             elif status == "paused":
                 self.queue.append(job)
-            elif status == "no teacher":  # its file was damaged, or another runner removed it: ``_take`` has it made
+            elif status == "no teacher":  # its file was damaged or removed: ``_take`` queues the teacher
                 self.queue.append(job)
                 self.watch(job, {"event": "said", "message": f"{message}: the teacher is trained again"})
             elif status == "no data":
@@ -252,13 +252,13 @@ class Engine:
             self.outcome.failed[trial.id] = f"{trial}: {message}"
 
     def _record_failure(self, job: Job, status: str, message: str) -> None:
-        """The child is gone: its record of failure is ours to write."""
+        """Write the record of failure of a cohort whose child died."""
         from kdcore.trials.environment import device_name
         from kdcore.trials.record import record
 
         cost = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_memory_mb": 0.0, "device": device_name(self.devices[0])}
         precision = papers.get(job.cohort.trials[0].paper).precision(self.devices[0], self.precision)
         for trial in job.cohort.trials:
-            if (found := self.store.get(trial)) is None or found["status"] != "done":
+            if (known := self.store.get(trial)) is None or known["status"] != "done":
                 self.store.put(record(trial, status, {"metrics": {"message": message}, "history": []}, cost, precision))
         self._fail(job, f"{status} ({message.splitlines()[0]})")

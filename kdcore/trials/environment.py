@@ -1,4 +1,4 @@
-"""The machine: where a record was made (recorded, never hashed), and the devices that it has."""
+"""The machine: the environment of a record (recorded, not hashed), and its devices."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ def environment() -> dict:
 
 @functools.cache
 def commit() -> str:
-    """The git commit of this code, with "+" where a file of kdcore differs from it; ``$KDCORE_COMMIT`` outside git."""
+    """The git commit of this code, with "+" if kdcore has uncommitted changes; ``$KDCORE_COMMIT`` outside git."""
     here = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
@@ -55,13 +55,13 @@ def _processor() -> str:
 
 
 def device_name(device: str) -> str:
-    """What a record's cost is the cost on: the GPU's name, or the processor's."""
-    found = environment()
-    return found["gpu"] if device.startswith("cuda") else found["processor"]
+    """The name of the GPU or processor, as in a record's cost."""
+    machine = environment()
+    return machine["gpu"] if device.startswith("cuda") else machine["processor"]
 
 
 def reset_peak_memory(device: str) -> None:
-    """Start the peak anew: a worker runs many trials."""
+    """Reset the peak, since a child runs many trials."""
     if device.startswith("cuda"):
         import torch
 
@@ -71,7 +71,7 @@ def reset_peak_memory(device: str) -> None:
 
 
 def peak_memory_mb(device: str) -> float:
-    """The most memory held since the reset: on the GPU for a GPU device, else this process's resident memory."""
+    """Peak memory since the reset: allocated on a GPU, else this process's resident memory."""
     if device.startswith("cuda"):
         import torch
 
@@ -80,11 +80,11 @@ def peak_memory_mb(device: str) -> float:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return round(int(line.split()[1]) / 2**10, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)  # macOS: bytes, of the whole process
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)  # macOS: in bytes, since the process started
 
 
 def devices(device: str) -> list[str]:
-    """The devices to spread children over: "cuda" means every GPU. Raises KdcoreError where there is none."""
+    """The devices to distribute children over; "cuda" means every GPU. Raises KdcoreError if there is none."""
     if validation.device(device) == "cpu":
         return ["cpu"]
     import torch
@@ -94,4 +94,4 @@ def devices(device: str) -> list[str]:
         return [f"cuda:{i}" for i in range(count)]
     if device != "cuda" and int(device.removeprefix("cuda:")) < count:
         return [device]
-    raise KdcoreError(f"device '{device}' is not there (this machine has {count} CUDA devices): use cpu" + (" or cuda" if count else ""))
+    raise KdcoreError(f"there is no device '{device}' (this machine has {count} CUDA devices): use cpu" + (" or cuda" if count else ""))

@@ -1,4 +1,4 @@
-"""How long the missing trials of a plan would take on this machine."""
+"""Forecasts how long the missing trials of a plan take on this machine."""
 
 import contextlib
 import statistics
@@ -11,24 +11,24 @@ from kdcore.trials.store import Store
 
 
 def seconds(planned: Plan, device: str, precision: str = "auto") -> dict[str, float]:
-    """Seconds of each missing job on this machine: {cohort id: seconds}. What the records of its arms took on this device, or,
-    where one has none, a few timed steps of one job of each kind.
+    """Seconds of each missing job on this machine: {cohort id: seconds}, from records of its arms on this device or, if one has
+    none, from a few timed steps of one job of each kind.
 
-    Raises KdcoreError for a job that cannot be timed, as when its data are missing.
+    Raises KdcoreError for a job that cannot be timed, for example because its data are missing.
     """
     from kdcore.trials.environment import device_name
 
     known: dict[str, dict[str, list[float]]] = {}
     for record in planned.records.values():
         here = (device_name(device), papers.get(record["paper"]).precision(device, precision))
-        # records from before precision was written down were made in float32
+        # older records without a precision were made in float32
         if record["status"] == "done" and (record["cost"]["device"], record["environment"].get("precision", "float32")) == here:
             for key in ("seconds", "cpu_seconds"):
                 if key in record["cost"]:
                     known.setdefault(record["arm"], {}).setdefault(key, []).append(record["cost"][key])
 
     def usual(arm: str) -> float:
-        """Seconds of an arm; on a processor those that it was busy, where records have them: others on the wall depend on what else ran."""
+        """Mean seconds of an arm; on a CPU its CPU seconds if recorded, since wall time depends on the machine's load."""
         key = "cpu_seconds" if device == "cpu" and "cpu_seconds" in known[arm] else "seconds"
         return statistics.mean(known[arm][key])
 

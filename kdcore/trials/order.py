@@ -1,4 +1,4 @@
-"""Several papers in one run, and which of their trials come first."""
+"""Merges the plans of several papers, and orders their jobs."""
 
 import statistics
 from collections import Counter
@@ -13,11 +13,11 @@ ORDERS = ("sheet", "value")
 
 
 def merged(plans: Sequence[Plan], order: str = "sheet", device: str = "cpu") -> Plan:
-    """The plans of several papers as one, so that their jobs share an engine and its time limit.
+    """Merge the plans of several papers into one, so that their jobs share an engine and its time limit.
 
-    order: "sheet", paper by paper as each has its jobs; or "value", so that an hour is spent well wherever it ends: what gives a
-    cell of a table whose numbers compare with the paper's comes first, the cheap before the dear. A teacher's time is shared by
-    the students that need it. device: where it will run, whose records say what a trial takes there.
+    order: "sheet", paper by paper in the order of each sheet; or "value", so that the time is well spent whenever it ends: jobs
+    for table cells that compare with the paper's numbers come first, cheap ones before expensive ones. A teacher's time is shared
+    among the students that need it. device: where it will run; records made there say how long a trial takes.
     Raises ValueError for an unknown order.
     """
     if order not in ORDERS:
@@ -33,12 +33,12 @@ def merged(plans: Sequence[Plan], order: str = "sheet", device: str = "cpu") -> 
 
 
 def by_value(jobs: Sequence[Job], cost: Callable[[Job], float]) -> list[Job]:
-    """Jobs in the order of (``worth``, seconds). A student's seconds are its own and its share of those of its teachers that are
-    still to be trained, each divided among all that wait for it; they stand right before the first of them."""
-    makers = {id: job for job in jobs for id in job.ids}
+    """Jobs in the order of (``worth``, seconds). A student's seconds include its share of each teacher still to be trained, which is
+    divided among all students that wait for it. A teacher comes right before the first of these."""
+    makers = {trial_id: job for job in jobs for trial_id in job.ids}
 
     def chain(job: Job) -> list[Job]:
-        """The teachers to be trained for a job, first things first."""
+        """The teachers to train before a job, in order."""
         teacher = makers.get(job.teacher)
         return [] if teacher is None else [*chain(teacher), teacher]
 
@@ -50,7 +50,7 @@ def by_value(jobs: Sequence[Job], cost: Callable[[Job], float]) -> list[Job]:
 
 
 def worth(job: Job) -> int:
-    """0 for a job that gives a cell with a reported number at the paper's own scale, 1 for any other cell of a table, 2 for none."""
+    """0 for a job that fills a table cell with a reported number at the paper's own scale, 1 for any other cell, 2 for none."""
     return min(_worth(trial.paper, trial.budget, trial.arm) for trial in job.cohort.trials)
 
 
@@ -60,14 +60,14 @@ def _worth(key: str, budget: str, arm: str) -> int:
     rows = [row for table in paper.tables for row in table["rows"] if row["arm"] == arm]
     if not rows:
         return 2
-    # a budget that does not say its scale is the protocol where it is called so
+    # a budget without a scale follows the protocol if it is called paper
     protocol = paper.budget(budget).get("scale", budget) in ("protocol", "paper")
     return 0 if protocol and any(row["paper"] is not None for row in rows) else 1
 
 
 def seconds(planned: Plan, device: str) -> Callable[[Job], float]:
-    """What gives the seconds of a job: of its arms' records on this device, else ``Paper.work`` at the rate of all records there
-    (at 1 a second where there is none: enough to put them in order)."""
+    """A function that estimates the seconds of a job, from its arms' records on this device, else from ``Paper.work`` at the mean
+    rate of all records made there (without any, at a rate of 1, which suffices for an order)."""
     from kdcore.trials.environment import device_name
 
     here, known = device_name(device), {}

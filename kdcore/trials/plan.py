@@ -1,4 +1,4 @@
-"""What is asked for and what of it is missing."""
+"""A plan: the trials that are asked for, and the jobs that are missing."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,9 +10,9 @@ from kdcore.trials.store import Store
 
 @dataclass(eq=False)
 class Job:
-    """A cohort to run. ``redo``: trials that run although they have a record (see child.run).
+    """A cohort to run. redo: ids of trials to run although they have a record (see ``child.run``).
 
-    deaths: children that died of it since one came further than ``furthest``, in epochs. lost: how often it found no teacher.
+    deaths: children that died on it since progress last went beyond ``furthest`` epochs. lost: how often its teacher was missing.
     """
 
     cohort: Cohort
@@ -37,7 +37,7 @@ class Job:
 
 @dataclass
 class Plan:
-    """The grid: every trial asked for, the records that are there, and the jobs that are missing (teachers included)."""
+    """All trials that are asked for, their existing records, and the missing jobs (including teachers)."""
 
     trials: list[Trial]
     records: dict[str, dict]
@@ -57,22 +57,22 @@ def make(
     retry_failed: bool = False,
     shard: tuple[int, int] = (1, 1),
 ) -> Plan:
-    """The trials of a paper at a budget and what of them is missing in the store.
+    """Plan the trials of a paper at a budget: which there are, and which are missing in the store.
 
-    arms, seeds: None for all that the budget has; seeds as ``validation.seeds`` takes them. store: the checkout's own by default.
-    retry_failed: failures count as missing. shard (i, n): the i-th of n equal parts of the missing jobs; teachers that a part
-    needs belong to it, and a lease keeps two parts off one. Time and memory grow linearly with the trials.
+    arms, seeds: None: all of the budget; seeds as in ``validation.seeds``. store: by default the checkout's. retry_failed: count
+    failures as missing. shard: (i, n), part i of n equal parts of the missing jobs; a part includes the teachers that it needs,
+    and a lease keeps two parts from training the same one. Time and memory grow linearly with the number of trials.
     Raises KdcoreError for an unknown paper, budget or arm, or an argument that ``kdcore.validation`` refuses.
     """
     from kdcore.trials.weights import weights_path
 
-    found, (i, n) = papers.get(paper), validation.shard(shard)
-    trials = found.trials(budget, validation.arms(arms), validation.seeds(seeds))
+    loaded, (i, n) = papers.get(paper), validation.shard(shard)
+    trials = loaded.trials(budget, validation.arms(arms), validation.seeds(seeds))
     store = store or Store(validation.results())
     teachers, pupils = {}, list(trials)
     for pupil in pupils:  # a teacher may have a teacher
         if pupil.teacher and pupil.teacher not in teachers:
-            teachers[pupil.teacher] = found.teacher_of(pupil)
+            teachers[pupil.teacher] = loaded.teacher_of(pupil)
             pupils.append(teachers[pupil.teacher])
     records = {trial.id: record for trial in (*trials, *teachers.values()) if (record := store.get(trial))}
 
@@ -81,22 +81,22 @@ def make(
         return record is not None and (record["status"] == "done" or not retry_failed)
 
     jobs = []
-    for cohort in found.cohorts(trials):
+    for cohort in loaded.cohorts(trials):
         missing = [trial for trial in cohort.trials if not settled(trial)]
         if missing:
             jobs.append(Job(cohort, redo=[trial.id for trial in missing if trial.id in records]))
     jobs = jobs[i - 1 :: n]
-    found.refuse_unbuildable([trial for job in jobs for trial in job.cohort.trials])
-    # Teachers come first, and theirs before them: those without a record, and those with one whose weights are not in
-    # this machine's cache. A teacher that failed is not run again unasked: its students then say so.
-    scheduled = {id for job in jobs for id in job.ids}
-    for job in (jobs := list(jobs)):  # grows while it is walked
-        id = job.teacher
-        if id is None or id in scheduled or weights_path(id).exists():
+    loaded.refuse_unbuildable([trial for job in jobs for trial in job.cohort.trials])
+    # Teachers come first, and their own teachers before them: those without a record, and those whose weights are not in this
+    # machine's cache. A failed teacher is only run again on request: its students report that.
+    scheduled = {trial_id for job in jobs for trial_id in job.ids}
+    for job in (jobs := list(jobs)):  # grows during the loop
+        teacher = job.teacher
+        if teacher is None or teacher in scheduled or weights_path(teacher).exists():
             continue
-        failed = id in records and records[id]["status"] != "done"
+        failed = teacher in records and records[teacher]["status"] != "done"
         if not failed or retry_failed:
-            jobs.append(Job(Cohort((teachers[id],)), redo=[id] if id in records else []))
-            scheduled.add(id)
+            jobs.append(Job(Cohort((teachers[teacher],)), redo=[teacher] if teacher in records else []))
+            scheduled.add(teacher)
     jobs = sorted(jobs, key=lambda job: (job.cohort.trials[0].seed, job.teacher is not None))
     return Plan(trials, records, jobs)

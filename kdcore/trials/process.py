@@ -1,4 +1,4 @@
-"""A child process as an engine has it: JSON lines in, JSON lines out."""
+"""A child process as seen by the engine: JSON lines in, JSON lines out."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from kdcore.trials.store import Store
 
 
 class ChildDied(Exception):
-    """The child ended in the middle of a job: the first line says how, the others are its own last ones."""
+    """The child died during a job. The first line of the message says how; the others are the child's last output."""
 
     def __init__(self, status: str, message: str):
         super().__init__(message)
@@ -30,7 +30,7 @@ class Child:
         self.ended = False
         package = str(Path(__file__).resolve().parents[2])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
-        environment["PYTHONFAULTHANDLER"] = "1"  # where a signal ended it
+        environment["PYTHONFAULTHANDLER"] = "1"  # shows where a fatal signal hit
         if device == "cpu":
             environment["OMP_NUM_THREADS"] = "1"
         command = [
@@ -46,7 +46,7 @@ class Child:
             "--deadline",
             str(deadline),
         ]
-        # its own session: Ctrl-C reaches the runner alone, which asks its children to pause
+        # in its own session, so that Ctrl-C reaches only the runner, which asks its children to pause
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, start_new_session=True
         )
@@ -60,7 +60,7 @@ class Child:
         self.close()
 
     def ask(self, work: dict, on_event: Callable[[dict], None], timeout: float | None = None) -> dict:
-        """Hand over one job and read events until it ends. Raises ChildDied."""
+        """Send one job and read events until it ends; return the last one. Raises ChildDied."""
         timer, late = None, threading.Event()
         if timeout is not None:
             timer = threading.Timer(timeout, lambda: (late.set(), self.signal(signal.SIGKILL)))
@@ -69,7 +69,7 @@ class Child:
             self.process.stdin.write(json.dumps(work) + "\n")
             self.process.stdin.flush()
             for line in self.process.stdout:
-                if not line.endswith("\n"):  # it died in the middle of a line
+                if not line.endswith("\n"):  # the child died in the middle of a line
                     break
                 event = json.loads(line)
                 if event["event"] in ("ended", "measured"):
@@ -91,13 +91,13 @@ class Child:
         raise ChildDied("error", "\n".join([words[-1] if words else f"exit code {code}", *words]))
 
     def _last_words(self, count: int = 12) -> tuple[list[str], list[str]]:
-        """The last lines of its standard error, and of what faulthandler wrote after them: the signal, and the innermost frames."""
+        """The last lines of the child's standard error, and the first of faulthandler's trace: the signal and the innermost frames."""
         self.log.seek(0)
-        words, found, trace = self.log.read().partition("Fatal Python error: ")
-        return [line for line in words.splitlines() if line.strip()][-count:], (found + trace).splitlines()[:count]
+        words, mark, trace = self.log.read().partition("Fatal Python error: ")
+        return [line for line in words.splitlines() if line.strip()][-count:], (mark + trace).splitlines()[:count]
 
     def end(self) -> None:
-        """End it at once: it had its time to stop."""
+        """Kill the child, which did not stop in time."""
         self.ended = True
         self.signal(signal.SIGKILL)
 
@@ -107,7 +107,7 @@ class Child:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self.process.stdin.close()  # the end of its input ends it
+            self.process.stdin.close()  # the child ends when its input does
         try:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:

@@ -1,24 +1,24 @@
-"""What a run looks like while it runs: a live table on a terminal; in a log a line a trial, and one a minute while it trains."""
+"""Progress of a run: a live table on a terminal; in a log, one line per trial, and one per minute while it trains."""
 
 import time
 
 from kdcore.trials.plan import Job, Plan
 
-SECONDS_BETWEEN_LINES = 60  # of one trial in a log
+SECONDS_BETWEEN_LINES = 60  # for each trial, in a log
 
 
 class Progress:
-    """A ``watch`` for engine.run: trial, seed, stage, epoch, loss, error and ETA of every running job."""
+    """A ``watch`` for engine.run that shows trial, seed, stage, epoch, loss, error and ETA of every running job."""
 
     def __init__(self, planned: Plan, quiet: bool = False):
         self.quiet, self.total, self.ended = quiet, len(planned.jobs), 0
-        self.several = len({trial.paper for trial in planned.trials}) > 1  # papers: a line then says of which it speaks
+        self.several = len({trial.paper for trial in planned.trials}) > 1  # papers: each line then names its own
         self.rows: dict[Job, dict] = {}
         self.console = self.live = None
         try:
             from rich.console import Console
             from rich.live import Live
-        except ImportError:  # a bare GPU machine: lines, as in a log
+        except ImportError:  # a bare GPU machine: print lines, as in a log
             return
         self.console = Console()
         if self.console.is_terminal and not quiet:
@@ -47,7 +47,7 @@ class Progress:
             self._say(f"{self._name(job)}: {event['message']}")
         elif event["event"] == "ended" and event["status"] != "busy":
             now = time.monotonic()
-            seconds = now - self.rows.pop(job, {"started": now})["started"]  # no start: another runner had recorded it
+            seconds = now - self.rows.pop(job, {"started": now})["started"]  # it never started if another runner recorded it
             self.ended += event["status"] not in ("paused", "killed")
             if not self.quiet:
                 words = f": {event['message'].splitlines()[0]}" if event["message"] else ""
@@ -57,7 +57,7 @@ class Progress:
         return (f"{job.cohort.trials[0].paper}: " if self.several else "") + name(job, seed)
 
     def _say(self, line: str) -> None:
-        if self.live is None:  # rich would end this thread without a word where nobody reads
+        if self.live is None:  # rich would end this thread silently if the output is closed
             print(line, flush=True)
         else:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -77,17 +77,17 @@ class Progress:
 
 
 def name(job: Job, seed: bool = True) -> str:
-    """A job in a few words: its arm, or how many train side by side."""
+    """A short name of a job: its arm, and how many others train beside it."""
     trials = job.cohort.trials
     words = trials[0].arm if len(trials) == 1 else f"{trials[0].arm} and {len(trials) - 1} beside it"
     return f"{words}, seed {trials[0].seed}" if seed else words
 
 
 def _cells(row: dict) -> tuple[str, str, str, str, str]:
-    """Stage, epoch, loss, test error and time left of a running trial, in words."""
+    """Stage, epoch, loss, test error and time left of a running trial, as text."""
     last = row["last"]
     left = (time.monotonic() - row["started"]) / row["epochs"] * (last["total"] - last["done"])
-    error = f"{_mean(last['test_error_percent']):.2f}" if "test_error_percent" in last else "-"  # hints and regressions have none
+    error = f"{_mean(last['test_error_percent']):.2f}" if "test_error_percent" in last else "-"  # not every stage measures it
     return last["stage"], f"{last['done']}/{last['total']}", f"{_mean(last['loss']):.4g}", error, f"{left / 60:.1f} min"
 
 

@@ -1,11 +1,11 @@
-"""The record of a trial as a dict; ``schema`` says what is valid, ``store`` keeps it."""
+"""The record of a trial as a dict; ``schema`` validates it, ``store`` saves it."""
 
 from kdcore.papers.spec import Trial
 from kdcore.trials.environment import environment
 
 
 def record(trial: Trial, status: str, result: dict, cost: dict, precision: str, teacher_processor: str | None = None) -> dict:
-    """The record of a trial: what was asked, what came out, at what cost, where; and on what its teacher was trained."""
+    """Build the record of a trial: its settings, results, cost, and environment; teacher_processor: what trained its teacher."""
     return {
         "id": trial.id,
         "paper": trial.paper,

@@ -1,11 +1,11 @@
-"""What a record holds, as a pydantic model. Only ``store`` imports it, and does without: a machine that trains needs no pydantic."""
+"""The structure of a record, as a pydantic model. Only ``store`` uses it, if pydantic is installed: training does not need it."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-Name = Annotated[str, Field(pattern=r"^\w+$")]  # of a folder
+Name = Annotated[str, Field(pattern=r"^\w+$")]  # name of a folder
 Text = Annotated[str, Field(min_length=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -15,7 +15,7 @@ class Model(BaseModel):
 
 
 class Cost(Model):
-    """Of one trial: its share of what its cohort took, interrupted runs included. cpu_seconds: of all threads; not in older records."""
+    """The cost of one trial: its share of its cohort's, interrupted runs included. cpu_seconds: of all threads; not in older records."""
 
     seconds: Amount
     cpu_seconds: Amount = 0.0
@@ -24,9 +24,9 @@ class Cost(Model):
 
 
 class Environment(Model):
-    """Where a trial ran. precision: of the products in training, float32 in records without it; teacher_processor: what the teacher
-    was trained on (a processor's or GPU's name), None without a teacher and in records from before it was written down.
-    without_graph: why steps on a GPU were no CUDA graph, where they were none."""
+    """Where a trial ran. precision: of matrix products in training, float32 in older records. teacher_processor: name of the
+    processor or GPU that trained the teacher, None without a teacher and in older records. without_graph: why steps on a GPU ran
+    without a CUDA graph, if they did."""
 
     python: Text
     torch: Text = "unknown"
@@ -46,7 +46,7 @@ class Data(Model):
 
 
 class Row(BaseModel):
-    """What one epoch measured: numbers, or a list of them, one for each net of an ensemble."""
+    """The measures of one epoch: numbers, or lists with one number per net of an ensemble."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, float | list[float]]
@@ -54,7 +54,7 @@ class Row(BaseModel):
 
 
 class Record(Model):
-    """One trial. Numbers in config and metrics may lie in lists and dicts; ``store`` checks that all are finite."""
+    """One trial. Numbers in config and metrics may be nested in lists and dicts; ``store`` checks that all are finite."""
 
     id: Id
     paper: Name
@@ -74,14 +74,14 @@ class Record(Model):
     @model_validator(mode="after")
     def _measured(self):
         if self.status == "done" and not any(isinstance(value, int | float) for value in self.metrics.values()):
-            raise ValueError("a trial that is done has a number among its metrics")
+            raise ValueError("a trial that is done must have a number among its metrics")
         if self.status != "done" and not isinstance(self.metrics.get("message"), str):
-            raise ValueError("a failure says why in metrics.message")
+            raise ValueError("a failed trial must have a text in metrics.message")
         return self
 
 
 def complaint(record: dict) -> str | None:
-    """What is wrong with a record, with its place; None where nothing is."""
+    """What is wrong with a record, and where; None if nothing is."""
     try:
         Record.model_validate(record)
     except ValidationError as error:

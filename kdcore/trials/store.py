@@ -1,4 +1,4 @@
-"""Records on disk: one atomic JSON file a trial, and a lease that keeps two runners off one trial."""
+"""Records on disk: one JSON file per trial, written atomically, and a lease that keeps two runners from the same trial."""
 
 import fcntl
 import functools
@@ -25,13 +25,13 @@ class Busy(Exception):
 
 
 class Store:
-    """Records under ``results/records/PAPER/ID.json``; those of budget smoke under ``results/smoke/records``."""
+    """Records in ``results/records/PAPER/ID.json``; those of budget smoke in ``results/smoke/records``."""
 
     def __init__(self, results: Path | str = "results"):
         self.results = Path(results)
 
     def root(self, budget: str) -> Path:
-        """Where a budget's records, tables and notebooks go: smoke has a folder of its own that git ignores."""
+        """The folder for a budget's records, tables and notebooks; smoke has its own, which git ignores."""
         return self.results / "smoke" if budget == "smoke" else self.results
 
     def path(self, trial: Trial) -> Path:
@@ -43,30 +43,29 @@ class Store:
         return read(path) if path.exists() else None
 
     def put(self, record: dict) -> None:
-        """Write a record atomically. Raises KdcoreError where it cannot be written or is not valid."""
+        """Write a record atomically. Raises KdcoreError if it is not valid or cannot be written."""
         text = dumps(record)
         record = loads(text.encode(), "the new record")
         folder = self.root(record["budget"]) / "records" / record["paper"]
         paths.write_text(folder / f"{record['id']}.json", text)
 
     def records(self, paper: str, budget: str | None = None) -> list[dict]:
-        """All records of a paper (of one budget), failures included, in the order of arm and seed."""
+        """All records of a paper (at one budget), including failures, ordered by budget, arm and seed."""
         roots = {self.root(budget)} if budget else {self.root(""), self.root("smoke")}
-        found = [read(path) for root in roots for path in sorted((root / "records" / paper).glob("*.json"))]
-        found = [record for record in found if budget in (None, record["budget"])]
-        return sorted(found, key=order)
+        records = [read(path) for root in roots for path in sorted((root / "records" / paper).glob("*.json"))]
+        records = [record for record in records if budget in (None, record["budget"])]
+        return sorted(records, key=order)
 
     def lease(self, trial: Trial):
-        """Hold the trial while a block runs. Raises Busy where another process holds it."""
+        """Hold the trial's lease while a block runs. Raises Busy if another process holds it."""
         return lease(self.path(trial).with_suffix(".lease"), str(trial))
 
 
 @contextmanager
 def lease(path: Path, what: str):
-    """Hold the lock file ``path`` while the block runs. Raises Busy(what) where another process holds it.
+    """Hold the lock file ``path`` while the block runs. Raises Busy(what) if another process holds it.
 
-    The lock is the kernel's (flock), so that it ends with its process however that dies: there is no heartbeat to
-    miss, no clock to compare and no stale lease to break.
+    The lock is the kernel's (flock) and ends with its process, however that dies: no heartbeats, clocks or stale leases.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +78,7 @@ def lease(path: Path, what: str):
                 if isinstance(error, BlockingIOError):
                     raise Busy(what) from None
                 raise
-            # the holder before us may have removed the file between our open and our lock: then lock the new one
+            # the previous holder may have removed the file between our open and our lock: then lock the new one
             if _same_file(handle, path):
                 break
             os.close(handle)
@@ -93,7 +92,7 @@ def lease(path: Path, what: str):
 
 
 def order(record: dict) -> tuple:
-    """Records are sorted by this: budget, arm, seed."""
+    """The sort key of records: budget, arm, seed."""
     return record["budget"], record["arm"], record["seed"], record["id"]
 
 
@@ -105,7 +104,7 @@ def _same_file(handle: int, path: Path) -> bool:
 
 
 def dumps(record: dict) -> str:
-    """The file of a record: one top-level key a line, so that a diff of two can be read; last, the digest of all before it."""
+    """The text of a record's file: one top-level key per line, for readable diffs; last, a digest of everything before it."""
     lines = [f"{json.dumps(key)}: {json.dumps(record[key], sort_keys=True)},\n" for key in sorted(record, key=_place)]
     body = "{\n" + "".join(lines)
     return body + _seal(body.encode()).decode()
@@ -130,19 +129,19 @@ def read(path: Path) -> dict:
         raise KdcoreError(f"the record {path} cannot be read ({error.strerror}): {CURE}") from error
     record = loads(content, f"the record {path}")
     if record["id"] != path.stem:
-        raise KdcoreError(f"the record {path} says that it is {record['id']}: {CURE}")
+        raise KdcoreError(f"the record {path} has the id {record['id']}: {CURE}")
     return record
 
 
 def loads(content: bytes, where: str) -> dict:
-    """The record that a file's bytes hold: digest, keys and numbers are checked, and that its id is that of its contents; the types too
-    where pydantic is installed (a machine that only trains may lack it). Raises KdcoreError that begins with ``where``."""
+    """Parse a record's file. Checks its digest, keys and numbers, that its id matches its contents, and, if pydantic is installed
+    (which training does not need), its types. Raises KdcoreError with a message that begins with ``where``."""
 
     def refuse(what) -> KdcoreError:
         return KdcoreError(f"{where} is not valid ({what}): {CURE}")
 
     if content[-SEAL:] != _seal(content[:-SEAL]):
-        raise KdcoreError(f"{where} is damaged (its contents have another digest than its last line says): {CURE}")
+        raise KdcoreError(f"{where} is damaged (its contents do not match the digest in its last line): {CURE}")
     try:
         record = json.loads(content.decode(), object_pairs_hook=_once)
         del record["digest"]
@@ -164,12 +163,12 @@ def loads(content: bytes, where: str) -> dict:
 
 
 def _once(pairs: list[tuple]) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' stands twice")
-    "".join(found).encode()  # a UnicodeEncodeError is a ValueError
-    return found
+        raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' occurs twice")
+    "".join(mapping).encode()  # a UnicodeEncodeError is a ValueError
+    return mapping
 
 
 @functools.cache
@@ -182,10 +181,10 @@ def _schema():
 
 
 def _check_values(value: dict | list, depth: int = 0) -> None:
-    """Raise ValueError, with the place, for numbers that are not finite, integers of more than 64 bits, text that is not Unicode, and
-    lists in lists in lists: no reader could use them."""
+    """Raises ValueError, with the place, for values that readers could not use: numbers that are not finite, integers of more than
+    64 bits, text that is not Unicode, and excessive nesting."""
     if depth > 20:  # records have 7
-        raise ValueError("... is nested too deep")
+        raise ValueError("... is nested too deeply")
     for key, item in value.items() if type(value) is dict else enumerate(value):
         kind, wrong = type(item), None
         if kind is float:

@@ -1,4 +1,4 @@
-"""A teacher's tensors: what its trial hands on to its students, outside git, made again when they are missing."""
+"""Teachers' weights, which their trials hand on to students: kept outside git, and made again if missing."""
 
 from pathlib import Path
 
@@ -12,17 +12,17 @@ class TeacherMissing(KdcoreError):
 
 
 def weights_path(trial_id: str) -> Path:
-    """Where a teacher's tensors lie: outside git, made again from its trial when they are missing."""
+    """The file of a teacher's tensors."""
     return paths.cache() / "weights" / f"{trial_id}.safetensors"
 
 
 def save_weights(trial_id: str, tensors: dict, processor: str = "unknown") -> None:
-    """Keep a teacher's tensors; processor: what trained it, a processor's or GPU's name."""
+    """Save a teacher's tensors; processor: name of the processor or GPU that trained it."""
     paths.save_tensors(weights_path(trial_id), tensors, {"trial": trial_id, "processor": processor, "commit": commit()})
 
 
 def load_weights(trial_id: str) -> dict:
-    """The tensors that a teacher's trial saved. Raises TeacherMissing where they are not there or were damaged."""
+    """The tensors that a teacher's trial saved. Raises TeacherMissing if they are missing or damaged."""
     return read_weights(trial_id)[0]
 
 

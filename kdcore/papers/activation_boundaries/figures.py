@@ -1,4 +1,4 @@
-"""Heo, Lee, Yun & Choi 2019: figures of this paper alone."""
+"""Heo, Lee, Yun & Choi 2019: this paper's own figures."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ PICTURES = {"teacher": "teacher", "mse": "mean squared error", "boundary": "boun
 
 
 def figures(records: list[dict]) -> dict:
-    """Errors against epochs and against data, paper and ours; the sides of the boundaries while training; the plane of the toy."""
+    """Errors against epochs and amount of data, paper and ours; sides of the boundaries during training; the toy's plane."""
     tables = {table["id"]: table["rows"] for table in papers.get("activation_boundaries").tables}
     swept = {
         "fast_training": (
@@ -42,7 +42,7 @@ def figures(records: list[dict]) -> dict:
     arms = {row["arm"] for table in ("fast", "little_data") for row in tables[table] if row["arm"].startswith("AB + KD")}
     watched = [record for record in records if record["arm"] in arms and "layer1_same_side_end" in record["metrics"]]
     if watched:
-        # the longest training among the tables' cells, and of those the one with the most data
+        # the longest training among the tables' cells, and among those the one with the most data
         best = max(watched, key=lambda record: (len(record["history"]), record["config"]["percent"]))
         mine = [record for record in watched if record["arm"] == best["arm"]]
         title = f"Neurons on the teacher's side of their boundary\n{best['arm']}: {best['config']['epochs']} epochs"
@@ -56,7 +56,7 @@ def figures(records: list[dict]) -> dict:
 
 
 def _panels(rows: list[dict], records: list[dict], place: Callable[[dict], float]) -> dict:
-    """{paper, ours: (lines {method: {x: values}}, no levels)} of a table's rows; ``place`` gives x for an arm's config at budget paper."""
+    """{paper, ours: (lines {method: {x: values}}, {})} from a table's rows; ``place`` gives x from an arm's config at budget paper."""
     paper = papers.get("activation_boundaries")
     panels: dict = {"paper": ({}, {}), "ours": ({}, {})}
     for row in rows:
@@ -74,7 +74,7 @@ def _of_layer(record: dict, layer: int) -> dict:
 
 
 def _draw_toy(record: dict):
-    # in double precision and rounded: a boundary must not move with the processor that draws it
+    # in double precision and rounded: boundaries must not depend on the processor that draws them
     points, labels = (values.numpy() for values in toy.plane(record["config"]["data"]))
     ends = zip(points.min(0).tolist(), points.max(0).tolist(), strict=True)
     across, up = (np.linspace(low - 0.3, high + 0.3, toy.GRID).round(6) for low, high in ends)
@@ -97,11 +97,11 @@ def _draw_toy(record: dict):
 
 @plot
 def boundaries(panels: dict[str, tuple], across, up, points, labels, title: str = "") -> Figure:
-    """What nets with two inputs make of a plane, side by side: the class that each decides for in pale colours, the boundary of
-    each neuron as a thin line, and the points that they learned from.
+    """The decisions of nets with two inputs over a plane, side by side: the predicted class in pale colours, the boundary of each
+    neuron as a thin line, and the training points.
 
-    panels: {name: (classes [n, m], pre-activations [neurons, n, m])}; across [m], up [n]: the ticks of the grid; points [N, 2],
-    labels [N]: from 0.
+    panels: {name: (classes [n, m], pre-activations [neurons, n, m])}; across [m], up [n]: coordinates of the grid; points [N, 2],
+    labels [N] from 0.
     """
     count = int(max(labels)) + 1
     figure, axes = plt.subplots(
@@ -111,7 +111,7 @@ def boundaries(panels: dict[str, tuple], across, up, points, labels, title: str 
     for ax, (name, (classes, neurons)) in zip(axes[0], panels.items(), strict=True):
         ax.pcolormesh(across, up, classes, cmap=pale, vmin=0, vmax=count - 1, shading="nearest", rasterized=True)
         for neuron in neurons:
-            if neuron.min() < 0 < neuron.max():  # the others have no boundary here
+            if neuron.min() < 0 < neuron.max():  # others have no boundary in this region
                 ax.contour(across, up, neuron, levels=[0.0], colors="#333333", linewidths=0.6)
         for number, marker in zip(range(count), "os^Dv<>" * count, strict=False):
             chosen = points[labels == number]

@@ -1,4 +1,4 @@
-"""The toy of Heo et al. 2019: nets of two inputs, whose boundaries can be drawn."""
+"""The toy experiment of Heo et al. 2019: nets with two inputs, whose boundaries can be drawn."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,16 +10,16 @@ from kdcore import data, losses
 from kdcore.models import MLP
 from kdcore.training import Context, Run, Stage, seed_of
 
-DIGITS = (0, 2, 4, 6)  # they lie apart on the plane of their first two principal components
+DIGITS = (0, 2, 4, 6)  # well separated in the plane of their first two principal components
 TEACHER, STUDENT = (2, 24, 24, 4), (2, 8, 24, 4)
 TAP = "hidden2.pre"
-WEIGHT = 0.1  # of the boundary loss, a sum over neurons: in full its first steps throw some students' layers far off
+WEIGHT = 0.1  # of the boundary loss, a sum over neurons: with weight 1, some students diverge in the first steps
 GRID = 101
 
 
 def prepare(config: dict, context: Context) -> Run:
-    """A teacher of points on a plane; two students get its second hidden layer, by the mean squared error of what the ReLUs
-    let through and by the sides of the boundaries; then their last layer learns the labels."""
+    """A teacher learns to classify points of a plane. Two students learn its second hidden layer, one from the mean squared error
+    after the ReLU, one from the activation boundaries; then their last layer learns the labels."""
     points, labels = (tensor.to(context.device) for tensor in plane(config["data"]))
     seed = seed_of(context.seed, "toy")
     teacher = MLP(TEACHER).reset([seed_of(seed, "teacher")])
@@ -60,7 +60,7 @@ def prepare(config: dict, context: Context) -> Run:
 
 @torch.no_grad()
 def _compared(nets: nn.ModuleDict, points: Tensor) -> dict:
-    """The nets themselves, and how far the students differ from the teacher on a grid over the plane."""
+    """The weights of the nets, and how much the students differ from the teacher on a grid over the plane."""
     grid = torch.stack(torch.meshgrid(*_axes(points.cpu()), indexing="xy"), -1).flatten(0, 1).to(points.device)
     layers = {name: zip(net.weights, net.biases, strict=True) for name, net in nets.items()}
     measures: dict = {"toy": {name: [[_rounded(w[0]), _rounded(b[0])] for w, b in pairs] for name, pairs in layers.items()}}
@@ -73,27 +73,27 @@ def _compared(nets: nn.ModuleDict, points: Tensor) -> dict:
 
 
 def other_side(student: Tensor, teacher: Tensor) -> Tensor:
-    """Per cent of the neurons [B, ...] on the other side than the teacher's: the true loss of the paper, as a share."""
+    """Percentage of the neurons [B, ...] on the opposite side to the teacher's: the paper's original loss as a share."""
     return 100 * losses.activation_boundary_count(student, teacher) / teacher[0].numel()
 
 
 def plane(name: str) -> tuple[Tensor, Tensor]:
-    """Points [N, 2] and labels int64 [N]: images of four digits on the plane of their first two principal components."""
+    """Points [N, 2] and labels int64 [N]: images of four digits, projected on their first two principal components."""
     images = data.load(name)
     chosen = torch.isin(images.train_labels, torch.tensor(DIGITS))
     pixels = images.train_images[chosen].double().flatten(1) / 255
     pixels -= pixels.mean(0)
     axes = torch.linalg.svd(pixels, full_matrices=False)[2][:2]
-    axes *= axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # a component and its opposite are the same
+    axes *= axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # fix the sign, which is arbitrary
     points = pixels @ axes.T
     return (points / points.std(0)).float(), torch.searchsorted(torch.tensor(DIGITS), images.train_labels[chosen])
 
 
 def _axes(points: Tensor) -> list[Tensor]:
-    """The ticks of a grid over the plane, a little beyond the points."""
+    """Coordinates of a grid over the plane, slightly larger than the range of the points."""
     return [torch.linspace(low - 0.3, high + 0.3, GRID) for low, high in zip(points.amin(0), points.amax(0), strict=True)]
 
 
 def _rounded(values: Tensor) -> list | float:
-    """Nested numbers to five digits: what the figure draws."""
+    """Nested numbers, rounded to five digits for the figure."""
     return [_rounded(row) for row in values] if values.dim() else float(f"{values.item():.5g}")

@@ -1,7 +1,7 @@
-"""Heo, Lee, Yun & Choi 2019, "Knowledge transfer via distillation of activation boundaries": what one trial does.
+"""Heo, Lee, Yun & Choi 2019, "Knowledge transfer via distillation of activation boundaries".
 
-An arm is a method, a number of epochs before and in the classification ("20+100"), a share of the training set and a pair of
-nets; and a toy: nets of two inputs, whose boundaries can be drawn.
+An arm is a method, a number of epochs for each stage ("20+100"), a share of the training set and a pair of nets; or the toy
+experiment: nets with two inputs, whose boundaries can be drawn.
 """
 
 import copy
@@ -21,13 +21,13 @@ METRICS = (
     IMAGE_METRICS
     | {
         "size_ratio_percent": "parameters of the student, as % of the teacher's",
-        "teacher_error_percent": "% of the test images, by the teacher that never drifted",
-        "drifted_teacher_error_percent": "% of the test images, by the teacher after stage 1, whose BatchNorm statistics have drifted",
-        "mse_other_side_percent": "% of neurons and points of the toy on the other side than the teacher's, after the squared error",
-        "mse_other_decision_percent": "% of points of the toy with another decision than the teacher's, after the squared error",
-        "boundary_other_side_percent": "as mse_other_side_percent, after the transfer of boundaries",
-        "boundary_other_decision_percent": "as mse_other_decision_percent, after the transfer of boundaries",
-        "toy": "dict: weights and biases of the toy's nets, for the picture",
+        "teacher_error_percent": "% of the test images, for the teacher that did not drift",
+        "drifted_teacher_error_percent": "% of the test images, for the teacher after stage 1, whose BatchNorm statistics have drifted",
+        "mse_other_side_percent": "% of the toy's neurons and points on the opposite side to the teacher's, trained by squared error",
+        "mse_other_decision_percent": "% of the toy's points classified otherwise than by the teacher, trained by squared error",
+        "boundary_other_side_percent": "as mse_other_side_percent, trained by boundary transfer",
+        "boundary_other_decision_percent": "as mse_other_decision_percent, trained by boundary transfer",
+        "toy": "dict: weights and biases of the toy's nets, for the figure",
     }
     | {
         f"layer{layer}_same_side_{moment}": f"% of the neurons of layer {layer} on the teacher's side, on test images, {when}"
@@ -37,7 +37,7 @@ METRICS = (
 )
 GROUPS = ("group1", "group2", "group3")
 BOUNDARIES = [f"{group}.pre" for group in GROUPS]  # after BatchNorm, before the ReLU
-WATCHED = 200  # test images on which the sides of the boundaries are watched
+WATCHED = 200  # test images on which the sides of the boundaries are measured
 
 
 class Trial(ImageTrial):
@@ -66,8 +66,8 @@ class Trial(ImageTrial):
             case "Jacobian + KD":
                 return methods.jacobian(student, teacher, weight=config["jacobian_weight"], task=task)
             case "AB + KD":
-                # as in 4ac7d04 of the authors' program the teacher of stage 2 is one that never drifted; before it and from b3cbc9b on
-                # it is the same one
+                # as in 4ac7d04 of the authors' program, the teacher of stage 2 is one that has not drifted; in earlier commits, and
+                # from b3cbc9b on, it is the drifted one
                 return methods.activation_boundary(
                     student,
                     copy.deepcopy(teacher) if config["teacher_mode"] == "train" else teacher,
@@ -81,7 +81,7 @@ class Trial(ImageTrial):
         raise ValueError(f"there is no method '{config['method']}'")
 
     def recipe(self, stage: Stage) -> dict:
-        """A method without a first stage has its epochs, too, in the classification."""
+        """Schedules of both stages; a method without a first stage spends all epochs on classification."""
         config, tests = self.config, len(self.test_labels)
         before, last = map(int, config["epochs"].split("+"))
         *first, classification = self.method.stages
@@ -92,7 +92,7 @@ class Trial(ImageTrial):
             how = {"every": config["evaluate_every"], "measured": (tests + watched, watched), "first": watched > 0 and not first}
         else:
             epochs, drops, factor = before, _after([75], before), config["first_drop"]
-            how = {"watch": self.watch, "measured": (watched, watched), "first": True}  # the sides after the first epoch are a result
+            how = {"watch": self.watch, "measured": (watched, watched), "first": True}  # the sides after the first epoch are a metric
 
         def schedule(epoch: int) -> dict[str, float]:
             return {"lr": config["lr"] * factor ** sum(drop <= epoch for drop in drops)}
@@ -109,14 +109,14 @@ class Trial(ImageTrial):
         }
 
     def corresponding(self) -> bool:
-        """Whether each of the student's neurons has one of the teacher's: through the connectors of "AB + KD", in other methods
-        where the widths agree."""
+        """Whether each neuron of the student corresponds to one of the teacher: through the connectors of "AB + KD", in other
+        methods if the widths agree."""
         if self.teacher is None:
             return False
         return self.config["method"] == "AB + KD" or all(self.student.taps[tap] == self.teacher.taps[tap] for tap in BOUNDARIES)
 
     def watch(self) -> dict[str, Tensor]:
-        """The per cent of neurons on the teacher's side of their boundary, on test images, for each of ``BOUNDARIES``."""
+        """Percentage of neurons on the teacher's side of their boundary, on test images, for each of ``BOUNDARIES``."""
         if not self.corresponding():
             return {}
         x = self.test_views(self.test_views.plain(spread(len(self.test_labels), WATCHED, self.context.device)))
@@ -131,7 +131,7 @@ class Trial(ImageTrial):
             small, large = (sum(parameter.numel() for parameter in net.parameters()) for net in (self.student, self.teacher))
             measures["size_ratio_percent"] = 100 * small / large
         if config["method"] == "AB + KD":
-            if config["teacher_mode"] != "drifting":  # else there is none that did not drift
+            if config["teacher_mode"] != "drifting":  # in which no teacher without drift is left
                 measures["teacher_error_percent"] = self.test_error(self.teacher)["test_error_percent"].item()
             drifted = self.method.stages[0].loss.teacher
             measures["drifted_teacher_error_percent"] = self.test_error(drifted)["test_error_percent"].item()
@@ -146,12 +146,12 @@ def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] |
 
 
 def _after(shares: list[int], epochs: int) -> list[int]:
-    """The epochs (0, 1, ...) that begin when so many per cent of them are over, rounded up."""
+    """The epochs, from 0, that start once these percentages of all epochs are over, rounded up."""
     return [-(-share * epochs // 100) for share in shares]
 
 
 def _sides(history: list[dict]) -> dict[str, float]:
-    """What was watched after the first epoch, at the end of the first stage and at the end, for each layer."""
+    """The sides after the first epoch, at the end of the first stage and at the end, for each layer."""
     rows = [row for row in history if "same_side_percent" in row]
     if not rows:
         return {}

@@ -1,4 +1,4 @@
-"""Ba & Caruana 2014: figures of this paper alone."""
+"""Ba & Caruana 2014: this paper's own figures."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from kdcore.report.drawing import BLUE, VERMILLION, WIDTH, heading, log_axis, pl
 
 
 def figures(records: list[dict]) -> dict:
-    """Error against the number of parameters, the paper's and ours; what softmax hides and logits show."""
+    """Error against the number of parameters, the paper's and ours; differences of logits that softmax hides."""
     paper = papers.get("ba_caruana_mimic")
     (table,) = (table for table in paper.tables if table["id"] == "errors")
     points = []
@@ -38,14 +38,14 @@ def figures(records: list[dict]) -> dict:
 
 @plot
 def error_against_size(points: list[dict], *, xlabel: str = "parameters", ylabel: str = "% error", title: str = "") -> Figure:
-    """Errors of nets against their size, both on log axes, the paper's and ours; each net has a number, explained below the axes.
+    """Errors against network size on log axes, the paper's and ours; networks are numbered, with a key below the axes.
 
-    points: [{label, paper (size, error) or None, ours (size, [seeds' errors]) or None}]. Every seed of ours is a dot, their
-    mean a larger one.
+    points: [{label, paper (size, error) or None, ours (size, [errors of the seeds]) or None}]. Each of our seeds is a dot,
+    their mean a larger one.
     """
     figure, ax = plt.subplots(figsize=(WIDTH, 4.6 + 0.2 * len(points)), layout="constrained")
     for number, point in enumerate(points, 1):
-        side = 1 if number % 2 else -1  # the numbers of neighbours of one size would overlap
+        side = 1 if number % 2 else -1  # numbers of neighbours of the same size would overlap
         where = {"textcoords": "offset points", "va": "center", "ha": "center", "fontsize": 9}
         if point["paper"] is not None:
             ax.plot(*point["paper"], "D", ms=6, color=VERMILLION, zorder=3)
@@ -74,7 +74,7 @@ def error_against_size(points: list[dict], *, xlabel: str = "parameters", ylabel
 
 @plot
 def logits_and_softmax(cases: dict[str, list[float]], title: str = "") -> Figure:
-    """A row for each case: its logits, and its softmax on a log axis; each bar has its value. cases: {label: logits [C]}."""
+    """A row for each case with its logits and, on a log axis, its softmax, with the value at each bar. cases: {label: logits [C]}."""
     figure, axes = plt.subplots(len(cases), 2, figsize=(WIDTH, 1.9 * len(cases) + 0.6), squeeze=False, layout="constrained")
     ends = [value for logits in cases.values() for value in logits]
     low, high = min(0.0, *ends), max(0.0, *ends)

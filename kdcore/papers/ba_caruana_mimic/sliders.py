@@ -1,4 +1,4 @@
-"""Ba & Caruana 2014: what the notebook lets its reader change."""
+"""Ba & Caruana 2014: the notebook's sliders."""
 
 import ipywidgets
 from matplotlib.figure import Figure
@@ -8,7 +8,7 @@ from kdcore.report.sliders import explore
 
 
 def explore_logits(logits: tuple[float, ...] = (10.0, 20.0, 30.0)) -> None:
-    """A slider for a number that is added to every logit: the logits move, and their softmax stays."""
+    """A slider for a number added to every logit: the logits change, their softmax does not."""
 
     def draw(added: float) -> Figure:
         return logits_and_softmax({"logits": list(logits), f"logits {added:+g}": [value + added for value in logits]})

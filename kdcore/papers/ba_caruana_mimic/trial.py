@@ -1,7 +1,7 @@
-"""Ba & Caruana 2014, "Do deep nets really need to be deep?": what one trial on CIFAR-10 does.
+"""Ba & Caruana 2014, "Do deep nets really need to be deep?", on CIFAR-10.
 
-The teachers are the four CNNs of one trial, "ECNN"; the first of them teaches the mimics of a single CNN. They write down
-their logits on the transfer set once, and are not asked again: a mimic learns from that table.
+The teachers are the four CNNs of one trial, "ECNN"; the first of them teaches the mimics of a single CNN. Their logits on the
+transfer set are computed once, and mimics learn from this table.
 """
 
 import time
@@ -23,17 +23,17 @@ from kdcore.training import Context, Run, Stage, seed_of
 VERSION = 1
 METRICS = IMAGE_METRICS | {
     "parameters_millions": "parameters of all nets, in millions",
-    "hidden_units": "of all nets, as the paper counts",
-    "teacher_agreement_percent": "% of the test images on which a mimic says what its teacher says",
-    "member_test_error_percent": "% of the test images: the mean of an ensemble's nets",
+    "hidden_units": "of all nets, as counted in the paper",
+    "teacher_agreement_percent": "% of the test images that a mimic classifies like its teacher",
+    "member_test_error_percent": "% of the test images: the mean over an ensemble's nets",
     "first_test_error_percent": "% of the test images: the first net of an ensemble",
 }
-HIDDEN = {"[10, 20, 30]": [10.0, 20.0, 30.0], "[-10, 0, 10]": [-10.0, 0.0, 10.0]}  # what softmax cannot tell apart (deck 000)
-RAW = {"mean": [0.0] * 3, "std": [1 / 255] * 3}  # pixels of 0..255, as the patches have them
+HIDDEN = {"[10, 20, 30]": [10.0, 20.0, 30.0], "[-10, 0, 10]": [-10.0, 0.0, 10.0]}  # softmax cannot tell these apart (authors' slides)
+RAW = {"mean": [0.0] * 3, "std": [1 / 255] * 3}  # pixels in 0..255, as PatchFeatures takes them
 
 
 class Cases(NamedTuple):
-    """What an arm trains on: views, the view of each case ([N, columns] of indices), and labels (-1 for none)."""
+    """The training cases of an arm: views, the index of each case's view [N, columns], and labels (-1: none)."""
 
     views: Views
     places: Tensor
@@ -48,7 +48,7 @@ class Cases(NamedTuple):
 
 
 class Trial(ImageTrial):
-    """One net or several, which train side by side; the student that is measured is the mean of their logits.
+    """One net, or several that train side by side and are evaluated by the mean of their logits.
 
     teacher_weights: ``logits`` of K teachers on the transfer set [K, N, C], and their ``test_logits`` [K, tests, C].
     """
@@ -70,15 +70,15 @@ class Trial(ImageTrial):
         return Run(self.finish, nn.ModuleList(students), [self.side_by_side(students, cases, table)], self.evaluate)
 
     def training_set(self) -> Cases:
-        """Every training image as it is."""
+        """All training images, without augmentation."""
         numbers = torch.arange(len(self.train_labels))
         return Cases(self.views, self.views.plain(numbers).to(self.context.device), self.train_labels)
 
     def transfer_set(self) -> Cases:
-        """The training images, the unlabelled pictures, and of each of both ``views`` shifted and mirrored views.
+        """The training images, the unlabelled images, and ``views`` shifted and mirrored views of each.
 
-        The training images as they are come first. The views are drawn once from the trial's seed: teachers and students of
-        one seed have the same.
+        The unaugmented training images come first. The views are drawn once, from the trial's seed, so that teachers and students
+        of one seed have the same.
         """
         config, device, pictures, labels = self.config, self.context.device, self.train_images, self.train_labels
         if config["unlabelled"] is not None:
@@ -90,9 +90,9 @@ class Trial(ImageTrial):
         return Cases(views, places, labels.repeat(1 + config["views"]))
 
     def teachers(self, cases: int) -> dict[str, Tensor]:
-        """The mean logits [N, C] of the first ``teachers`` of the config, all for None: of an ensemble, its prediction.
+        """Mean logits [N, C] of the first ``teachers`` (a parameter; null: all) of the teachers, an ensemble's prediction.
 
-        cases: of the student's, whose shape is all that a rehearsal has.
+        cases: number of the student's cases, for the zeros of a rehearsal.
         """
         weights = self.teacher_weights
         if self.context.rehearsal:
@@ -103,7 +103,7 @@ class Trial(ImageTrial):
         return {key: value[: self.config["teachers"]].mean(0).to(self.context.device) for key, value in weights.items()}
 
     def side_by_side(self, students: list[methods.Method], cases: Cases, table: Tensor | None) -> Stage:
-        """All epochs as one stage: each net sees the cases in its own order, and the losses of several are a vector."""
+        """All epochs as one stage, in which each net sees the cases in its own order; the losses of several nets are a vector."""
         config, size = self.config, self.config["batch_size"]
         count = len(cases.labels) // size
         steps = config["epochs"] * count
@@ -148,12 +148,12 @@ class Trial(ImageTrial):
         return {"logits": transfer_logits(self.nets, self.transfer_set()).cpu(), "test_logits": self.test_logits().cpu()}
 
     def test_logits(self) -> Tensor:
-        """[K, tests, C] of each net."""
+        """Test logits of the nets, [K, tests, C]."""
         return torch.stack([self.logits(net, self.test_views) for net in self.nets])
 
 
 class Features(ImageTrial):
-    """k-means features of patches and a linear SVM (squared hinge, one class against the rest). Only the result of k-means is saved."""
+    """k-means patch features and a linear SVM (squared hinge, one-vs-rest). Only the result of k-means is checkpointed."""
 
     def run(self) -> Run:
         from sklearn.svm import LinearSVC  # slow to import
@@ -166,7 +166,7 @@ class Features(ImageTrial):
 
     def finish(self, history: list[dict]) -> list[dict]:
         context, config, net, pictures = self.context, self.config, self.net, self.train_images
-        context.say("nothing is saved while k-means or the SVM runs: a trial that is stopped there starts that part over")
+        context.say("nothing is saved while k-means or the SVM runs: a trial that is stopped there repeats that part")
 
         def centroids() -> dict[str, Tensor]:
             return net.fit(pictures, config["patches"], config["iterations"], seed_of(context.seed, "patches")).state_dict()
@@ -186,7 +186,7 @@ class Features(ImageTrial):
         return [{"history": history, "metrics": measures}]
 
     def estimate(self, pictures: int = 20, cases: int = 200) -> float:
-        """Seconds of features, k-means and SVM, from a little of each."""
+        """Seconds for features, k-means and SVM, extrapolated from a small part of each."""
 
         def timed(work: Callable) -> float:
             start = time.perf_counter()
@@ -194,7 +194,7 @@ class Features(ImageTrial):
             return time.perf_counter() - start
 
         net, raw, labels = self.net, self.train_images, self.train_labels
-        labels = labels[:: max(1, len(labels) // cases)].cpu().numpy()  # from all over: the cases may lie in the classes' order
+        labels = labels[:: max(1, len(labels) // cases)].cpu().numpy()  # evenly spaced: the cases may be sorted by class
         each = timed(lambda: net(raw[:pictures].float()).cpu()) / pictures
         patches = torch.rand(1000, net.centroids.shape[1], device=raw.device)
         compared = timed(lambda: torch.cdist(patches, net.centroids).argmin(1).cpu()) / len(patches)
@@ -205,7 +205,7 @@ class Features(ImageTrial):
 
 
 def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
-    """Every trial trains alone: what the students share is a table, which costs nothing to read twice."""
+    """The run of a single trial: students share only a table, so that there is nothing to gain from training side by side."""
     (trial,) = trials
     if trial.config["method"] == "features":
         return Features(trial.config | {"normalisation": RAW}, context).run()
@@ -224,7 +224,7 @@ class Ensemble(nn.Module):
 
 
 class Rescaled(nn.Module):
-    """A net that learned normalised logits, giving logits on the teacher's own scale: std * net(x) + mean."""
+    """A net trained on normalised logits, with its outputs on the teacher's scale: std * net(x) + mean."""
 
     def __init__(self, net: nn.Module, mean: Tensor, std: Tensor):
         super().__init__()
@@ -235,7 +235,7 @@ class Rescaled(nn.Module):
 
 
 def transfer_logits(nets: list[nn.Module], cases: Cases, size: int = 1000) -> Tensor:
-    """[K, N, C]: what each of K nets says of every case, in eval mode and float32."""
+    """Logits [K, N, C] of K nets on every case, in eval mode and float32."""
     said = []
     for net in nets:
         net.eval()
@@ -245,7 +245,7 @@ def transfer_logits(nets: list[nn.Module], cases: Cases, size: int = 1000) -> Te
 
 
 def normalised(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [N, C], each class brought to zero mean and unit variance over the cases, with the mean and deviation [C]."""
+    """Logits [N, C] standardised for each class over the cases, with the means and deviations [C]."""
     mean, std = logits.mean(0), logits.std(0, unbiased=False)
     std = torch.where(std > 0, std, 1)
     return (logits - mean) / std, mean, std

@@ -1,4 +1,4 @@
-"""Furlanello et al. 2018: figures of this paper alone."""
+"""Furlanello et al. 2018: this paper's own figures."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from kdcore.report.figures import curve
 
 
 def figures(records: list[dict]) -> dict:
-    """The parts of BAN's gradient, the weights of CWTM, and what becomes of generations that are all one object."""
+    """The parts of BAN's gradient, the weights of CWTM, and the history of generations that are one and the same object."""
     by_arm = select.by_arm(records)
     plots = {}
     if arm := next((arm for arm in by_arm if arm.endswith(": BAN")), None):
@@ -43,9 +43,9 @@ def figures(records: list[dict]) -> dict:
 
 
 def _gradient_parts(histories: list[list[dict]]) -> dict:
-    """The parts of BAN's gradient against the epoch, means over seeds, and the true class's share of the first two."""
+    """The parts of BAN's gradient against the epoch, means over seeds, and the share of the true class in the first two."""
     keys = ("gradient_true_class", "gradient_other_classes", "gradient_labels")
-    # the epochs at which every seed was measured
+    # the epochs at which every seed was evaluated
     measured = [(epoch, rows) for epoch, rows in enumerate(zip(*histories, strict=True), 1) if all(keys[0] in row for row in rows)]
     true, others, labels = ([sum(row[key] for row in rows) / len(rows) for _, rows in measured] for key in keys)
     epochs, share = [epoch for epoch, _ in measured], [one / (one + other) for one, other in zip(true, others, strict=True)]
@@ -58,16 +58,16 @@ def _numbers(values: list) -> list[float]:
 
 
 def _by_generation(history: list[dict], key: str) -> tuple[list[float], list[float]]:
-    """A measure against how many of the three generations are over, wherever it was measured."""
+    """A measure against the number of completed generations, out of three, where it was measured."""
     places = [3 * (number + 1) / len(history) for number in range(len(history))]
     return [x for x, row in zip(places, history, strict=True) if key in row], [row[key] for row in history if key in row]
 
 
 @plot
 def stretches(panels: dict[str, dict[str, tuple]], breaks=(), *, xlabel: str = "", title: str = "") -> Figure:
-    """Lines whose points each have their own x, a panel for each measure over one x axis.
+    """Lines with their own x values, one panel for each measure over a shared x axis.
 
-    panels: {measure: {label: (x [n], y [n])}}; a label looks the same in all panels. breaks: x of vertical lines.
+    panels: {measure: {label: (x [n], y [n])}}; a label has the same style in all panels. breaks: x of vertical lines.
     """
     figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.6 * len(panels) + 0.6), squeeze=False, sharex=True, layout="constrained")
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)

@@ -1,4 +1,4 @@
-"""Generations of one network: the best epoch of each, and what they come to together."""
+"""Generations of one network: the best epoch of each, and their ensembles."""
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +8,12 @@ from kdcore import metrics
 
 
 class Chosen(nn.Module):
-    """The net's weights and statistics of the epoch with the lowest loss of a generation, and the test logits [generations, N, C] of
-    the generations that are over: buffers, so that a checkpoint of the run holds them."""
+    """The weights and statistics of a generation's epoch with the lowest loss, and the test logits [generations, N, C] of completed
+    generations. They are buffers, so that a checkpoint of the run contains them."""
 
     def __init__(self, net: nn.Module, generations: int, cases: int, classes: int):
         super().__init__()
-        self.net = (net,)  # in a tuple: its weights are the student's in a checkpoint, not once more ours
+        self.net = (net,)  # in a tuple, so that a checkpoint does not contain its weights a second time
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
         self.register_buffer("lowest", torch.tensor(torch.inf))
         self.register_buffer("logits", torch.zeros(generations, cases, classes))
@@ -22,7 +22,7 @@ class Chosen(nn.Module):
             self.copies.register_buffer(name.replace(".", "_"), value.detach().clone())
 
     def offer(self, loss: Tensor) -> None:
-        """One more epoch is over: keep what the net is now if its loss is the lowest so far."""
+        """Count an epoch, and keep the net's present state if its loss is the lowest so far."""
         self.epochs += 1
         if loss < self.lowest:
             self.lowest.fill_(loss)
@@ -30,17 +30,17 @@ class Chosen(nn.Module):
                 copy.copy_(value)
 
     def restore(self) -> None:
-        """Put what was kept into the net; the next generation has its own lowest loss."""
+        """Load the kept state into the net, and reset the lowest loss for the next generation."""
         for copy, value in zip(self.copies.buffers(), self.net[0].state_dict().values(), strict=True):
             value.copy_(copy)
         self.lowest.fill_(torch.inf)
 
 
 def ensembles(generations: Tensor, own: int, labels: Tensor, what: str) -> dict[str, float]:
-    """Errors of the last two, three, ... generations together, of the best single one, and of earlier ones of this trial.
+    """Errors of ensembles of the last two, three, ... generations, of the best single generation, and of this trial's earlier ones.
 
-    generations: test logits [G, N, C], the last ``own`` of them this trial's; what: "probabilities" or "logits", of which
-    the ensemble takes the mean. The trial's earlier generations have a prefix.
+    generations: test logits [G, N, C], the last ``own`` of them this trial's. what: whether an ensemble averages "probabilities" or
+    "logits". Metrics of the trial's earlier generations have a prefix.
     """
     said = F.softmax(generations, -1) if what == "probabilities" else generations
     errors = 100 * metrics.wrong(generations, labels).double().mean(-1)

@@ -1,4 +1,4 @@
-"""Does BAN weigh its cases by the teacher's confidence (section 3.2)? What CWTM gives them, beside BAN's first gradient."""
+"""Does BAN weight its cases by the teacher's confidence (section 3.2)? CWTM's weights beside BAN's first gradient."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ BINS = 10  # of the teacher's confidence
 def importance(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, list]:
     """Importance weights against the teacher's confidence max_i p_i, in bins of equal width.
 
-    student, teacher: logits [N, C]; labels: int64 [N]. Gives three lists of a value a bin: cases, their number; cwtm_weight,
-    what CWTM gives a case, relative to the mean; true_class_weight, the true-class part of BAN's gradient over that of the labels',
-    |q_y - p_y| / (1 - q_y), sums over the cases of a bin. The weights of a bin without cases are None.
+    student, teacher: logits [N, C]; labels: int64 [N]. Returns three lists with one value per bin: cases, their number;
+    cwtm_weight, CWTM's mean weight relative to the overall mean; true_class_weight, the true-class part of BAN's gradient over
+    that of the label gradient, |q_y - p_y| / (1 - q_y), each summed over the bin. Weights of an empty bin are None.
     """
     q, p = student.softmax(-1), teacher.softmax(-1)
     confidence = p.amax(-1)

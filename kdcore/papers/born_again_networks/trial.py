@@ -1,11 +1,11 @@
-"""Furlanello et al. 2018, "Born-Again Neural Networks": what one trial does.
+"""Furlanello et al. 2018, "Born-Again Neural Networks".
 
-A trial trains one generation: a fresh network of the teacher's design, with initial weights and batches of its own
-(``init``). A teacher hands on its weights and the test logits of all generations up to its own, so that an ensemble of
-generations is a metric of the last of them. Lengths are passes over the training cases, times ``scale``.
+A trial trains one generation: a new network of the teacher's architecture, with its own initial weights and batch order
+(``init``). A teacher hands on its weights and the test logits of all generations so far, so that the error of an ensemble of
+generations is a metric of the last one. Lengths are epochs over the training cases, times ``scale``.
 
 The exception is Kimura's re-implementation (github.com/nocotan/born_again_neuralnet, and his slides of 2018) "as coded": its
-generations are one network that never starts anew, so that they are one trial.
+generations are one network that is never reinitialised, and so form one trial.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,21 +27,21 @@ VERSION = 1
 METRICS = (
     IMAGE_METRICS
     | {
-        "best_generation_test_error_percent": "% of the test images: the best generation so far, the teacher included",
-        "importance": "dict: weights of the training cases by the teacher's confidence, for the picture",
+        "best_generation_test_error_percent": "% of the test images: the best generation so far, including the teacher",
+        "importance": "dict: weights of the training cases by the teacher's confidence, for the figure",
     }
-    | {f"ensemble_{k}_test_error_percent": f"% of the test images: the last {k} generations together" for k in (2, 3, 4)}
-    | {f"ensemble_{k}_test_accuracy_percent": f"100 less ensemble_{k}_test_error_percent" for k in (2, 3, 4)}
+    | {f"ensemble_{k}_test_error_percent": f"% of the test images: ensemble of the last {k} generations" for k in (2, 3, 4)}
+    | {f"ensemble_{k}_test_accuracy_percent": f"100 minus ensemble_{k}_test_error_percent" for k in (2, 3, 4)}
     | {f"generation_{g}_test_error_percent": f"% of the test images: generation {g} of a trial of several" for g in (1, 2)}
-    | {f"generation_{g}_test_accuracy_percent": f"100 less generation_{g}_test_error_percent" for g in (1, 2)}
+    | {f"generation_{g}_test_accuracy_percent": f"100 minus generation_{g}_test_error_percent" for g in (1, 2)}
     | {
-        "generation_2_ensemble_2_test_error_percent": "% of the test images: generations 1 and 2 of such a trial together",
-        "generation_2_ensemble_2_test_accuracy_percent": "100 less generation_2_ensemble_2_test_error_percent",
+        "generation_2_ensemble_2_test_error_percent": "% of the test images: ensemble of generations 1 and 2 of such a trial",
+        "generation_2_ensemble_2_test_accuracy_percent": "100 minus generation_2_ensemble_2_test_error_percent",
     }
 )
 LOGITS = "generations.test_logits"  # [generations, N, C], beside a teacher's weights
 RULES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-WATCHED = 500  # training and test images on which gradients and divergences are watched
+WATCHED = 500  # training and test images on which gradients and divergences are measured
 
 
 class Trial(ImageTrial):
@@ -55,7 +55,7 @@ class Trial(ImageTrial):
         return self.network(self.config["network"], self.config["init"], **options)
 
     def make_teacher(self) -> nn.Module | None:
-        """The generation before, without its dropout; where all are one object, the student."""
+        """The previous generation, without dropout; the student itself if all generations are one object."""
         if self.config["same_object"]:
             return self.student
         return None if self.config["teacher"] is None else self.frozen(self.config["network"], self.teacher_weights)
@@ -77,7 +77,7 @@ class Trial(ImageTrial):
         return method
 
     def as_coded(self) -> Method:
-        """KD in which teacher and student are one object; two knobs weigh its terms, as the first generation has labels alone."""
+        """KD with teacher and student as one object; two knobs weight its terms, since the first generation learns from labels alone."""
         terms = [term for _, term in methods.soft_targets(self.config["temperature"], self.config["soft_weight"])]
         knobs = {name: torch.zeros((), device=self.context.device) for name in ("hard_weight", "soft_weight")}
         weighted = list(zip(knobs.values(), terms, strict=True))
@@ -88,17 +88,17 @@ class Trial(ImageTrial):
         count = len(self.train_labels)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(context.seed, "holdout")))
         held = round(config["holdout"] * count)
-        # numbers of the training cases that the net sees, and of those on which its epoch is chosen
+        # numbers of the training cases to train on, and of those held out to choose the epoch
         self.seen, self.held_out = order[held:].sort().values, order[:held].to(context.device)
         self.importance = {}
-        if config["objective"] == "CWTM" and not context.rehearsal:  # of the student as it starts
+        if config["objective"] == "CWTM" and not context.rehearsal:  # for the initial student
             said = self.logits(self.student, self.views), self.logits(self.teacher, self.views)
             self.importance = {"importance": importance(*said, self.train_labels)}
         self.show()
         return super().make_stages()
 
     def show(self) -> None:
-        """Choose the images on which student and teacher are compared, and ask the teacher once, if it stays as it is."""
+        """Choose the images on which student and teacher are compared, and compute a fixed teacher's logits once."""
         if self.teacher is None:
             return
         tests, trains = (spread(len(labels), WATCHED, self.context.device) for labels in (self.test_labels, self.train_labels))
@@ -109,13 +109,13 @@ class Trial(ImageTrial):
                 self.test_targets, self.train_targets = self.teacher(self.test_x), self.teacher(self.train_x)
 
     def recipe(self, stage: Stage) -> dict:
-        """An epoch is a pass over the training cases, or ``every`` steps where the config says so; all ``generations`` follow one
-        another in the one stage, with one optimiser."""
+        """An epoch is a pass over the training cases, or ``every`` steps if that is set; all ``generations`` follow one another in
+        one stage, with one optimiser."""
         config = self.config
-        steps = len(self.seen) // config["batch_size"]  # of a pass
+        steps = len(self.seen) // config["batch_size"]  # per pass
         self.every = min(config["every"] or steps, steps)
         rate, passes = piecewise(config["rates"]["lr"], config["rates"]["until"], config["scale"])
-        self.epochs = passes * steps // self.every  # of a generation
+        self.epochs = passes * steps // self.every  # per generation
 
         def schedule(epoch: int) -> dict[str, float]:
             values = rate(epoch % self.epochs * self.every // steps)
@@ -134,17 +134,17 @@ class Trial(ImageTrial):
             "table": self.table(),
             "cases": self.seen,
             "batches": self.batches,
-            # where a generation is the epoch of the least loss, each is a candidate, whatever that costs: it is the protocol
+            # if the epoch with the lowest loss is chosen, every epoch is a candidate, whatever the cost: this is the protocol
             "measured": (0 if config["chosen_on"] else len(self.test_labels) + watched, 0),
         }
 
     def batches(self, generator: torch.Generator) -> Tensor:
-        """A generation is a new seed: its batches are its own, too."""
+        """``indices`` with a generation's own seed, so that its batch order is its own, too."""
         own = torch.Generator().manual_seed(seed_of(self.config["init"], generator.initial_seed()))
         return self.indices(own, self.seen)[: self.every]
 
     def table(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """What stands for the teacher: its permuted logits for fixed permutations, a table where an image has one view."""
+        """What replaces the teacher: its logits under fixed permutations, or a table if an image has a single view."""
         if self.teacher is None or self.config["same_object"]:
             return None
         if self.config["objective"] == "DKPP, fixed":
@@ -163,7 +163,7 @@ class Trial(ImageTrial):
         return table
 
     def watch(self) -> dict:
-        """How far the student's test predictions are from its teacher's, and the parts of BAN's gradient."""
+        """The divergence of the student's test predictions from its teacher's, and the parts of BAN's gradient."""
         if self.teacher is None:
             return {}
         targets = self.teacher(self.test_x) if self.config["same_object"] else self.test_targets
@@ -173,7 +173,8 @@ class Trial(ImageTrial):
         return row
 
     def evaluate(self) -> dict:
-        """For the history; where a generation is its epoch of the lowest loss, this looks for it, and ends the generation with it."""
+        """Measures for the history. If a generation's epoch with the lowest loss is chosen, also tracks it, and restores it at the
+        generation's end."""
         if not self.config["chosen_on"]:
             return super().evaluate()
         chosen = self.method.chosen
@@ -190,9 +191,9 @@ class Trial(ImageTrial):
         return row
 
     def drifting(self) -> dict[str, Tensor]:
-        """Loss and error on the test set as Kimura's code takes them: in train mode, so that each batch is normalised by its
-        own statistics, and the running ones drift to those of the test set. The loss is the mean of the batches' losses."""
-        # CIFAR lies in order of its classes here, not as published: a batch of neighbours would have the statistics of one class
+        """Loss and error on the test set as in Kimura's code: in train mode, so that each batch is normalised by its own statistics
+        and the running statistics drift to the test set's. The loss is the mean over batches."""
+        # CIFAR is sorted by class here, unlike as published: consecutive images would have the statistics of one class
         order = torch.Generator().manual_seed(seed_of(self.context.seed, "test order"))
         numbers = torch.randperm(len(self.test_labels), generator=order).to(self.context.device)
         values, missed = [], 0
@@ -205,7 +206,7 @@ class Trial(ImageTrial):
         return {"test_loss": torch.stack(values).mean(), "test_error_percent": 100 * missed.double() / len(numbers)}
 
     def held_out_loss(self) -> Tensor:
-        """Mean cross-entropy with the labels of the training images that are held out, in eval mode."""
+        """Mean cross-entropy on the held-out training images, in eval mode."""
         values = [
             losses.cross_entropy(self.student(self.views(self.views.plain(part))), self.train_labels[part], reduction="none")
             for part in parts(self.held_out)

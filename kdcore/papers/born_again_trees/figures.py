@@ -1,4 +1,4 @@
-"""Breiman & Shang 1996: figures of this paper alone."""
+"""Breiman & Shang 1996: this paper's own figures."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from kdcore.report.figures import error_against
 
 
 def figures(records: list[dict]) -> dict:
-    """A born-again tree beside CART's; the test error against the number of smeared cases."""
+    """A born-again tree beside a CART tree; the test error against the number of smeared cases."""
     plots = {}
     if kept := [record["metrics"]["trees"] for record in records if "trees" in record["metrics"]]:
         plots["trees"] = partial(outlines, kept[0], "Breast cancer: a born-again tree beside CART's (in brackets: training cases)")
@@ -35,7 +35,7 @@ def figures(records: list[dict]) -> dict:
 
 @plot
 def outlines(trees: dict[str, list[dict]], title: str = "") -> Figure:
-    """Decision trees side by side, each an indented list: a line for each branch, which for a leaf ends with its class.
+    """Decision trees side by side as indented lists: one line per branch, which for a leaf ends with its class.
 
     trees: {name: [{depth, condition, cases, class (None for an inner node)}, ...]}, each branch before its sibling.
     """

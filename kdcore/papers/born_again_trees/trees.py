@@ -1,8 +1,8 @@
-"""Born-again trees (Breiman & Shang 1996): CART, arcing, smearing, and a tree grown on what the arced trees say.
+"""Born-again trees (Breiman & Shang 1996): CART, arcing, smearing, and a tree grown on the predictions of arced trees.
 
-Cases are float32 [N, columns]. A column is a numeric variable, or says of a nominal one whether it has a certain word
-(``kdcore.data.tabular.columns``): a cut of such a column is "this word against the rest". scikit-learn finds every
-cut; pruning is here, as the born-again tree has node costs of its own.
+Cases are float32 [N, columns]. A column is a numeric variable, or one word of a one-hot nominal variable
+(``kdcore.data.tabular.columns``), whose split is "this word against the rest". scikit-learn finds the splits; pruning is done
+here, since the born-again tree has its own node costs.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ BLOCK = 40_000  # smeared cases drawn and labelled at a time: tens of MB
 
 @dataclass(frozen=True)
 class Tree:
-    """A binary tree; parents stand before their children, the root is node 0.
+    """A binary tree; parents precede their children, the root is node 0.
 
-    feature [nodes]: column of the cut, -1 for a leaf. threshold: left is x <= threshold. left, right: children, -1 for
-    a leaf. label: class of each node, inner ones too. cost: R(t), the node's share of all cases times its error.
+    feature [nodes]: column of the split, -1 for a leaf. threshold: left is x <= threshold. left, right: children, -1 for
+    a leaf. label: class of each node, including inner ones. cost: R(t), the node's share of all cases times its error.
     """
 
     feature: np.ndarray
@@ -32,7 +32,7 @@ class Tree:
 
     @cached_property
     def parent(self) -> np.ndarray:
-        """Parents [nodes]; the root's is -1."""
+        """The parent of each node [nodes]; -1 for the root."""
         parent = np.full(len(self.feature), -1)
         inner = np.flatnonzero(self.feature >= 0)
         parent[self.left[inner]] = parent[self.right[inner]] = inner
@@ -43,7 +43,7 @@ class Tree:
         return int((self.feature < 0).sum())
 
     def reach(self, x: np.ndarray) -> np.ndarray:
-        """Which cases pass through which node: bool [nodes, N]."""
+        """Whether each case passes through each node: bool [nodes, N]."""
         reach = np.zeros((len(self.feature), len(x)), bool)
         reach[0] = True
         for node in np.flatnonzero(self.feature >= 0):
@@ -61,13 +61,13 @@ class Tree:
         return self.label[node]
 
     def pruned(self, ends: np.ndarray) -> "Tree":
-        """The tree with the nodes ``ends`` (bool [nodes]) made leaves, what hangs below them left out."""
+        """The tree in which the nodes ``ends`` (bool [nodes]) are leaves and everything below them is removed."""
         keep = np.zeros(len(self.feature), bool)
         keep[0] = True
         inner = (self.feature >= 0) & ~ends
         for node in np.flatnonzero(inner):  # parents first
             keep[[self.left[node], self.right[node]]] = keep[node]
-        number = np.append(np.cumsum(keep) - 1, -1)  # the last for "no child"
+        number = np.append(np.cumsum(keep) - 1, -1)  # the last entry is for "no child"
         cut = inner[keep]
         return Tree(
             feature=np.where(cut, self.feature[keep], -1),
@@ -80,12 +80,12 @@ class Tree:
 
 
 def weakest_links(tree: Tree) -> np.ndarray:
-    """For each node the complexity alpha from which on it is no inner node: [nodes], -inf for a leaf.
+    """For each node the complexity alpha at which it stops being an inner node: [nodes], -inf for a leaf.
 
         g(t) = (R(t) - R(T_t)) / (|T_t| - 1)
 
-    The inner node of least g becomes a leaf, again and again (Breiman et al. 1984, section 3.3). A branch that costs no
-    less than its root falls at alpha = 0. Descendants of a node fall no later than it does.
+    The inner node with the smallest g becomes a leaf, repeatedly (Breiman et al. 1984, section 3.3). A branch that costs no
+    less than its root is pruned at alpha = 0. Descendants of a node are pruned no later than the node.
     """
     alphas = np.full(len(tree.feature), -np.inf)
     alive = tree.feature >= 0
@@ -98,11 +98,11 @@ def weakest_links(tree: Tree) -> np.ndarray:
         inner = np.flatnonzero(alive)
         links = (tree.cost[inner] - branch[inner]) / (leaves[inner] - 1)
         weakest = inner[links.argmin()]
-        if links.min() > alpha + 1e-12:  # equal but for rounding is equal
+        if links.min() > alpha + 1e-12:  # up to rounding errors
             alpha = links.min()
         more, fewer = tree.cost[weakest] - branch[weakest], leaves[weakest] - 1
         below = [weakest]
-        for node in below:  # grows while it is walked
+        for node in below:  # grows during the loop
             if alive[node]:
                 alive[node], alphas[node] = False, alpha
                 below += [tree.left[node], tree.right[node]]
@@ -115,21 +115,21 @@ def weakest_links(tree: Tree) -> np.ndarray:
 
 
 def sequence(links: np.ndarray) -> np.ndarray:
-    """The alphas at which the pruned tree changes, ascending, the first 0: those of the nested subtrees T1 > T2 > ... > root."""
+    """The alphas of the nested subtrees T1 > T2 > ... > root, ascending from 0."""
     return np.unique(np.append(links[links > 0], 0.0))
 
 
 def subtree_errors(tree: Tree, links: np.ndarray, alphas: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Cases of (x, y) that the subtree of each alpha gets wrong: [alphas]."""
+    """Number of cases of (x, y) that the subtree of each alpha misclassifies: [alphas]."""
     wrong = (tree.reach(x) & (tree.label[:, None] != y)).sum(1)
-    above = np.append(links, np.inf)[tree.parent]  # the root has nothing above it
-    # a node is a leaf of the subtree where it has fallen, and its parent has not
+    above = np.append(links, np.inf)[tree.parent]  # the root has no parent
+    # a node is a leaf of the subtree if it has been pruned and its parent has not
     ends = (links <= alphas[:, None]) & (alphas[:, None] < above)
     return ends @ wrong
 
 
 def best_subtree(tree: Tree, x: np.ndarray, y: np.ndarray) -> Tree:
-    """The subtree of the pruning sequence with the least errors on (x, y); of equals the smallest."""
+    """The subtree of the pruning sequence with the fewest errors on (x, y); at ties, the smallest."""
     links = weakest_links(tree)
     alphas = sequence(links)
     errors = subtree_errors(tree, links, alphas, x, y)
@@ -137,7 +137,7 @@ def best_subtree(tree: Tree, x: np.ndarray, y: np.ndarray) -> Tree:
 
 
 def grow(x: np.ndarray, y: np.ndarray, seed: int) -> Tree:
-    """scikit-learn's tree (Gini, grown until its leaves are pure), R(t) the share of the cases that t gets wrong."""
+    """scikit-learn's tree (Gini, grown until its leaves are pure), where R(t) is the share of all cases misclassified at t."""
     model = DecisionTreeClassifier(random_state=seed).fit(x, y)
     tree = model.tree_
     shares = tree.value[:, 0]
@@ -152,17 +152,16 @@ def grow(x: np.ndarray, y: np.ndarray, seed: int) -> Tree:
 
 
 def cart(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, folds: int = 10) -> Tree:
-    """CART: grown with Gini, pruned by error, the subtree chosen by cross-validation (Breiman et al. 1984, section 3.4).
+    """CART: grown by Gini, pruned by error, with the subtree chosen by cross-validation (Breiman et al. 1984, section 3.4).
 
-    Each subtree of the whole set's sequence stands for the alpha midway (geometrically) to the next; the errors of the
-    folds' trees pruned at that alpha decide. The least counts, without the one-standard-error rule; of equals the
-    smallest tree.
+    Each subtree of the whole set's sequence is evaluated by the errors of the folds' trees, pruned at the geometric mean of
+    its alpha and the next. The fewest errors win, without the one-standard-error rule; at ties, the smallest tree.
     """
     seeds = rng.integers(2**31, size=folds + 1)
     tree = grow(x, y, seeds[-1])
     links = weakest_links(tree)
     alphas = sequence(links)
-    middles = np.append(np.sqrt(alphas[:-1] * alphas[1:]), 1.0)  # no link is above 1: the root alone
+    middles = np.append(np.sqrt(alphas[:-1] * alphas[1:]), 1.0)  # no link exceeds 1, which leaves the root alone
     fold = rng.permutation(len(x)) % folds
     errors = np.zeros(len(alphas), np.int64)
     for k in range(folds):
@@ -173,15 +172,15 @@ def cart(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, folds: int = 10
 
 
 class Committee:
-    """Trees that vote: ``predict`` gives the class with most weight, of equals the first."""
+    """Trees that vote: ``predict`` returns the class with the largest weight, at ties the first."""
 
     def __init__(self, classes: int):
         self.classes, self.trees, self.weights = classes, [], []
 
     def add(self, x: np.ndarray, y: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
-        """Grow a tree on cases that count ``counts`` [N] times each, until its leaves are pure; its answers for all of ``x`` [N].
+        """Grow a tree until its leaves are pure, on cases repeated ``counts`` [N] times; return its predictions for ``x`` [N].
 
-        It votes with weight 1 until ``weights[-1]`` says otherwise.
+        Its vote has weight 1 unless ``weights[-1]`` is changed.
         """
         drawn = counts > 0
         model = DecisionTreeClassifier(random_state=seed).fit(x[drawn], y[drawn], counts[drawn])
@@ -191,7 +190,7 @@ class Committee:
         return _answers(tree, x)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Classes [N] of cases x (float32 [N, columns], contiguous)."""
+        """Predicted classes [N] of cases x (float32 [N, columns], contiguous)."""
         votes, cases = np.zeros((len(x), self.classes)), np.arange(len(x))
         for tree, weight in zip(self.trees, self.weights, strict=True):
             votes[cases, _answers(tree, x)] += weight
@@ -204,11 +203,11 @@ def _answers(tree: tuple, x: np.ndarray) -> np.ndarray:
 
 
 def arc_x4(x: np.ndarray, y: np.ndarray, classes: int, rng: np.random.Generator, trees: int = 50) -> Committee:
-    """Arcing by counting mistakes (Breiman 1996, "Bias, variance, and arcing classifiers"): equal votes.
+    """Arcing by counting mistakes, with equal votes (Breiman 1996, "Bias, variance, and arcing classifiers").
 
-        p(n) = (1 + m(n)^4) / sum,    m(n): how many of the trees so far get case n wrong
+        p(n) = (1 + m(n)^4) / sum,    m(n): number of trees so far that misclassify case n
 
-    Each tree is grown on N cases drawn with these chances, with replacement.
+    Each tree is grown on N cases drawn with replacement with these probabilities.
     """
     committee, missed = Committee(classes), np.zeros(len(x))
     for _ in range(trees):
@@ -225,11 +224,11 @@ def arc_x4_chances(missed: np.ndarray) -> np.ndarray:
 def arc_fs(x: np.ndarray, y: np.ndarray, classes: int, rng: np.random.Generator, trees: int = 50) -> Committee:
     """Arcing after Freund and Schapire (Breiman 1996): as ``arc_x4``, with
 
-        e = sum of p(n) over the cases that the tree gets wrong,    b = (1 - e) / e,
-        p(n) <- p(n) b^d(n) / sum,    d(n): 1 where it is wrong,    votes of weight log b
+        e = sum of p(n) over the cases that the tree misclassifies,    b = (1 - e) / e,
+        p(n) <- p(n) b^d(n) / sum,    d(n): 1 if it is wrong,    votes of weight log b
 
-    Where e is 0 or at least 1/2 the chances start anew from equal ones. What the tree then counts is not said: here its e
-    is taken as 1 / 2N, or it has no vote.
+    If e is 0 or at least 1/2, the probabilities are reset to equal ones. The paper does not give the tree's vote in this case:
+    here e = 0 is taken as 1 / 2N, and a tree with e >= 1/2 has no vote.
     """
     committee, chances = Committee(classes), np.full(len(x), 1 / len(x))
     for _ in range(trees):
@@ -239,7 +238,7 @@ def arc_fs(x: np.ndarray, y: np.ndarray, classes: int, rng: np.random.Generator,
 
 
 def arc_fs_step(chances: np.ndarray, wrong: np.ndarray) -> tuple[float, np.ndarray]:
-    """(weight of the tree's vote, chances of the next) from the chances and mistakes [N] of a tree."""
+    """(weight of the tree's vote, probabilities for the next) from the probabilities and mistakes [N] of a tree."""
     error, equal = chances[wrong].sum(), np.full(len(chances), 1 / len(chances))
     if error >= 0.5:
         return 0.0, equal
@@ -251,15 +250,15 @@ def arc_fs_step(chances: np.ndarray, wrong: np.ndarray) -> tuple[float, np.ndarr
 
 
 def _drawn(chances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How often each case is drawn in N draws with replacement: [N]."""
+    """Number of times that each case is drawn in N draws with replacement: [N]."""
     return rng.multinomial(len(chances), chances).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where a node's cases lie: for each variable, which of the N training cases have a value that reaches the node.
+    """The region of a node: for each variable, which of the N training cases have a value inside it.
 
-    allowed: bool [variables, N]. order: the same as case numbers, the allowed ones first. count [variables]: how many.
+    allowed: bool [variables, N]. order: case numbers, with the allowed ones first. count [variables]: number of allowed ones.
     """
 
     allowed: np.ndarray
@@ -267,7 +266,7 @@ class Region:
     count: np.ndarray
 
     def cut(self, variable: int, passes: np.ndarray) -> "Region":
-        """The part of the region in which a variable's value is one of the training cases ``passes`` (bool [N])."""
+        """The part of the region in which a variable's value is that of a training case in ``passes`` (bool [N])."""
         allowed, order, count = self.allowed.copy(), self.order.copy(), self.count.copy()
         allowed[variable] &= passes
         order[variable] = np.argsort(~allowed[variable], kind="stable")
@@ -276,11 +275,10 @@ class Region:
 
 
 class Smearing:
-    """New cases near the training cases (Breiman & Shang 1996): take one at random; each of its variables, on its own,
-    keeps its value, or with probability ``alternate`` takes that of another training case drawn at random.
+    """New cases near the training cases (Breiman & Shang 1996): draw a training case; independently, each of its variables keeps
+    its value or, with probability ``alternate``, takes that of another randomly drawn training case.
 
-    x: float32 [N, columns]. variable [columns]: the number of the variable that a column says something of; all columns
-    of a variable are drawn together.
+    x: float32 [N, columns]. variable [columns]: index of each column's variable; all columns of a variable are drawn together.
     """
 
     def __init__(self, x: np.ndarray, variable: np.ndarray, alternate: float):
@@ -290,9 +288,9 @@ class Smearing:
         self.everywhere = Region(np.ones(shape, bool), everyone, np.full(shape[0], len(x)))
 
     def chances(self, region: Region) -> np.ndarray:
-        """For each training case, the probability that what is smeared from it lies in the region: [N].
+        """For each training case, the probability that a case smeared from it lies in the region: [N].
 
-        The variables are independent: prod over v of ((1 - p) [x_v is allowed] + p F_v), F_v being the share of training
+        The variables are independent: prod over v of ((1 - p) [x_v is allowed] + p F_v), where F_v is the share of training
         cases whose value is allowed.
         """
         share = self.alternate * region.count / len(self.x)
@@ -303,18 +301,18 @@ class Smearing:
         return float(self.chances(region).mean())
 
     def draw(self, count: int, region: Region, rng: np.random.Generator) -> np.ndarray:
-        """``count`` smeared cases of those that lie in the region: float32 [count, columns].
+        """Draw ``count`` smeared cases that lie in the region: float32 [count, columns].
 
-        The same law as smearing until so many have reached the node, at a cost that does not depend on how few do: the
-        origin by its chances; then each variable as it falls, given that its value is an allowed one.
+        The distribution is that of smearing until ``count`` cases have reached the node, but the cost does not depend on how
+        few do: draw the origin by its probability, then each variable conditional on an allowed value.
         """
         chances = np.cumsum(self.chances(region))
         origin = np.searchsorted(chances, rng.random(count) * chances[-1], side="right")
-        share = self.alternate * region.count / len(self.x)  # > 0, or the value must be kept
+        share = self.alternate * region.count / len(self.x)  # if 0, the value must be kept
         kept = 1 - self.alternate
         keep = np.where(region.allowed, kept / (kept + share[:, None]), 0.0).T[origin]  # [count, variables]
         u = rng.random(keep.shape)
-        # what is left of u below its threshold is a uniform number too: it picks the donor
+        # u beyond its threshold is uniform as well: it picks the donor
         pick = ((u - keep) / np.maximum(1 - keep, 1e-12) * region.count).astype(np.int64)
         pick = np.clip(pick, 0, region.count - 1)
         donor = np.where(u < keep, origin[:, None], region.order[np.arange(len(region.count)), pick])
@@ -322,12 +320,12 @@ class Smearing:
 
 
 def born_again(smearing: Smearing, predict: Callable, classes: int, count: int, rng: np.random.Generator, admissible: bool = False) -> Tree:
-    """A tree grown on smeared cases with the labels that ``predict`` gives them (Breiman & Shang 1996).
+    """Grow a tree on smeared cases labelled by ``predict`` (Breiman & Shang 1996).
 
-    Each node is cut by the Gini criterion on ``count`` cases of its own, drawn anew: a deep node has as many as the
-    root. R(t) = (1 - max_j p_j(t)) p_t, with p_j the shares of the labels among them and p_t the probability of t. A node is a
-    leaf where all labels agree, or where the best cut would leave a child without an original training case.
-    admissible: only cuts that leave an original case on either side are looked at; a leaf is where there is none.
+    Each node is split by the Gini criterion on ``count`` newly drawn cases, so that a deep node has as many as the root.
+    R(t) = (1 - max_j p_j(t)) p_t, with p_j the shares of the labels among them and p_t the probability of t. A node is a
+    leaf if all labels agree, or if the best split would leave a child without an original training case.
+    admissible: consider only splits with an original case on either side; a node without any is a leaf.
     """
     x, variable = smearing.x, smearing.variable
     feature, threshold, left, right, label, cost = [-1], [0.0], [-1], [-1], [0], [0.0]
@@ -345,7 +343,7 @@ def born_again(smearing: Smearing, predict: Callable, classes: int, count: int, 
                 if shares.max() == 1:
                     continue
                 seen = x[originals]
-                # cases moved into the originals' range can only be cut inside it
+                # clipped to the range of the original cases, the new cases can only be split inside it
                 offered = np.clip(cases[mine], seen.min(0), seen.max(0)) if admissible else cases[mine]
                 cut = _cut(offered, labels[mine], rng)
                 if cut is None:
@@ -364,6 +362,6 @@ def born_again(smearing: Smearing, predict: Callable, classes: int, count: int, 
 
 
 def _cut(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> tuple[int, float] | None:
-    """(column, threshold) of the best cut by the Gini criterion, None where nothing can be cut."""
+    """(column, threshold) of the best split by the Gini criterion; None if there is none."""
     tree = DecisionTreeClassifier(max_depth=1, random_state=int(rng.integers(2**31))).fit(x, y).tree_
     return (int(tree.feature[0]), float(tree.threshold[0])) if tree.node_count > 1 else None

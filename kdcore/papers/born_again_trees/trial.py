@@ -1,7 +1,7 @@
-"""Breiman & Shang 1996, "Born again trees": what one trial does.
+"""Breiman & Shang 1996, "Born again trees".
 
-An arm is a data set, a trial a block of repetitions. Each repetition draws a test set of its own; CART, the arced trees
-and every born-again tree are grown on the rest, so that all of them are compared case by case.
+An arm is a data set, a trial a block of repetitions. Each repetition draws its own test set; CART, the arced trees and every
+born-again tree are grown on the rest, so that all of them are compared on the same cases.
 """
 
 import time
@@ -20,14 +20,14 @@ VARIANTS = ["replace_0.25", "keep_0.25", "arc_fs", "admissible", "smeared_100", 
 METRICS = {
     "cart_error_percent": "% of the test cases: one pruned CART tree",
     "cart_leaves": "leaves of the CART tree",
-    "arced_error_percent": "% of the test cases: the arced trees together",
+    "arced_error_percent": "% of the test cases: the vote of the arced trees",
     "born_again_error_percent": "% of the test cases: the born-again tree",
     "born_again_leaves": "leaves of the born-again tree",
     "born_again_train_error_percent": "% of the training cases: the born-again tree",
-    "agreement_percent": "% of the test cases on which the born-again tree says what the arced trees say",
-    "decrease_percent": "by how many % of CART's error the born-again tree's is smaller",
-    "repetitions": "dict: the numbers of each test set",
-    "trees": "dict: trees of the first test set, for the picture",
+    "agreement_percent": "% of the test cases that the born-again tree classifies like the arced trees",
+    "decrease_percent": "reduction of the error from CART to the born-again tree, in % of CART's error",
+    "repetitions": "dict: the metrics of each repetition",
+    "trees": "dict: trees of the first repetition, for the figure",
 } | {
     f"{what}_{variant}": f"% of the {cases} cases: {tree}, variant {variant} of the config"
     for what, cases, tree, variants in (
@@ -41,7 +41,7 @@ ARCING = {"arc-x4": trees.arc_x4, "arc-fs": trees.arc_fs}
 
 
 def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
-    """One block of repetitions: a trial holds all arms of its repetitions, and has no teacher."""
+    """The run of a block of repetitions; a trial includes all methods, and has no teacher."""
     (trial,) = trials
     config, table = trial.config, tabular.load(trial.config["data"])
     columns = tabular.columns(table)
@@ -80,7 +80,7 @@ def _reported(number: int, total: int, made: tuple[dict, dict]) -> dict:
 
 
 def together(rows: list[dict]) -> dict:
-    """The means of what the repetitions measured, and as ``repetitions`` the values of each."""
+    """Means of the metrics over repetitions, and the single values as ``repetitions``."""
     metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     metrics["decrease_percent"] = decrease(metrics["cart_error_percent"], metrics["born_again_error_percent"])
     metrics["repetitions"] = {name: [round(row[name], 4) for row in rows] for name in rows[0]}
@@ -88,24 +88,24 @@ def together(rows: list[dict]) -> dict:
 
 
 def decrease(cart: float, born_again: float) -> float:
-    """By how many percent of CART's error the born-again tree's is smaller (0 where CART makes none)."""
+    """Reduction of the error from CART to the born-again tree, in percent of CART's error (0 if that is 0)."""
     return 100 * (cart - born_again) / cart if cart else 0.0
 
 
 def split(cases: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Case numbers (training, test), each sorted: the test set a random ``share`` of all, rounded down."""
+    """Sorted case numbers (training, test), where the test set is a random ``share`` of all cases, rounded down."""
     order = rng.permutation(cases)
     tests = int(cases * share)
     return np.sort(order[tests:]), np.sort(order[:tests])
 
 
-# thousands of small trees: to check their parameters would take as long as to grow them
+# checking the parameters of thousands of small trees would take as long as growing them
 @sklearn.config_context(skip_parameter_validation=True, assume_finite=True)
 def repetition(table: tabular.Tabular, columns: tabular.Columns, config: dict, seed: int, number: int) -> tuple[dict, dict]:
-    """(measures, trees ready to be drawn) of one test set.
+    """(metrics, trees ready to be drawn) of one repetition.
 
-    The variants differ from the born-again tree in what ``config["variants"]`` names, and in nothing else: the same split
-    and random numbers.
+    The variants differ from the born-again tree only in the settings of ``config["variants"]``: split and random numbers are the
+    same.
     """
     rng = {what: np.random.default_rng(seed_of(seed, what, number)) for what in ("split", "cart", *ARCING)}
     train, test = split(len(table.labels), config["test_share"], rng["split"])
@@ -150,9 +150,9 @@ def repetition(table: tabular.Tabular, columns: tabular.Columns, config: dict, s
 
 
 def outline(tree: trees.Tree, columns: tabular.Columns, table: tabular.Tabular, x: np.ndarray) -> list[dict]:
-    """A tree as an indented list, each branch before its sister: {depth, condition, cases, class (None for an inner node)}.
+    """A tree as an indented list, each branch before its sibling: {depth, condition, cases, class (None for an inner node)}.
 
-    x: the training cases, which ``cases`` counts.
+    x: the training cases, counted in ``cases``.
     """
     cases = tree.reach(x).sum(1)
     lines, waiting = [], [(0, 0, "")]

@@ -1,4 +1,4 @@
-"""Whettam 2019/2020: figures of this paper alone."""
+"""Whettam 2019/2020: this paper's own figures."""
 
 import math
 from functools import partial
@@ -29,7 +29,7 @@ from kdcore.report.drawing import (
 
 
 def figures(records: list[dict]) -> dict:
-    """The spread of single runs, the paths of growth, where students look, error against similarity, the cells of the searches."""
+    """The spread of single runs, the paths of growth, attention maps of students, error against similarity, cells of the searches."""
     by_arm = select.by_arm(records)
     plots = {}
     sheet = next(table for table in papers.get("fisher_darts").tables if table["id"] == "teachers")
@@ -82,9 +82,9 @@ def figures(records: list[dict]) -> dict:
 
 @plot
 def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
-    """One measure against another: a point for each pair (x, y), a colour and a marker for each group. From three groups on, the
-    least-squares line through all points in its 95 % band; the bootstrap resamples groups, whose points are not independent.
-    The points set the axes: over few groups the band is wide, and may leave the figure."""
+    """One measure against another: a point for each pair (x, y), a colour and marker for each group. With three or more groups, also
+    the least-squares line through all points with its 95 % band, from a bootstrap over groups, since their points are not
+    independent. The points set the axes: with few groups the band is wide and may extend beyond the figure."""
     figure, ax = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
     table = pd.DataFrame([(label, *point) for label, points in groups.items() for point in points], columns=["group", "x", "y"])
     shown = {}
@@ -93,7 +93,7 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
 
         look = {"scatter": False, "color": "#777777", "line_kws": {"lw": 1.2}}
         seaborn.regplot(table, x="x", y="y", units="group", seed=0, truncate=True, ax=ax, **look)
-        (line,), (band,) = ax.lines, ax.collections  # a thousand fits, each with its processor's last digits
+        (line,), (band,) = ax.lines, ax.collections  # rounded: the last digits of a thousand fits depend on the processor
         shown["line through all, 95 % band"] = line
         line.set_data(rounded(line.get_xdata()), rounded(line.get_ydata()))
         band.set_verts([rounded(path.vertices) for path in band.get_paths()])
@@ -112,10 +112,10 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
 
 @plot
 def spread(rows: list[dict], *, xlabel: str = "", title: str = "") -> Figure:
-    """How much single runs differ: the paper's mean -+ one standard deviation, and beside it ours with a dot for every seed. The
-    two panels have the same scale but their own origins, so that spreads compare wherever the errors lie.
+    """How much single runs differ: the paper's mean -+ one standard deviation, and beside it ours, with a dot for every seed. The
+    panels have the same scale but different origins, so that spreads can be compared whatever the errors are.
 
-    rows: [{label, paper (mean, standard deviation) or None, ours [a value for each seed]}].
+    rows: [{label, paper (mean, standard deviation) or None, ours [one value per seed]}].
     """
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.5 * len(rows) + 1.5), sharey=True, layout="constrained")
     reach: tuple[list, list] = ([], [])
@@ -149,9 +149,9 @@ def spread(rows: list[dict], *, xlabel: str = "", title: str = "") -> Figure:
 
 @plot
 def growth(paths: dict[str, list[dict]], title: str = "") -> Figure:
-    """How networks were grown, a panel for each path: the groups of every module (a row) after each step (a column).
+    """How networks were grown, one panel per path: the groups of every module (row) after each step (column).
 
-    paths: {name: [{module, size, groups {module: number}}, ...]}. A dot marks the module whose groups the step halved; a grey row
+    paths: {name: [{module, size, groups {module: number}}, ...]}. A dot marks the module whose groups a step halved; a grey row
     has nothing to halve.
     """
     height = 0.8 + 0.27 * max(len(path[0]["groups"]) for path in paths.values())
@@ -183,10 +183,10 @@ def growth(paths: dict[str, list[dict]], title: str = "") -> Figure:
 
 @plot
 def attention(entries: dict[str, list[dict]], title: str = "") -> Figure:
-    """Where nets look: a row for each picture and layer, a column for each net.
+    """Attention maps of nets: a row for each image and layer, a column for each net.
 
     entries: {net: [{image (base64 of uint8), shape [3, H, W], maps [{values (base64 of uint8), shape [h, w]}]}]}, the same
-    pictures for all nets.
+    images for all nets.
     """
     first = next(iter(entries.values()))
     rows = [(picture, layer) for picture, entry in enumerate(first) for layer in range(len(entry["maps"]))]
@@ -213,10 +213,11 @@ def attention(entries: dict[str, list[dict]], title: str = "") -> Figure:
 
 @plot
 def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
-    """Cells of an architecture search, a panel for each kind. Each column is a feature map, of the two inputs and the four nodes.
-    An arrow is an operation, from its input to the node it adds to; a node is the sum of two. The nodes together are the output.
+    """Cells of an architecture search, one panel per kind. Each column is a feature map: the two inputs, then the four nodes. An
+    arrow is an operation, from its input to the node that it contributes to; a node is the sum of two operations, and the output
+    is the concatenation of the nodes.
 
-    kinds: {kind: [(operation, index of its input), ...]}, 8 each, as a genotype has them.
+    kinds: {kind: [(operation, index of its input), ...]}, 8 each, as in a genotype.
     """
     figure, axes = plt.subplots(len(kinds), 1, figsize=(WIDTH, 3.1 * len(kinds) + 0.4), squeeze=False, layout="constrained")
     look = {"fc": "#eef3f8", "ec": "#555555", "zorder": 3}

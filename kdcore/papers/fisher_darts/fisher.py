@@ -1,9 +1,9 @@
-"""Growing a teacher out of its student where Fisher information says that it pays (Whettam 2019, algorithm 1).
+"""Growing a teacher from its student where Fisher information is largest (Whettam 2019, algorithm 1).
 
     cells = {f"cell{i}": cell for i, cell in enumerate(net.cells)}
     path = grow(cells, by_information(losses_of_a_batch, cells), size, target, generator)
 
-Everything works on the modules it is given: any network's, as long as they have grouped convolutions to grow.
+The functions work on modules of any network, as long as these contain grouped convolutions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ Ranking = Callable[[Mapping[str, int]], tuple[list[str], dict[str, float]]]
 
 
 def channel_information(activation: Tensor, gradient: Tensor, *, variant: str = "code") -> Tensor:
-    """Fisher information of each channel of a map (Theis et al. 2018, as Whettam 2019, eq. 3, takes it up).
+    """Fisher information of each channel of a map (Theis et al. 2018, as used in Whettam 2019, eq. 3).
 
         Delta_c = 1/(2N) * sum_n g_nc^2
         code:   g_nc = sum_yx A_ncyx * dL_n/dA_ncyx     [V: the authors' program, after pytorch-prunes]
         paper:  g_nc = sum_yx dL_n/dA_ncyx              [V: slides, "the gradient for the channel"; the sum is inferred, I]
 
-    activation: A [N, C, H, W]; gradient: of the same shape, dL_n/dA of each case's own loss. Returns [C]. The code's form
-    estimates what the loss would gain if the channel were switched off.
+    activation: A [N, C, H, W]; gradient: dL_n/dA of each case's own loss, of the same shape. Returns [C]. Variant "code"
+    estimates the increase of the loss if the channel were removed.
     Raises ValueError for other shapes or an unknown variant.
     """
     if activation.dim() != 4 or activation.shape != gradient.shape:
@@ -40,9 +40,9 @@ def channel_information(activation: Tensor, gradient: Tensor, *, variant: str = 
 def information(losses: Callable[[], Tensor], modules: Mapping[str, nn.Module], *, variant: str = "code") -> dict[str, Tensor]:
     """Fisher information of every channel of the modules' outputs, {name: [C]}.
 
-    losses: runs the network on a batch and gives each case's own loss, [N]; their sum is differentiated, so that the size of
-    a batch does not scale the gradients. (Through BatchNorm in training the cases of a batch mix.) modules: each
-    must run once in it, and give a map. Parameters get no gradient.
+    losses: runs the network on a batch and returns each case's own loss, [N]; their sum is differentiated, so that the batch
+    size does not scale the gradients. (BatchNorm in train mode mixes the cases of a batch.) modules: each must run exactly
+    once and return a map. Parameters get no gradient.
     Raises ValueError for a module that does not run, or runs twice.
     """
     outputs: dict[str, Tensor] = {}
@@ -72,15 +72,15 @@ def information(losses: Callable[[], Tensor], modules: Mapping[str, nn.Module], 
 
 
 def grouped(module: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions in a module that have groups: what there is to grow."""
+    """The convolutions of a module with more than one group, which can grow."""
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
 
 
 def halve_groups(module: nn.Module, generator: torch.Generator) -> bool:
-    """Half the groups of every grouped convolution in ``module``, in place; whether there was any.
+    """Halve the groups of every grouped convolution in ``module``, in place; return whether there was any.
 
-    The kernels see twice the channels and are drawn anew; the number of channels stays. Where the groups are odd, they
-    become their largest divisor that is no more than half of them. An optimiser that holds the old weights must be made anew.
+    Kernels then see twice as many channels, and are reinitialised; the number of channels stays the same. An odd number of groups
+    becomes its largest divisor that is at most half of it. An optimiser with the old weights must be replaced.
     """
     layers = grouped(module)
     for layer in layers:
@@ -92,7 +92,7 @@ def halve_groups(module: nn.Module, generator: torch.Generator) -> bool:
 
 
 def uniform(names: Sequence[str]) -> Ranking:
-    """All modules alike: one after the other in the order of ``names``, then from the first again."""
+    """A ranking that cycles through the modules in the order of ``names``."""
 
     def rank(halvings: Mapping[str, int]) -> tuple[list[str], dict[str, float]]:
         return sorted(names, key=lambda name: halvings[name]), {}
@@ -101,7 +101,7 @@ def uniform(names: Sequence[str]) -> Ranking:
 
 
 def at_random(names: Sequence[str], generator: torch.Generator) -> Ranking:
-    """A new random order for each step: what the ranking by information is to beat."""
+    """A ranking in a new random order at each step, the baseline for the ranking by information."""
 
     def rank(halvings: Mapping[str, int]) -> tuple[list[str], dict[str, float]]:
         return [names[i] for i in torch.randperm(len(names), generator=generator)], {}
@@ -110,9 +110,9 @@ def at_random(names: Sequence[str], generator: torch.Generator) -> Ranking:
 
 
 def by_information(losses: Callable[[], Tensor], modules: Mapping[str, nn.Module], *, variant: str = "code") -> Ranking:
-    """The module with the most information first: the sum over its channels, measured anew for each step.
+    """A ranking by Fisher information, summed over a module's channels and recomputed at each step.
 
-    losses: as ``information`` takes them; a fresh batch at each call.
+    losses: as in ``information``, with a new batch at each call.
     """
 
     def rank(halvings: Mapping[str, int]) -> tuple[list[str], dict[str, float]]:
@@ -125,19 +125,19 @@ def by_information(losses: Callable[[], Tensor], modules: Mapping[str, nn.Module
 def grow(
     modules: Mapping[str, nn.Module], ranking: Ranking, size: Callable[[], int], target: int, generator: torch.Generator
 ) -> list[dict]:
-    """Halve the groups of the module that ranks first, of those that have any, until ``size()`` is above ``target``.
+    """Repeatedly halve the groups of the first-ranked module that has any, until ``size()`` exceeds ``target``.
 
-    ranking: what each module was halved before -> names, the first one first, and what they were ranked by. generator: of the fresh
-    weights. Returns the path, one dict a step: module, size (after it), groups ({module: its largest number of them}),
-    information ({module: ...}, empty where the ranking measures none).
-    Raises ValueError where nothing is left to grow before the target.
+    ranking: number of halvings of each module so far -> names in order, and the values by which they were ranked. generator: for
+    the new weights. Returns the path, one dict per step: module, size (after the step), groups ({module: largest number of
+    groups}), information ({module: value}, empty if the ranking uses none).
+    Raises ValueError if nothing is left to grow before the target is reached.
     """
     halvings, path = dict.fromkeys(modules, 0), []
     while size() <= target:
         names, values = ranking(halvings)
         name = next((name for name in names if halve_groups(modules[name], generator)), None)
         if name is None:
-            raise ValueError(f"all groups are 1 at a size of {size():,}: choose a target below it, not {target:,}")
+            raise ValueError(f"all groups are 1 at a size of {size():,}: choose a smaller target than {target:,}")
         halvings[name] += 1
         groups = {key: max((layer.groups for layer in grouped(module)), default=1) for key, module in modules.items()}
         path.append({"module": name, "size": size(), "groups": groups, "information": values})

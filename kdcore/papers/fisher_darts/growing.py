@@ -1,4 +1,4 @@
-"""A DARTS network grown cell by cell, in the order of Fisher information and in those that it is compared with."""
+"""Growing a DARTS network cell by cell, in the order of Fisher information or of a baseline."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,12 +21,12 @@ def grow(
     generator: torch.Generator,
     variant: str = "code",
 ) -> tuple[list[int], dict[str, list[dict]]]:
-    """The groups of each cell that a network ends with, and the paths of its growth by name, each as ``fisher.grow`` gives it.
+    """The final groups of each cell, and the paths of growth by name, as returned by ``fisher.grow``.
 
-    way: "fisher", "random" or "uniform", which grows in both orders and keeps the groups of the first; start: gives the network
-    that growth starts from, a fresh one at each call; losses: of a fresh batch, one a case [N], or None for a rehearsal, which
-    asks no batch and grows to the same size uniformly; target, variant, generator: as in ``fisher``. As in the authors' code
-    the size counts the auxiliary head, which the network does not have, and BatchNorm's statistics.
+    way: "fisher", "random" or "uniform", which grows in both orders and keeps the groups of the first. start: returns a new copy
+    of the network to grow. losses: of a new batch, one per case [N]; None in a rehearsal, which grows to the same size uniformly,
+    without data. target, variant, generator: as in ``fisher``. As in the authors' code, the size includes the auxiliary head, which
+    the network does not have, and BatchNorm's statistics.
     """
 
     def grown(ranking: Callable[[Darts, dict], fisher.Ranking]) -> tuple[Darts, list[dict]]:

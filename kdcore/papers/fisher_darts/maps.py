@@ -1,4 +1,4 @@
-"""Where networks look: their attention maps, compared and kept for the picture."""
+"""Attention maps of networks: their similarity, and examples for the figure."""
 
 import base64
 
@@ -16,7 +16,7 @@ SHOWN = 3  # test images whose maps a record keeps
 
 
 def attended(net: nn.Module) -> list[str]:
-    """The taps whose attention is transferred, one for each size of map."""
+    """The taps whose attention is transferred, one for each map size."""
     if isinstance(net, Darts):
         cells = len(net.cells)
         return [f"cell{i}" for i in (0, cells // 3, 2 * cells // 3)]
@@ -27,7 +27,7 @@ def attended(net: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def similarity(student: nn.Module, teacher: nn.Module, views: Views) -> float:
-    """Mean cosine of the attention maps of teacher and student at the three taps, over images of ``views``: 1 where they look alike."""
+    """Mean cosine between the attention maps of teacher and student at the three taps, over images of ``views``: 1 if they are equal."""
     cases, total = spread(len(views.windows), COMPARED, views.windows.device), 0.0
     student.eval()
     for part in parts(cases):
@@ -40,8 +40,8 @@ def similarity(student: nn.Module, teacher: nn.Module, views: Views) -> float:
 
 @torch.no_grad()
 def shown(net: nn.Module, views: Views, images: Tensor) -> list[dict]:
-    """The attention maps of some of the images, as bytes, the largest value 255; the images go with them, so that the figure needs
-    no data set. images: uint8 [N, 3, H, W] on the CPU, those of ``views``."""
+    """Attention maps of some images as bytes, scaled to a maximum of 255, together with the images, so that the figure needs no
+    data set. images: uint8 [N, 3, H, W] on the CPU, those of ``views``."""
     cases = spread(len(images), SHOWN)[:SHOWN]
     net.eval()
     _, taps = net.features(views(views.plain(cases.to(views.windows.device))))

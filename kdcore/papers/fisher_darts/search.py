@@ -1,7 +1,7 @@
-"""Differentiable architecture search (DARTS; Liu, Simonyan & Yang 2018): two problems at once, weights and architecture.
+"""Differentiable architecture search (DARTS; Liu, Simonyan & Yang 2018), a bilevel problem in weights and architecture.
 
 search = Search(MixedDarts(8, 16), order=2)
-loss = search.loss((x, labels), (held_out_x, held_out_labels))  # moves alpha, gives the loss that moves the weights
+loss = search.loss((x, labels), (held_out_x, held_out_labels))  # updates alpha; returns the loss to train the weights
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Search(nn.Module):
-    """A mixed network and the optimiser of its architecture: Adam on the alphas, against the loss of held-out images.
+    """A mixed network and the optimiser of its architecture: Adam on the alphas, for the loss on held-out images.
 
         min_alpha L_val(w*(alpha), alpha)   with   w*(alpha) ~ w - xi dL_train/dw          (eq. 3 to 6)
 
-    order: 1 takes w itself for w* (xi = 0 in the paper's words); 2 takes the one step, whose second derivatives are a
-    difference of gradients at w +- e v, v = dL_val/dw*, e = 0.01 / |v| (eq. 7 and 8). ``rate``, a 0-dim tensor, is xi,
-    which a schedule keeps at the learning rate of the weights. As in eq. 6 the step has neither momentum nor weight
-    decay; the authors' code puts both in.
+    order: 1 approximates w* by w (xi = 0 in the paper); 2 by the one step, with second derivatives as a difference of
+    gradients at w +- e v, v = dL_val/dw*, e = 0.01 / |v| (eq. 7 and 8). ``rate``, a 0-dim tensor, is xi, which a schedule
+    sets to the learning rate of the weights. As in eq. 6, the step has neither momentum nor weight decay; the authors' code
+    includes both.
 
-    lr, betas, weight_decay: of Adam. Its moments are buffers, so that a checkpoint of this module holds all of the search.
+    lr, betas, weight_decay: of Adam. Its moments are buffers, so that a checkpoint of this module contains the whole search.
     Raises ValueError for another order.
     """
 
@@ -40,7 +40,7 @@ class Search(nn.Module):
         self.register_buffer("steps", torch.zeros(()))
 
     def loss(self, train: Batch, held_out: Batch) -> Tensor:
-        """One step of the architecture, then the loss of the weights on the training images, a scalar.
+        """Update the architecture, then return the loss on the training images, a scalar.
 
         train, held_out: images [B, 3, H, W] and labels int64 [B] of the two halves.
         """
@@ -48,7 +48,7 @@ class Search(nn.Module):
         return self._loss(train, None)
 
     def gradient(self, train: Batch, held_out: Batch) -> Tensor:
-        """d L_val / d alpha, [2, 14, 8], to the first or the second order. The weights are as before."""
+        """d L_val / d alpha, [2, 14, 8], to first or second order. The weights are left unchanged."""
         alphas = self.net.alphas.clone().requires_grad_()
         if self.order == 1:
             return torch.autograd.grad(self._loss(held_out, alphas), alphas)[0]
@@ -66,7 +66,7 @@ class Search(nn.Module):
 
     @torch.no_grad()
     def move(self, gradient: Tensor) -> None:
-        """One step of Adam, weight decay in its gradient, as ``torch.optim.Adam`` has it."""
+        """One step of Adam on the alphas, with weight decay added to the gradient as in ``torch.optim.Adam``."""
         alphas, (first, second) = self.net.alphas, self.moments
         gradient = gradient + self.weight_decay * alphas
         self.steps += 1
@@ -82,6 +82,6 @@ class Search(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _set(weights: list[nn.Parameter], kept: list[Tensor], direction=None, scale: Tensor | float = 0.0) -> None:
-        """The weights as they were kept, plus ``scale`` times a direction."""
+        """Set the weights to the kept ones plus ``scale`` times a direction."""
         for i, weight in enumerate(weights):
             weight.copy_(kept[i] if direction is None else kept[i] + scale * direction[i])

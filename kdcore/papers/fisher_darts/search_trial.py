@@ -1,4 +1,4 @@
-"""A trial that searches an architecture; the genotype is what it is for."""
+"""A trial that searches for an architecture; its result is the genotype."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from kdcore.training import Stage, seed_of
 
 
 class SearchTrial(ImageTrial):
-    """The weights learn from one half of the training set, the architecture from the other."""
+    """An architecture search: weights are trained on one half of the training set, the architecture on the other."""
 
     def make_student(self) -> nn.Module:
         asked = self.config["search"]
@@ -48,13 +48,13 @@ class SearchTrial(ImageTrial):
             schedule=schedule,
             optimiser={"momentum": config["momentum"], "weight_decay": config["weight_decay"]},
             clip=config["clip"],
-            # a step is one of the weights and one of the architecture, each on its half
+            # each step updates the weights and the architecture, each on its half
             measured=cadence(config["epochs"], (2 * 3 * shown, 0), (len(self.held_out), 0), config["evaluate_every"]),
         )
         return [stage]
 
     def evaluate(self) -> dict[str, Tensor]:
-        """Per cent of the architecture's half of the images, neither shifted nor mirrored, that the net gets wrong."""
+        """Error on the architecture's half of the training images, without augmentation, in percent."""
         missed = [metrics.wrong(self.student(self.views(self.views.plain(part))), self.train_labels[part]) for part in parts(self.held_out)]
         return {"held_out_error_percent": 100 * torch.cat(missed).double().mean()}
 

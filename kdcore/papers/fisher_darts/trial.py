@@ -1,7 +1,7 @@
-"""Whettam 2019/2020, "Finding the right teacher for a difficult student": what one trial does.
+"""Whettam 2019/2020, "Finding the right teacher for a difficult student".
 
 An arm is a method: "plain" (labels alone), "attention" (attention transfer from a teacher) or "search" (DARTS). An arm with
-``grow`` first grows its network, from the weights of its "teacher" where it has one, then trains it from scratch.
+``grow`` first grows its network, from the weights of its "teacher" if it has one, then trains it from scratch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,13 +23,13 @@ VERSION = 1
 METRICS = IMAGE_METRICS | {
     "top5_error_percent": "% of the test images whose label is not among the five largest logits",
     "parameters": "of the network without its auxiliary head",
-    "published_parameters": "as papers on DARTS count: with the auxiliary head",
-    "map_similarity": "mean cosine of the attention maps of student and teacher, on test images",
-    "maps": "list: attention maps of some test images, for the picture",
-    "growth": "dict: each step of the growth of a teacher, for the picture",
-    "genotype": "dict: the cells that a search ended with",
+    "published_parameters": "with the auxiliary head, as papers on DARTS count",
+    "map_similarity": "mean cosine between the attention maps of student and teacher, on test images",
+    "maps": "list: attention maps of some test images, for the figure",
+    "growth": "dict: each step of the growth of a teacher, for the figure",
+    "genotype": "dict: the cells that a search found",
 }
-CALIBRATED = 30  # batches from which an untrained teacher may take its BatchNorm statistics
+CALIBRATED = 30  # batches that give an untrained teacher its BatchNorm statistics
 
 
 class Trial(ImageTrial):
@@ -51,9 +51,9 @@ class Trial(ImageTrial):
         return net
 
     def grow(self) -> tuple[list[int], dict[str, list[dict]]]:
-        """The groups of each cell that the arm's way of growing ends with, and its path for the record.
+        """Grow the network: the final groups of each cell, and the path of growth for the record.
 
-        It runs on the CPU, so that a run that is resumed on a GPU ends with the same network.
+        Runs on the CPU, so that a resumed run on another device grows the same network.
         """
         config, seed = self.config, self.context.seed
         torch.manual_seed(seed_of(seed, "growth noise"))  # drop path
@@ -75,9 +75,9 @@ class Trial(ImageTrial):
         return growing.grow(config["grow"], start, asked, target=config["grow_target"], generator=draws, variant=config["variant"])
 
     def make_teacher(self) -> nn.Module | None:
-        """With the groups that it grew, and what it learned or, where it is to know nothing, random weights.
+        """The frozen teacher with the groups that it grew and its trained weights, or random ones if it is ``untrained``.
 
-        ``untrained`` is false, true (BatchNorm's statistics are 0 and 1, its initial ones) or "calibrated" (those of data).
+        ``untrained`` is false, true (with BatchNorm's initial statistics, 0 and 1) or "calibrated" (with statistics of the data).
         """
         config, seed = self.config, self.context.seed
         if config["method"] != "attention":
@@ -146,10 +146,10 @@ def work(config: dict) -> float:
 
 @torch.no_grad()
 def calibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give the BatchNorms of a network the mean of the statistics of these batches [B, 3, H, W]; its weights stay.
+    """Set the BatchNorm statistics of a network to their mean over these batches [B, 3, H, W]; its weights do not change.
 
-    The author's untrained teacher has statistics of data, since each step of its growth passes a batch through it in train mode. Its
-    attention maps are then flatter than with the initial 0 and 1.
+    The author's untrained teacher has statistics of the data, since each step of its growth passes a batch through it in train
+    mode. Its attention maps are then flatter than with the initial 0 and 1.
     """
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [norm.momentum for norm in norms]

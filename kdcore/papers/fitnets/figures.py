@@ -1,4 +1,4 @@
-"""Romero et al. 2015: figures of this paper alone."""
+"""Romero et al. 2015: this paper's own figures."""
 
 from functools import partial
 
@@ -8,11 +8,11 @@ from kdcore.report.figures import curve
 
 
 def figures(records: list[dict]) -> dict:
-    """How much the teacher counts in stage 2: the paper's schedule beside that of the released code."""
+    """The weight of the teacher in stage 2: the paper's schedule beside that of the released code."""
     if all(record["arm"] != "FitNet 4" for record in records):
         return {}
     paper, parts, lines = papers.get("fitnets"), 100, {}
-    for name, arm in (("paper", "FitNet 4"), ("released code", "FitNet 4, released code")):  # the latter need not have run
+    for name, arm in (("paper", "FitNet 4"), ("released code", "FitNet 4, released code")):  # the second needs no record
         weight = paper.config(records[0]["budget"], arm)["soft_weight"]
         lines[name] = [ramp(weight, part / parts) for part in range(parts + 1)]
     title = "Weight of the soft targets while FitNet 4 trains"

@@ -1,8 +1,8 @@
-"""Romero et al. 2015, "FitNets: Hints for Thin Deep Nets": what one trial does.
+"""Romero et al. 2015, "FitNets: Hints for Thin Deep Nets".
 
 An arm is a method: "plain" (labels alone), "kd" (labels and soft targets) or "fitnets" (hints first, then as "kd"). The
 hint stage may run twice: on part of the training set until the hint loss on the rest stops falling ("hint search"), then,
-from the same initial weights, on all of it for as many epochs.
+from the same initial weights, on the whole set for the best number of epochs.
 """
 
 import time
@@ -22,16 +22,16 @@ from kdcore.training import Stage, Step, seed_of
 
 VERSION = 1
 METRICS = IMAGE_METRICS | {
-    "parameters": "weights without biases, as the paper counts",
-    "multiply_adds": "of one image",
+    "parameters": "weights without biases, as counted in the paper",
+    "multiply_adds": "for one image",
     "hint_epochs": "epochs of the hint stage",
-    "speed_up": "time of the teacher's forward pass over the student's, on this machine",
+    "speed_up": "time of the teacher's forward pass divided by the student's, on this machine",
 }
 SEARCH, HELD_OUT = "hint search", "held_out_hint_loss"
-# pylearn2's RMSProp: decay 0.9, no gradient scaled up by more than 1e5
+# pylearn2's RMSProp: decay 0.9, no gradient is scaled up by more than 1e5
 RULES = {"sgd": (torch.optim.SGD, {}), "rmsprop": (torch.optim.RMSprop, {"alpha": 0.9, "eps": 1e-5})}
 REGRESSOR_RANGE, REGRESSOR_LIMIT = 0.05, 0.9
-WATCHED = 1000  # test images on which the hint loss is watched
+WATCHED = 1000  # test images on which the hint loss is measured
 TIMED_BATCH, TIMED_ROUNDS = 32, 7
 
 
@@ -40,7 +40,7 @@ class Trial(ImageTrial):
         return self.network(self.config["network"], **{key: self.config[key] for key in ("irange", "input_dropout", "hidden_dropout")})
 
     def make_method(self) -> methods.Method:
-        """For "kd", FitNets' method without its first stage."""
+        """The arm's method; "kd" is FitNets without its first stage."""
         config, student, teacher = self.config, self.student, self.teacher
         if config["method"] == "plain":
             return methods.plain(student)
@@ -51,7 +51,7 @@ class Trial(ImageTrial):
         return methods.fitnets(student, teacher, hint=hint, guided=guided, regressor=self.regressor(hint, guided), weight=1.0, **softened)
 
     def regressor(self, hint: str, guided: str) -> MaxoutConv:
-        """A layer of the type of the teacher's, from the guided layer's maps to the hint's."""
+        """A maxout convolution like the teacher's layer, from the guided layer's maps to the hint's."""
         own, target = self.student.taps[guided], self.teacher.taps[hint]
         pieces = self.teacher.convs[int(hint.removeprefix("conv")) - 1].layer.pieces
         regressor = MaxoutConv(own.channels, Layer(target.channels, own.size - target.size + 1, 0, pieces=pieces, limit=REGRESSOR_LIMIT))
@@ -63,7 +63,7 @@ class Trial(ImageTrial):
         return [*(self.hint_stages(*first) if first else ()), self.stage(last, table=self.table(), **self.recipe(last))]
 
     def hint_stages(self, first: Stage) -> list[Stage]:
-        """The hint stage, and before it the search for its length."""
+        """The hint stage, preceded by the search for its length if images are held out."""
         tested, holdout = spread(len(self.test_labels), WATCHED), self.config["holdout"]
         hint = partial(self.stage, first, measured=(len(tested), len(tested)), **self.recipe(first))
         watch = partial(self.hint_loss, "test_hint_loss", self.test_views, self.test_labels, tested)
@@ -83,7 +83,7 @@ class Trial(ImageTrial):
         ]
 
     def recipe(self, stage: Stage) -> dict:
-        """The arm's optimiser, the kernels' own rate, and the limits on norms."""
+        """The arm's optimiser, a separate learning rate for convolutions, and norm limits."""
         config = self.config
         epochs = config["epochs" if stage is self.method.stages[-1] else "hint_epochs"]
         rule, settings = RULES[config["rule"]]
@@ -107,15 +107,15 @@ class Trial(ImageTrial):
         }
 
     def table(self) -> LogitTable | None:
-        """The teacher's logits, where there are fewer views of an image than epochs. A rehearsal asks the teacher itself."""
+        """A table of the teacher's logits, if an image has fewer views than there are epochs. A rehearsal uses the teacher itself."""
         if self.teacher is None or self.context.rehearsal or self.views.count >= self.config["epochs"]:
             return None
         table = LogitTable(self.teacher, self.views, self.classes)
-        table.fill()  # all at once: a logit's last bits depend on the batch that it was computed in
+        table.fill()  # at once: a logit's last bits depend on the batch in which it was computed
         return table
 
     def hint_loss(self, name: str, views: Views, labels: Tensor, cases: Tensor) -> dict[str, Tensor]:
-        """For the history: the mean hint loss of some images, neither shifted nor mirrored."""
+        """For the history: the mean hint loss over some images, without augmentation."""
         loss, total = self.method.stages[0].loss, 0.0
         for part in parts(cases.to(labels.device)):
             total = total + len(part) * loss(views(views.plain(part)), labels[part]).double()
@@ -135,7 +135,7 @@ class Trial(ImageTrial):
 
     @torch.no_grad()
     def speed_up(self) -> float:
-        """How many times faster than the teacher the student computes the logits of a batch: the median ratio of rounds in turn."""
+        """How many times faster the student computes the logits of a batch than the teacher: the median ratio over alternating rounds."""
         first = torch.arange(min(TIMED_BATCH, len(self.test_labels)), device=self.context.device)
         x = self.test_views(self.test_views.plain(first))
 
@@ -152,10 +152,10 @@ prepare = Trial.prepare
 
 
 def ramp(setting: float | dict, share: float) -> float:
-    """What a setting is after a ``share`` (0 to 1) of its stage: the number itself, or {from, to, span}.
+    """The value of a setting after a ``share`` (0 to 1) of its stage. A setting is a number, or {from, to, span}.
 
-    It goes from ``from`` to ``to``, in a straight line, while the share goes from span[0] to span[1], and stays as it is
-    before and after; with ``geometric: true`` its logarithm does.
+    The value changes linearly (with ``geometric: true``, its logarithm does) from ``from`` to ``to`` as the share goes from
+    span[0] to span[1], and is constant before and after.
     """
     if not isinstance(setting, dict):
         return setting
@@ -165,18 +165,18 @@ def ramp(setting: float | dict, share: float) -> float:
 
 
 def _best_epoch(history: list[dict]) -> int:
-    """Of the search, from 1: where the held-out loss was least."""
+    """The epoch of the search, from 1, with the lowest held-out loss."""
     losses = [row[HELD_OUT] for row in history if row["stage"] == SEARCH]
     return 1 + losses.index(min(losses))
 
 
 def _stale(patience: int, history: list[dict]) -> bool:
-    """Whether ``patience`` epochs of the search went by without a smaller held-out loss."""
+    """Whether ``patience`` epochs of the search have passed without a lower held-out loss."""
     return sum(row["stage"] == SEARCH for row in history) - _best_epoch(history) >= patience
 
 
 def _as_long(history: list[dict]) -> bool:
-    """Whether the hint stage has had the epochs that the search found best."""
+    """Whether the hint stage has run for the number of epochs that the search found best."""
     return sum(row["stage"] == "hint" for row in history) >= _best_epoch(history)
 
 

@@ -1,4 +1,4 @@
-"""Yim, Joo, Bae & Kim 2017: figures of this paper alone."""
+"""Yim, Joo, Bae & Kim 2017: this paper's own figures."""
 
 from functools import partial
 
@@ -25,11 +25,11 @@ def figures(records: list[dict]) -> dict:
 
 @plot
 def matrices(panels: dict[str, list], columns, title: str = "") -> Figure:
-    """Matrices as heat maps: a row for each panel, a column for each section, one colour scale for all rows of a column.
+    """Matrices as heat maps: a row for each panel and a column for each section, with one colour scale per column.
 
     panels: {label: [matrix of columns[0], of columns[1], ...]}, each [rows][columns] of numbers. The colours of a column run
-    from the least (or 0, if that is less) to the largest value in it.
-    Raises ValueError where a panel has not one matrix for each column.
+    from its smallest value (or 0, if that is smaller) to its largest.
+    Raises ValueError if a panel does not have one matrix for each column.
     """
     if wrong := [label for label, row in panels.items() if len(row) != len(columns)]:
         raise ValueError(f"'{wrong[0]}' has {len(panels[wrong[0]])} matrices for {len(columns)} columns")

@@ -1,6 +1,6 @@
-"""Yim, Joo, Bae & Kim 2017, "A gift from knowledge distillation": what one trial does.
+"""Yim, Joo, Bae & Kim 2017, "A gift from knowledge distillation".
 
-An arm is a method: "plain", "kd", "fitnets" or "fsp". All lengths are steps (the paper counts iterations), times ``scale``.
+An arm is a method: "plain", "kd", "fitnets" or "fsp". All lengths are steps (the paper's iterations), times ``scale``.
 """
 
 import copy
@@ -16,25 +16,25 @@ from kdcore.training import Context, Run, Stage
 VERSION = 1
 METRICS = IMAGE_METRICS | {
     "ensemble_test_error_percent": "% of the test images, by the mean of the nets' probabilities",
-    "ensemble_test_accuracy_percent": "100 less ensemble_test_error_percent",
-    "fsp_distance_after_stage_1": "eq. 2 with all lambda 1, on test images, at the end of the first stage",
-    "fsp_matrices": "dict: the mean FSP matrices of teacher and student at four moments, for the picture",
+    "ensemble_test_accuracy_percent": "100 minus ensemble_test_error_percent",
+    "fsp_distance_after_stage_1": "eq. 2 with all lambda = 1, on test images, at the end of the first stage",
+    "fsp_matrices": "dict: the mean FSP matrices of teacher and student at four moments, for the figure",
 }
 SECTIONS = ("group1", "group2", "group3")
 PAIRS = [(f"{section}.first", section) for section in SECTIONS]  # the first and the last layer of each section
 MATRICES = ("teacher", "student before", "student after stage 1", "student at the end")
-WATCHED = 500  # test images on which the FSP matrices are watched
+WATCHED = 500  # test images on which the FSP matrices are computed
 
 
 class Trial(ImageTrial):
-    ending = ""  # of the names of its stages, where several nets train in one trial
+    ending = ""  # suffix of the names of its stages, if several nets train in one trial
 
     def make_student(self) -> nn.Module:
         return self.network(self.config["network"], self.config["init"])
 
     def make_method(self) -> methods.Method:
         config, student, teacher = self.config, self.student, self.teacher
-        if config["method"] == "kd":  # the control: what FitNets' second stage does alone
+        if config["method"] == "kd":  # the control: FitNets' second stage alone
             return methods.labels_and_soft_targets(student, teacher, temperature=config["temperature"])
         if config["method"] == "fitnets":
             hint = config["hint"]
@@ -49,7 +49,7 @@ class Trial(ImageTrial):
         return super().make_stages()
 
     def recipe(self, stage: Stage) -> dict:
-        """The last stage has the schedule of ``train``, one before it that of ``pretrain``."""
+        """The schedule of ``train`` for the last stage, that of ``pretrain`` for a first one."""
         config, last, shown = self.config, stage is self.method.stages[-1], len(self.test_labels)
         lengths = config["train"] if last else config["pretrain"]
         rate, steps = piecewise(lengths["lr"], lengths["until"], config["scale"])
@@ -68,7 +68,7 @@ class Trial(ImageTrial):
         }
 
     def watch(self) -> dict:
-        """For FSP, the loss of the first stage (eq. 2, all lambda 1) on test images."""
+        """For FSP, the loss of the first stage (eq. 2 with all lambda = 1) on test images."""
         if not self.targets:
             return {}
         pairs = zip(self.sections(self.student), self.targets, strict=True)
@@ -81,13 +81,13 @@ class Trial(ImageTrial):
         if self.config["method"] != "fsp":
             return {}
         end = [row for row in history if row["stage"] == "fsp" + self.ending][-1]
-        found = {"fsp_distance_after_stage_1": end["fsp_distance"]}
+        measures = {"fsp_distance_after_stage_1": end["fsp_distance"]}
         if self.config["keep_matrices"]:
             kept = (self.matrices(self.teacher), self.before, end["fsp_matrices"], self.matrices(self.student))
-            found["fsp_matrices"] = dict(zip(MATRICES, kept, strict=True))
+            measures["fsp_matrices"] = dict(zip(MATRICES, kept, strict=True))
             for row in history:
                 row.pop("fsp_matrices", None)
-        return found
+        return measures
 
     def sections(self, net: nn.Module) -> list[Tensor]:
         """FSP matrices [N, C1, C2] of the three sections on test images of every class."""
@@ -98,12 +98,12 @@ class Trial(ImageTrial):
             return [losses.fsp_matrix(taps[first], taps[last]) for first, last in PAIRS]
 
     def matrices(self, net: nn.Module) -> list:
-        """The mean FSP matrix of each section, to three digits: what the figure draws."""
+        """The mean FSP matrix of each section, rounded to three digits for the figure."""
         return [[[float(f"{value:.3g}") for value in row] for row in matrix.mean(0).tolist()] for matrix in self.sections(net)]
 
 
 def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
-    """Several ``init`` are as many nets, trained one after another: the metrics are their means, and those of their ensemble."""
+    """A list of ``init`` trains one net for each, one after another: metrics are their means, and those of their ensemble."""
     (trial,) = trials
     first = Trial(trial.config, context, teacher_weights)
     if not isinstance(trial.config["init"], list):
@@ -121,7 +121,7 @@ def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] |
 
 
 def _together(members: list[Trial], measures: list[dict]) -> dict:
-    """The means of the nets' metrics, and the error of the mean of their probabilities."""
+    """Means of the nets' metrics, and the error of their ensemble (mean of probabilities)."""
     probabilities = sum(member.logits(member.student, member.test_views).softmax(-1) for member in members)
     error = 100 * metrics.wrong(probabilities, members[0].test_labels).double().mean().item()
     means = {name: sum(each[name] for each in measures) / len(measures) for name in measures[0]}

@@ -1,4 +1,4 @@
-"""Hinton, Vinyals & Dean 2015: figures of this paper alone."""
+"""Hinton, Vinyals & Dean 2015: this paper's own figures."""
 
 import math
 from functools import partial
@@ -15,7 +15,7 @@ from kdcore.report.figures import curve, error_against
 
 
 def figures(records: list[dict]) -> dict:
-    """Dark knowledge, errors against the bias shift and against temperature, what the net that saw no 3 confuses."""
+    """Dark knowledge, errors against the bias shift and the temperature, and confusion matrices of the net that saw no 3."""
     by_arm = select.by_arm(records)
     tests = sum(map(sum, _first(by_arm, "small with KD, no 3s")["confusion_before"])) if "small with KD, no 3s" in by_arm else 0
     plots = {}
@@ -82,10 +82,10 @@ def _first(by_arm: dict[str, list[dict]], arm: str) -> dict:
 
 @plot
 def gallery(entries: list[dict], temperatures=(1.0, 20.0), title: str = "") -> Figure:
-    """What a teacher says beyond the label: for each entry a row with its picture, hard label and softmax(logits / T) at each T.
+    """A teacher's dark knowledge: for each entry a row with its image, hard label and softmax(logits / T) at each T.
 
     entries: {label, logits [C], image (base64 of uint8 of ``shape``, [H, W] or [3, H, W])}. At T = 1 the axis is
-    logarithmic, because the small probabilities are what there is to see; at a higher T it starts at 0.
+    logarithmic, so that the small probabilities can be seen; at a higher T it starts at 0.
     """
     columns = 2 + len(temperatures)
     figure, axes = plt.subplots(
@@ -104,7 +104,7 @@ def gallery(entries: list[dict], temperatures=(1.0, 20.0), title: str = "") -> F
         row[1].set_yticks([0, 1])
         for ax, temperature, probabilities in zip(row[2:], temperatures, softened, strict=True):
             if temperature == 1:
-                # an even power, so that a tick stands half way
+                # an even power of ten, so that there is a tick half way
                 floor = 10.0 ** max(-12, 2 * (statistics.exponent(max(probabilities.min(), 1e-12)) // 2))
                 ax.bar(classes, np.maximum(probabilities[number], floor) - floor, bottom=floor, color=colours)
                 ax.set_yscale("log")
@@ -132,14 +132,14 @@ def gallery(entries: list[dict], temperatures=(1.0, 20.0), title: str = "") -> F
 
 @plot
 def confusion(matrix, classes, title: str = "") -> Figure:
-    """Counts [label][prediction] as a heat map. Colours show the mistakes alone; correct counts are only written."""
+    """Counts [label][prediction] as a heat map. Only mistakes are coloured; correct counts are given as numbers."""
     counts = np.asarray(matrix, float)
     mistakes = np.ma.masked_array(counts, np.eye(len(counts), dtype=bool))
     top = max(1.0, float(mistakes.max())) if len(counts) > 1 else 1.0
     side = max(4.6, 0.52 * len(counts) + 1.4)
     figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
     colours = mpl.colormaps["Blues"].with_extremes(bad="#f1f1f1")
-    ax.imshow(np.sqrt(mistakes / top), cmap=colours, vmin=0, vmax=1)  # the root spreads the small counts, and is exact everywhere
+    ax.imshow(np.sqrt(mistakes / top), cmap=colours, vmin=0, vmax=1)  # sqrt spreads small counts and is exact on every machine
     size = 9.5 if len(counts) <= 12 else 6.5
     for i, row in enumerate(counts):
         for j, count in enumerate(row):

@@ -1,4 +1,4 @@
-"""Hinton, Vinyals & Dean 2015: what the notebook lets its reader change."""
+"""Hinton, Vinyals & Dean 2015: the notebook's sliders."""
 
 import ipywidgets
 
@@ -7,8 +7,7 @@ from kdcore.report.sliders import explore
 
 
 def explore_temperature(entries: list[dict]) -> None:
-    """A slider for T: the softened targets of a digit, redrawn as T changes. entries: as for ``figures.gallery``, what a teacher's
-    record keeps."""
+    """A slider for T that redraws a digit's softened targets. entries: as for ``figures.gallery``, from a teacher's record."""
     by_digit = {entry["label"]: entry for entry in entries}
     explore(
         lambda digit, temperature: gallery([by_digit[digit]], (1.0, temperature)),

@@ -1,7 +1,7 @@
-"""Hinton, Vinyals & Dean 2015, section 3: what one trial of the MNIST experiments does.
+"""Hinton, Vinyals & Dean 2015, section 3: a trial of the MNIST experiments.
 
-A cohort here is one stack of nets: the temperatures of one width train side by side on the same batches. The
-teacher of a student is a table of its logits on the training images, computed once when the teacher is done.
+A cohort is one stack of nets: all temperatures of one width train side by side on the same batches. Students learn from a
+table of the teacher's logits on the training images, computed once after the teacher's training.
 """
 
 import base64
@@ -22,10 +22,10 @@ VERSION = 1
 METRICS = {
     "test_errors": "misclassified test cases; of an ensemble, the mean of its nets",
     "test_error_percent": "% of the test cases; of an ensemble, the mean of its nets",
-    "best_test_error_percent": "% of the test cases, the least of all epochs that were measured; no result is chosen by it",
+    "best_test_error_percent": "% of the test cases, the lowest of all evaluated epochs; not used to select any result",
     "train_error_percent": "% of the cases that the net was trained on",
     "member_test_errors": "list: misclassified test cases of each net of an ensemble",
-    "ensemble_test_errors": "misclassified test cases, by the geometric mean of the nets' predictions",
+    "ensemble_test_errors": "misclassified test cases of an ensemble, by the geometric mean of its nets' predictions",
     "class_errors": "misclassified test cases of the classes whose bias is shifted, before the shift",
     "shifts": "list: the bias shifts that were tried, in logits",
     "shift_test_errors": "list: misclassified test cases for each of the shifts",
@@ -41,25 +41,25 @@ METRICS = {
     "confusion_before": "matrix: test cases by label and prediction, before the shift",
     "confusion_shift_test": "matrix: the same after shift_test",
     "confusion_shift_heldout": "matrix: the same after shift_heldout",
-    "gallery": "list: one test digit a class with its logits, for the picture",
+    "gallery": "list: one test digit per class with its logits, for the figure",
 }
-PART = 10_000  # training images that are evaluated at a time
+PART = 10_000  # training images evaluated at a time
 
 
 def cohort(config: dict) -> tuple | None:
-    """Trials with equal keys may train as one stack: the same net, data and schedule, whatever their temperature."""
+    """The same key for trials that can train as one stack: equal nets, data and schedule, at any temperature."""
     if config["members"] > 1 or config["teacher"] is None:
         return None
     return tuple(sorted((key, str(value)) for key, value in config.items() if key != "temperature"))
 
 
 def update_rule(config: dict, epoch: int) -> dict[str, float]:
-    """Learning rate and momentum of an epoch (0, 1, ...), in the form of Hinton et al. 2012 (1207.0580, appendix A).
+    """Learning rate and momentum of an epoch, from 0, in the form of Hinton et al. 2012 (1207.0580, appendix A).
 
         v <- p v - (1 - p) eps g,    w <- w + v
 
-    ``lr`` is eps, ``momentum`` p, risen linearly from ``momentum_start`` over ``momentum_epochs``. ``lr_decay`` is the
-    factor of each epoch, or "linear": to zero at the end of training.
+    ``lr`` is eps; ``momentum`` is p, which rises linearly from ``momentum_start`` over ``momentum_epochs``. ``lr_decay`` is the
+    factor per epoch, or "linear": to zero at the end of training.
     """
     risen = min(1.0, epoch / config["momentum_epochs"]) if config["momentum_epochs"] else 1.0
     momentum = config["momentum_start"] + (config["momentum"] - config["momentum_start"]) * risen
@@ -68,7 +68,7 @@ def update_rule(config: dict, epoch: int) -> dict[str, float]:
 
 
 def transfer_set(labels: Tensor, config: dict, seed: int) -> tuple[Tensor, Tensor]:
-    """Case numbers that the net trains on, and those held out to choose a bias shift on (of every class)."""
+    """Numbers of the cases to train on, and of those held out (from all classes) to choose a bias shift."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed_of(seed, "holdout")))
     held, rest = order[: config["holdout"]], order[config["holdout"] :].sort().values
     if config["keep_classes"] is not None:
@@ -81,10 +81,10 @@ def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] |
 
 
 class Nets:
-    """What trains side by side: one net, a cohort's (same seed and batches, a temperature each), or the members of an ensemble
-    (one trial; own seeds, own batches).
+    """Nets that train side by side: a single one, those of a cohort (same seed and batches, one temperature each), or the members
+    of an ensemble (one trial; separate seeds and batches).
 
-    teacher_weights: ``train_logits`` of the teacher's trial, [N, C], or [K, N, C] of an ensemble of K.
+    teacher_weights: ``train_logits`` of the teacher's trial, [N, C], or [K, N, C] for an ensemble of K.
     """
 
     def __init__(self, trials: list, context: Context, teacher_weights: dict[str, Tensor] | None):
@@ -126,17 +126,17 @@ class Nets:
         return Run(self.finish, method, [stage], self.evaluate)
 
     def known(self, teacher_weights: dict[str, Tensor] | None) -> Tensor:
-        """[N, C]: the teacher's logits on the training images; a rehearsal needs their shape alone."""
+        """The teacher's logits [N, C] on the training images; zeros in a rehearsal, which needs only their shape."""
         if self.context.rehearsal:
             return torch.zeros(len(self.labels), self.config["layers"][-1], device=self.context.device)
         if teacher_weights is None:
             raise ValueError("a student needs its teacher_weights: the logits of its teacher")
         logits = teacher_weights["train_logits"].to(self.context.device)
-        # The geometric mean of an ensemble's predictions has the mean of its logits (up to a constant).
+        # The geometric mean of an ensemble's predictions has the mean logits (up to a constant).
         return logits.mean(0) if logits.dim() == 3 else logits
 
     def indices(self, generator: torch.Generator) -> Tensor:
-        """An epoch: case numbers, or views of them, [steps, B], and [steps, K, B] of an ensemble of K."""
+        """An epoch: case numbers, or views of them, [steps, B], or [steps, K, B] for an ensemble of K."""
         size = self.config["batch_size"]
         steps = len(self.cases) // size
         orders = [self.cases[torch.randperm(len(self.cases), generator=generator)] for _ in range(self.config["members"])]
@@ -166,7 +166,7 @@ class Nets:
         return results
 
     def result(self, config: dict, history: list[dict], test_logits: Tensor, train_logits: Tensor) -> dict:
-        """Of one trial, whose logits are [N, C], or [K, N, C] of an ensemble of K."""
+        """The result of one trial from its logits, [N, C], or [K, N, C] for an ensemble of K."""
         measures = _errors(history, test_logits, self.test_labels, train_logits[..., self.cases, :], self.labels[self.cases])
         if config["shift_classes"] is not None:
             measures |= _shift(config, test_logits, self.test_labels, train_logits[self.held], self.labels[self.held])
@@ -179,13 +179,13 @@ class Nets:
 
 
 def _errors(history: list, test_logits: Tensor, test_labels: Tensor, train_logits: Tensor, train_labels: Tensor) -> dict:
-    """The classification metrics of a net, or those of an ensemble's members (mean) and of the ensemble.
+    """The classification metrics of a net, or for an ensemble the mean over its members and its own errors.
 
-    ``best_test_error_percent``: at any epoch that was measured, which not every one is; no result is chosen by it.
+    ``best_test_error_percent`` is the lowest of the evaluated epochs, and not used to select any result.
     """
     missed = metrics.wrong(test_logits, test_labels).sum(-1).double()
     rows = [row["test_error_percent"] for row in history if "test_error_percent" in row]
-    # an ensemble's best epoch is that of its members' mean
+    # an ensemble's best epoch is that with the lowest mean over members
     best = min(sum(row) / len(row) if isinstance(row, list) else row for row in rows)
     measures = {
         "test_errors": missed.mean().item() if missed.dim() else int(missed),
@@ -200,8 +200,8 @@ def _errors(history: list, test_logits: Tensor, test_labels: Tensor, train_logit
 
 
 def _shift(config: dict, test_logits: Tensor, test_labels: Tensor, held_logits: Tensor, held_labels: Tensor) -> dict:
-    """Errors against the bias shift of ``shift_classes`` (T = 1 logits), the shift chosen in two ways: on cases held
-    out of the transfer set, and on the test set as the paper did."""
+    """Errors against the bias shift of ``shift_classes`` (T = 1 logits), with the shift chosen on cases held out from the
+    transfer set, and on the test set as in the paper."""
     classes = config["shift_classes"]
     low, high, step = config["shift_range"]
     shifts = [round(low + i * step, 6) for i in range(round((high - low) / step) + 1)]
@@ -232,8 +232,8 @@ def _shift(config: dict, test_logits: Tensor, test_labels: Tensor, held_logits: 
 
 
 def _gallery(test_logits: Tensor, images: data.ImageData) -> list[dict]:
-    """For each class, the correctly read test digit with the largest second probability: what the teacher knows beyond
-    the label. The picture travels with the record, so that the figure needs no data set."""
+    """For each class, the correctly classified test digit with the largest second probability, to show the dark knowledge.
+    The image is kept in the record, so that the figure needs no data set."""
     probabilities = test_logits.softmax(-1)
     second = probabilities.topk(2).values[:, 1]
     right = ~metrics.wrong(test_logits, images.test_labels.to(test_logits.device))

@@ -1,8 +1,8 @@
 """Ensemble selection from a library of models (Caruana et al. 2004), for two classes.
 
-A library is made of families: models of one kind that share work, such as the distances of all nearest-neighbour models or the
-rounds of one boosted sequence. Each says for a case how probable the positive class is; what only tells sides apart by a
-margin (support vector machines, boosted trees) is made a probability by Platt's method on the hill-climbing cases.
+A library consists of families: models of one kind that share work, such as the distances of all nearest-neighbour models or the
+rounds of one boosted sequence. Each model gives the probability of the positive class; margins (of support vector machines and
+boosted trees) are turned into probabilities by Platt's method on the hill-climbing cases.
 
     library = Library(x, y, hill_x, hill_y)
     for family, settings in plan(grids): library.add(library.grow(family, settings, seed))
@@ -32,8 +32,8 @@ from sklearn.tree import DecisionTreeClassifier
 class Family:
     """Fitted models that share work.
 
-    names: of the models. scores: cases [n, d] -> [n, models], probabilities of the positive class, or margins; a function that
-    can be pickled. parts: what each model consists of, for its size.
+    names: one per model. scores: cases [n, d] -> [n, models], probabilities of the positive class, or margins; can be pickled.
+    parts: the contents of each model, to measure its size.
     """
 
     names: list[str]
@@ -47,7 +47,7 @@ def _probabilities(models: list, cases: np.ndarray) -> np.ndarray:
 
 
 def neighbours(x: np.ndarray, y: np.ndarray, seed: int, *, k: list[int], weights: list[str]) -> Family:
-    """k nearest neighbours, each with one vote ("uniform") or a vote of 1 / its distance ("distance")."""
+    """k nearest neighbours with equal votes ("uniform") or votes of 1 / distance ("distance")."""
     index = NearestNeighbors(n_neighbors=max(k), algorithm="brute").fit(x)
     kinds = [(count, weight) for weight in weights for count in k]
     names = [f"{count} neighbours, {weight}" for count, weight in kinds]
@@ -62,10 +62,10 @@ def _votes(index: NearestNeighbors, y: np.ndarray, kinds: list[tuple[int, str]],
 
 
 def support_vectors(x: np.ndarray, y: np.ndarray, seed: int, *, kernel: str, width: float, c: list[float]) -> Family:
-    """Support vector machines of one kernel, which is worked out once for all values of C.
+    """Support vector machines with one kernel, whose matrix is computed once for all values of C.
 
-    kernel: linear, or poly2 or poly3 ((width <u, v> / d + 1)^2 or ^3), or rbf (exp(-width |u - v|^2 / d)), d being the
-    number of inputs.
+    kernel: linear, poly2 or poly3 ((width <u, v> / d + 1)^2 or ^3), or rbf (exp(-width |u - v|^2 / d)), where d is the number
+    of inputs.
     """
     products = partial(_products, kernel, width / x.shape[1])
     gram = products(x, x).astype(np.float64)
@@ -89,7 +89,7 @@ def _margins(products: Callable, x: np.ndarray, dual: np.ndarray, bias: np.ndarr
 
 
 def nets(x: np.ndarray, y: np.ndarray, seed: int, *, units: int, decay: float, epochs: list[int]) -> Family:
-    """A net with one hidden layer as it is after some numbers of epochs."""
+    """A net with one hidden layer after each of some numbers of epochs."""
     net, taken = MLPClassifier((units,), alpha=decay, random_state=seed), []
     for epoch in range(1, max(epochs) + 1):
         net.partial_fit(x, y, classes=[0, 1])
@@ -100,33 +100,33 @@ def nets(x: np.ndarray, y: np.ndarray, seed: int, *, units: int, decay: float, e
 
 
 def trees(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, leaf: int) -> Family:
-    """One tree with at least ``leaf`` cases in each leaf."""
+    """A decision tree with at least ``leaf`` cases in each leaf."""
     model = DecisionTreeClassifier(criterion=criterion, min_samples_leaf=leaf, random_state=seed).fit(x, y)
     return Family([f"tree {criterion}, leaves of {leaf}"], partial(_probabilities, [model]), [model])
 
 
 def bagged(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, leaf: int, count: int) -> Family:
-    """Trees on bootstrap samples."""
+    """Bagged trees, grown on bootstrap samples."""
     tree = DecisionTreeClassifier(criterion=criterion, min_samples_leaf=leaf)
     model = BaggingClassifier(tree, count, random_state=seed).fit(x, y)
     return Family([f"bagged trees {criterion}, leaves of {leaf}"], partial(_probabilities, [model]), [model])
 
 
 def forests(x: np.ndarray, y: np.ndarray, seed: int, *, features: float, leaf: int, count: int) -> Family:
-    """A random forest whose cuts are the best of ``features`` times the root of the number of inputs."""
+    """A random forest that tries ``features`` times the square root of the number of inputs at each split."""
     tried = int(min(max(round(features * x.shape[1] ** 0.5), 1), x.shape[1]))
     model = RandomForestClassifier(count, max_features=tried, min_samples_leaf=leaf, random_state=seed).fit(x, y)
     return Family([f"forest, {tried} inputs a cut, leaves of {leaf}"], partial(_probabilities, [model]), [model])
 
 
 def boosted(x: np.ndarray, y: np.ndarray, seed: int, *, criterion: str, depth: int, rounds: list[int]) -> Family:
-    """AdaBoost with trees of a depth (1: stumps), as it is after some numbers of rounds; fewer where it ends early."""
+    """AdaBoost with trees of a given depth (1: stumps) after each of some numbers of rounds, or fewer if it stops early."""
     tree = DecisionTreeClassifier(criterion=criterion, max_depth=depth)
     model = AdaBoostClassifier(tree, n_estimators=max(rounds), random_state=seed).fit(x, y)
     rounds = [count for count in rounds if count <= len(model.estimators_)] or [len(model.estimators_)]
 
     voices = model.estimator_weights_[: len(model.estimators_)]
-    # a vote for each leaf, of the trees themselves: to check every tree's cases anew would take longer than to sort them
+    # one vote per leaf, on the low-level trees: scikit-learn's input checks for each tree take longer than its predictions
     leaves = [
         voice * np.where(part.tree_.value[:, 0, 1] > part.tree_.value[:, 0, 0], 1.0, -1.0)
         for part, voice in zip(model.estimators_, voices, strict=True)
@@ -147,27 +147,27 @@ def _rounds(sorts: list, leaves: list[np.ndarray], voices: np.ndarray, rounds: l
 
 
 def logistic(x: np.ndarray, y: np.ndarray, seed: int, *, c: float) -> Family:
-    """Logistic regression with a ridge of 1 / C."""
+    """Logistic regression with a ridge penalty of 1 / C."""
     model = LogisticRegression(C=c, max_iter=1000).fit(x, y)
     return Family([f"logistic regression, C={c:g}"], partial(_probabilities, [model]), [model])
 
 
 def bayes(x: np.ndarray, y: np.ndarray, seed: int, *, smoothing: float) -> Family:
-    """Naive Bayes with normal distributions, widened by ``smoothing`` times the largest variance."""
+    """Gaussian naive Bayes, with ``smoothing`` times the largest variance added to all variances."""
     model = GaussianNB(var_smoothing=smoothing).fit(x, y)
     return Family([f"naive Bayes, smoothing {smoothing:g}"], partial(_probabilities, [model]), [model])
 
 
 FAMILIES = {f.__name__: f for f in (neighbours, support_vectors, nets, trees, bagged, forests, boosted, logistic, bayes)}
-# parameters that one family takes whole; every other list is a grid of families
+# parameters whose list belongs to one family; every other list makes a grid of families
 WHOLE = {"k", "weights", "epochs", "rounds"}
 
 
 def plan(grids: list[dict]) -> Iterator[tuple[str, dict]]:
     """(family, settings) of every family of a library.
 
-    grids: each {"family": its name, parameter: a value or a list to try}. A list of the parameters in ``WHOLE``, and C of
-    support vector machines, stays one setting.
+    grids: each {"family": its name, parameter: a value or a list to try}. Lists for the parameters in ``WHOLE``, and for C of
+    support vector machines, are passed to one family.
     """
     for grid in grids:
         family = grid["family"]
@@ -180,8 +180,8 @@ def plan(grids: list[dict]) -> Iterator[tuple[str, dict]]:
 
 @dataclass(frozen=True)
 class Grown:
-    """A family with what a library knows of it: slopes and offsets of Platt's method, what its models say of the hill-climbing cases
-    [cases, models], and their sizes in bytes, each by itself, as Python would write it to disk."""
+    """A family in a library: slopes and offsets of Platt's method, its models' predictions for the hill-climbing cases
+    [cases, models], and their sizes in bytes when pickled separately."""
 
     kind: str
     family: Family
@@ -194,12 +194,12 @@ class Grown:
 
 
 class Library:
-    """Models fitted to cases x [n, d] with labels y [n] in {0, 1}, and what they say of the hill-climbing cases.
+    """Models fitted to cases x [n, d] with labels y [n] in {0, 1}, and their predictions for the hill-climbing cases.
 
-    ``names`` and ``kinds``, one a model; ``hill`` [hill-climbing cases, models].
+    ``names`` and ``kinds``: one per model; ``hill``: predictions [hill-climbing cases, models].
     """
 
-    CHUNK = 10_000  # cases at a time: the kernels of more would not fit into memory
+    CHUNK = 10_000  # cases at a time: kernel matrices of more would not fit in memory
 
     def __init__(self, x: np.ndarray, y: np.ndarray, hill_x: np.ndarray, hill_y: np.ndarray):
         self.x, self.y, self.hill_x, self.hill_y = (np.ascontiguousarray(part, np.float32) for part in (x, y, hill_x, hill_y))
@@ -215,7 +215,7 @@ class Library:
         return [grown.kind for grown in self.families for _ in grown.family.names]
 
     def grow(self, family: str, settings: dict, seed: int) -> Grown:
-        """Fit one more family (a key of ``FAMILIES``), for ``add``; it can be pickled."""
+        """Fit another family (a key of ``FAMILIES``), to be passed to ``add``; it can be pickled."""
         fitted = FAMILIES[family](self.x, self.y.astype(int), seed, **settings)
         scores = fitted.scores(self.hill_x)
         platt = _platt(scores, self.hill_y) if fitted.margins else None
@@ -223,14 +223,14 @@ class Library:
         return Grown(family, replace(fitted, parts=[]), platt, _calibrated(scores, platt), sizes)
 
     def add(self, grown: Grown) -> None:
-        """Take a family in."""
+        """Add a family to the library."""
         self.families.append(grown)
         self.hill = np.concatenate([self.hill, grown.hill], 1)
 
     def predict(self, cases: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """The weighted mean of the models' probabilities: cases [n, d], weights [models] with sum 1 -> [n].
 
-        Families without any weight are left out.
+        Families whose weights are all 0 are skipped.
         """
         cases, total = np.ascontiguousarray(cases, np.float32), np.zeros(len(cases))
         for part in range(0, len(cases), self.CHUNK):
@@ -243,7 +243,7 @@ class Library:
         return total
 
     def size_mb(self, weights: np.ndarray) -> float:
-        """Size of the models that have a weight."""
+        """Size in megabytes of the models whose weight is not 0."""
         sizes = [size for grown in self.families for size in grown.sizes]
         return sum(size for size, weight in zip(sizes, weights, strict=True) if weight) / 1e6
 
@@ -256,26 +256,26 @@ def _calibrated(scores: np.ndarray, platt: tuple[np.ndarray, np.ndarray] | None)
 
 
 def _platt(margins: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(slopes, offsets) [models] of the logistic curves that make probabilities of margins [n, models] (Platt 1999)."""
+    """(slopes, offsets) [models] of the logistic curves that turn margins [n, models] into probabilities (Platt 1999)."""
     scale = np.maximum(np.abs(margins).max(0), 1e-12)
     fitted = [LogisticRegression(C=1e4).fit(column[:, None], y) for column in (margins / scale).T]
     return np.array([f.coef_[0, 0] for f in fitted]) / scale, np.array([f.intercept_[0] for f in fitted])
 
 
 def rmse(predictions: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Root of the mean squared difference to the 0/1 targets: [n] or [n, models] -> one, or one a model."""
+    """Root mean squared error against the 0/1 targets: [n] -> a number, [n, models] -> one per model."""
     return np.sqrt(np.mean((predictions.T - y) ** 2, -1))
 
 
 def select(
     predictions: np.ndarray, y: np.ndarray, rng: np.random.Generator, *, bags: int, share: float, start: int, steps: int
 ) -> np.ndarray:
-    """Weights [models], with sum 1, of an ensemble chosen for its RMSE on the hill-climbing cases (Caruana et al. 2004).
+    """Weights [models], with sum 1, of an ensemble selected by its RMSE on the hill-climbing cases (Caruana et al. 2004).
 
-    predictions: of the models [n, models]; y [n]. Each of ``bags`` times a random ``share`` of the models is looked at: the best
-    up to ``start`` of them, as many as are best together, are the beginning (sorted initialisation); then ``steps`` times
-    the one that helps most joins, again and again if it does (selection with replacement), and the best ensemble on the way is
-    kept. The bags' ensembles are averaged.
+    predictions: of the models, [n, models]; y [n]. Each of ``bags`` selections considers a random ``share`` of the models. It
+    starts with the k best of them, where k <= ``start`` minimises the RMSE (sorted initialisation), then ``steps`` times adds
+    the model that helps most, possibly a repeated one (selection with replacement), and keeps the best ensemble on the way. The
+    ensembles of all bags are averaged.
     """
     total = np.zeros(predictions.shape[1])
     for _ in range(bags):

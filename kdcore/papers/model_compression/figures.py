@@ -1,4 +1,4 @@
-"""Bucila, Caruana & Niculescu-Mizil 2006: figures of this paper alone."""
+"""Bucila, Caruana & Niculescu-Mizil 2006: this paper's own figures."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ METHODS = {"munge": "MUNGE", "nbe": "NBE", "random": "RANDOM"}
 
 
 def figures(records: list[dict]) -> dict:
-    """Pseudo data in two dimensions; the mimic net's error against the number of cases and against its hidden units."""
+    """Pseudo data in two dimensions; the mimic net's error against the number of cases and of hidden units."""
     sizes: dict[tuple, tuple[dict, dict]] = {}
     widths: dict[tuple, tuple[dict, dict]] = {}
     for record in records:
@@ -31,7 +31,7 @@ def figures(records: list[dict]) -> dict:
         ("cases", sizes, "cases", "The mimic net's error against the number of cases"),
         ("units", widths, "hidden units", "The mimic net's error against its hidden units"),
     ):
-        # a sweep has at least three points; anything less is single cells of another sweep
+        # a sweep has at least three points; fewer are single cells of another sweep
         shown = {", ".join(key): panel for key, panel in panels.items() if max(map(len, panel[0].values())) > 2}
         if name == "units":
             shown = {key: ({"MUNGE": lines["MUNGE"]}, levels) for key, (lines, levels) in shown.items()}
@@ -43,18 +43,18 @@ def figures(records: list[dict]) -> dict:
 def _add(panels: dict, key: tuple, line: str, x: int, value: float, levels: dict) -> None:
     lines, known = panels.setdefault(key, ({}, {}))
     lines.setdefault(line, {}).setdefault(x, []).append(value)
-    for name, level in levels.items():  # every arm of a seed carries them
+    for name, level in levels.items():  # the same in every arm of a seed
         cell = known.setdefault(name, [])
         if level not in cell:
             cell.append(level)
 
 
 def _two_dimensions() -> dict[str, np.ndarray]:
-    """What each method makes of 500 points of two interlocked half circles, in the spirit of the paper's figure 1."""
+    """Each method's pseudo data for 500 points of two interlocked half circles, in the spirit of the paper's figure 1."""
     rng = np.random.default_rng(0)
     angle, side = rng.random(500) * np.pi, np.arange(500) % 2
     points = np.stack([np.cos(angle), np.sin(angle)], 1) * (1 - 2 * side[:, None]) + side[:, None] * [1.0, 0.5]
-    points = (points + 0.12 * rng.standard_normal(points.shape)).round(6)  # sin and cos end differently on other processors
+    points = (points + 0.12 * rng.standard_normal(points.shape)).round(6)  # last digits of sin and cos depend on the processor
     numbers = [0, 0]
     return {
         "training cases": points,
@@ -66,13 +66,13 @@ def _two_dimensions() -> dict[str, np.ndarray]:
 
 @plot
 def clouds(panels: dict[str, np.ndarray], title: str = "") -> Figure:
-    """Points [n, 2] on the same axes, a panel for each name."""
+    """Points [n, 2] on shared axes, one panel for each name."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     size = (WIDTH, WIDTH / columns * rows + 0.7)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
     for ax, (name, points) in zip(axes.flat, panels.items(), strict=False):
-        ax.plot(points[:, 0], points[:, 1], ".", ms=2.5, color=BLUE, alpha=0.5, mew=0, rasterized=True)  # else megabytes of SVG
+        ax.plot(points[:, 0], points[:, 1], ".", ms=2.5, color=BLUE, alpha=0.5, mew=0, rasterized=True)  # or the SVG takes megabytes
         ax.set_title(name, fontweight="normal")
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_visible(False)

@@ -1,7 +1,7 @@
-"""Pseudo data: cases without labels that look like the training cases, three ways (Bucila et al. 2006, section 2).
+"""Pseudo data: three ways to make unlabelled cases that resemble the training cases (Bucila et al. 2006, section 2).
 
-A case is a row of values [V]: numbers, and for a nominal variable the number of its word (0, 1, ...). ``words`` [V] is how
-many words a variable has, 0 for a number. No value may be missing. Nothing here sees a label.
+A case is a row of values [V]: numbers, and for a nominal variable the index of its word (0, 1, ...). ``words`` [V]: number of
+words of each variable, 0 if it is numeric. No value may be missing. Labels are not used.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ import numpy as np
 
 
 def random(values: np.ndarray, cases: int, rng: np.random.Generator) -> np.ndarray:
-    """RANDOM (section 2.1): every value is drawn from the training cases' values of its variable, whatever the others are.
+    """RANDOM (section 2.1): each value is drawn independently from the training values of its variable.
 
-    values [n, V] -> [cases, V]: each variable keeps its distribution, and all that ties them together is lost.
+    values [n, V] -> [cases, V]: each variable keeps its distribution, and all dependence between variables is lost.
     """
     return np.stack([column[rng.integers(len(column), size=cases)] for column in values.T], 1)
 
@@ -20,16 +20,16 @@ def random(values: np.ndarray, cases: int, rng: np.random.Generator) -> np.ndarr
 def munge(values: np.ndarray, words: Sequence[int], cases: int, rng: np.random.Generator, p: float, s: float) -> np.ndarray:
     """MUNGE (section 2.3, algorithm 1).
 
-        repeat: T' <- T; for each e of T': e' <- the closest other case of T' as it now is; for each variable a,
+        repeat: T' <- T; for each e of T': e' <- the closest other case in the current T'; for each variable a,
             number:  with probability p   e_a <- N(e'_a, sd), e'_a <- N(e_a, sd),  sd = |e_a - e'_a| / s  (old values)
             nominal: with probability p   e_a <-> e'_a
         D <- D + T'
 
-    values: training cases T [n, V], n >= 2; p: probability; s: local variance. Distance: Euclid's over the numbers, each scaled
-    to [0, 1] over T, plus the count of nominal variables that differ. Returns the first ``cases`` of D, [cases, V].
+    values: training cases T [n, V], n >= 2; p: probability; s: local variance. Distance: Euclidean over the numbers, each scaled
+    to [0, 1] over T, plus the number of nominal variables that differ. Returns the first ``cases`` of D, [cases, V].
 
-    A case may be moved twice in a pass, as itself and as another's neighbour: a pass is sequential. Neighbours are found by one
-    product of T' with the case; where rounding could decide between candidates, their distances are worked out anew.
+    A case may be changed twice in a pass, as itself and as another's neighbour: a pass is sequential. Neighbours are found from
+    one product of T' with the case; if rounding could decide between candidates, their distances are recomputed exactly.
     """
     nominal = np.array(words) > 0
     low, high = values[:, ~nominal].min(0), values[:, ~nominal].max(0)
@@ -37,7 +37,7 @@ def munge(values: np.ndarray, words: Sequence[int], cases: int, rng: np.random.G
     start, names = (values[:, ~nominal] - low) / width, values[:, nominal].T.astype(np.int16)
     n, made = len(values), []
     for _ in range(-(-cases // n)):
-        t, w = start.copy(), names.copy()  # numbers [n, numbers], words [nominal, n]: a column of words is contiguous
+        t, w = start.copy(), names.copy()  # numbers [n, numbers], words [nominal, n], so that a variable's words are contiguous
         squares = np.einsum("ij,ij->i", t, t)
         moved, swapped = rng.random(t.shape) < p, rng.random((n, len(w))) < p
         noise = rng.standard_normal((2, *t.shape))
@@ -62,28 +62,28 @@ def munge(values: np.ndarray, words: Sequence[int], cases: int, rng: np.random.G
     return np.concatenate(made)[:cases]
 
 
-# The root of a difference of squares is wrong by up to about the root of the machine's precision.
+# The square root of a difference of squares has an error of up to about the square root of the machine precision.
 ROUNDING = 1e-6
 
 
 class NaiveBayesMixture:
-    """NBE (section 2.2; Lowd & Domingos 2005): a mixture of distributions in each of which the variables are independent,
-    fitted by EM.
+    """NBE (section 2.2; Lowd & Domingos 2005): a mixture of naive Bayes distributions, with independent variables in each
+    component, fitted by EM.
 
         P(x) = sum_c P(c) prod_a P(x_a | c),  x_a | c: a normal distribution, or a table of words
 
-    The number of components doubles as long as the log-likelihood of a tenth of the cases, held out, rises; a component that
-    holds less than one case is dropped. Then all cases are fitted.
+    The number of components doubles as long as the log-likelihood of a held-out tenth of the cases increases; a component with
+    less than one case is dropped. Then the mixture is refitted to all cases.
 
-    values [n, V], words as in the module. Attributes: weights [C], means and deviations [C, numbers], tables: [C, words] of
+    values [n, V] and words: as in the module. Attributes: weights [C], means and deviations [C, numbers], tables: [C, words] for
     each nominal variable.
     """
 
-    STEPS, ENOUGH = 50, 1e-4  # of EM at most, and the relative gain of the likelihood that ends it
+    STEPS, ENOUGH = 50, 1e-4  # most EM steps, and the relative gain of the likelihood below which EM ends
 
     def __init__(self, values: np.ndarray, words: Sequence[int], rng: np.random.Generator):
         self.words = np.array(words)
-        # a normal distribution of one value has no width: a fraction of the variable's stands in
+        # a normal distribution fitted to one value has no width: use a fraction of the variable's
         numbers = values[:, self.words == 0]
         self.narrowest = np.maximum(0.01 * numbers.std(0), 1e-9)
         held = rng.permutation(len(values))
@@ -99,7 +99,7 @@ class NaiveBayesMixture:
         self._fit(values, count, rng)
 
     def sample(self, cases: int, rng: np.random.Generator) -> np.ndarray:
-        """``cases`` new ones, [cases, V]."""
+        """Draw new cases, [cases, V]."""
         component = rng.choice(len(self.weights), size=cases, p=self.weights)
         made = np.empty((cases, len(self.words)))
         made[:, self.words == 0] = rng.normal(self.means[component], self.deviations[component])
@@ -110,7 +110,7 @@ class NaiveBayesMixture:
     def _fit(self, values: np.ndarray, components: int, rng: np.random.Generator) -> None:
         n = len(values)
         share = np.zeros((n, components))
-        # each case starts with the closest of as many cases drawn at random
+        # each case starts in the component of the closest of C randomly drawn cases
         seeds = values[rng.choice(n, components, replace=False)]
         share[np.arange(n), self._closest(values, seeds)] = 1
         before = -np.inf
@@ -137,14 +137,14 @@ class NaiveBayesMixture:
         self.means = share.T @ numbers / held[:, None]
         spread = share.T @ numbers**2 / held[:, None] - self.means**2
         self.deviations = np.maximum(np.sqrt(np.maximum(spread, 0)), self.narrowest)
-        # one case of each word beside those that were seen (Laplace)
+        # one more case of each word (Laplace smoothing)
         self.tables = [
             (share.T @ (values[:, [a]] == np.arange(self.words[a])) + 1) / (held[:, None] + self.words[a])
             for a in np.flatnonzero(self.words)
         ]
 
     def _logs(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(share [n, C] of each component in each case, log-likelihood [n])."""
+        """(responsibility [n, C] of each component for each case, log-likelihood [n])."""
         logs = np.tile(np.log(self.weights), (len(values), 1))
         numbers, precision = values[:, self.words == 0], self.deviations**-2.0
         logs -= 0.5 * (numbers**2 @ precision.T - 2 * numbers @ (self.means * precision).T + (self.means**2 * precision).sum(1))

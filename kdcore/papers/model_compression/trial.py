@@ -1,8 +1,8 @@
-"""Bucila, Caruana & Niculescu-Mizil 2006, "Model compression": what one trial does.
+"""Bucila, Caruana & Niculescu-Mizil 2006, "Model compression".
 
-A seed is a random split of a problem into training, hill-climbing and test cases. Its teacher is the arm "PROBLEM: ensemble": it
-grows the library, selects the ensemble, makes the pseudo data and labels it; what it hands on are the labelled cases. The
-nets that mimic it train side by side as one stack, whatever their cases and widths.
+A seed is a random split of a problem into training, hill-climbing and test cases. The teacher, the arm "PROBLEM: ensemble", fits
+the library, selects the ensemble, generates pseudo data and labels them; it hands on the labelled cases. The nets that mimic it
+train side by side as one stack, whatever their cases and widths.
 """
 
 import time
@@ -24,32 +24,32 @@ from kdcore.training import Context, Run, Stage, seed_of
 
 VERSION = 1
 METRICS = {
-    "rmse": "of a mimic on the test cases, at the epoch of the least RMSE on the hill-climbing cases",
+    "rmse": "of a mimic on the test cases, at the epoch with the lowest RMSE on the hill-climbing cases",
     "last_rmse": "of a mimic on the test cases, at the last epoch",
-    "best_epoch": "of a mimic: the epoch of the least RMSE on the hill-climbing cases",
-    "ratio": "how much of the way from the best net to the ensemble the mimic has gone; 1 at the ensemble",
+    "best_epoch": "of a mimic: the epoch with the lowest RMSE on the hill-climbing cases",
+    "ratio": "the mimic's share of the ensemble's improvement over the best net; 1: as good as the ensemble",
     "ensemble_rmse": "of the ensemble on the test cases",
-    "net_rmse": "on the test cases, of the net of the library that is best on the hill-climbing cases",
-    "single_rmse": "on the test cases, of the model of the library that is best on the hill-climbing cases",
+    "net_rmse": "on the test cases, of the library's net that is best on the hill-climbing cases",
+    "single_rmse": "on the test cases, of the library's model that is best on the hill-climbing cases",
     "parameters": "of a mimic",
     "net_mb": "megabytes of a mimic's parameters, 4 bytes each",
-    "net_seconds": "for a mimic to predict 10,000 cases",
+    "net_seconds": "seconds for a mimic to predict 10,000 cases",
     "ensemble_hill_rmse": "of the ensemble on the hill-climbing cases",
-    "ensemble_members": "different models in the ensemble",
+    "ensemble_members": "number of different models in the ensemble",
     "ensemble_mb": "megabytes of the ensemble's models",
-    "ensemble_seconds": "for the ensemble to predict 10,000 cases",
-    "models": "in the library",
+    "ensemble_seconds": "seconds for the ensemble to predict 10,000 cases",
+    "models": "number of models in the library",
     "single": "text: the best single model",
     "net": "text: the best net",
     "best_of_kind_rmse": "dict: RMSE on the test cases of the best model of each kind",
     "kinds": "dict: the weight of each kind of model in the ensemble",
     "strongest": "list: the models with the largest weights",
 }
-TIMED = 10_000  # cases that predictions are timed on
+TIMED = 10_000  # cases on which predictions are timed
 
 
 def cohort(config: dict) -> tuple | None:
-    """Nets that differ in cases or width alone train as one stack, with the width of its widest net."""
+    """The same key for nets that differ only in cases or width: they train as one stack, as wide as the widest net."""
     if config["teacher"] is None:
         return None
     own = {"pseudo", "cases", "units"}
@@ -57,7 +57,7 @@ def cohort(config: dict) -> tuple | None:
 
 
 def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
-    """The ensemble of a split (one trial), or the nets that mimic it (one or many)."""
+    """The run of a split's ensemble (one trial), or of the nets that mimic it (one or more trials)."""
     problem = Problem(trials[0].config, context.seed)
     if trials[0].config["teacher"] is None:
         return ensemble(problem, trials[0].config, context)
@@ -65,9 +65,9 @@ def prepare(trials: list, context: Context, teacher_weights: dict[str, Tensor] |
 
 
 class Problem:
-    """One split of a problem: cases as values [n, V] (``values``) and as a net's inputs (``inputs``), and labels 0 and 1.
+    """A split of a problem: cases as values [n, V] (``values``) and as inputs of a net (``inputs``), and labels 0 and 1.
 
-    The parts are "train", "hill" (hill-climbing) and "test". Cases with a missing value are left out.
+    The parts are "train", "hill" (hill-climbing) and "test". Cases with missing values are left out.
     """
 
     def __init__(self, config: dict, seed: int):
@@ -79,7 +79,7 @@ class Problem:
         order = np.random.default_rng(seed_of(seed, "split")).permutation(len(values))
         ends = np.cumsum([config["train"], config["hill"], config["test"]])
         if len(values) < ends[-1]:
-            raise KdcoreError(f"{config['data']} has {len(values)} complete cases, not the {ends[-1]} that a split takes")
+            raise KdcoreError(f"{config['data']} has {len(values)} complete cases, but a split needs {ends[-1]}")
         cases = dict(zip(("train", "hill", "test"), np.split(order[: ends[-1]], ends[:-1]), strict=True))
         self.values = {part: values[own] for part, own in cases.items()}
         self.labels = {part: labels[own] for part, own in cases.items()}
@@ -88,7 +88,7 @@ class Problem:
         self.mean, self.deviation = columns.mean(0), np.where(deviation > 0, deviation, 1)
 
     def inputs(self, values: np.ndarray) -> np.ndarray:
-        """values [n, V] -> float32 [n, inputs]: numbers, and a column for each word, with mean 0 and deviation 1 in training."""
+        """values [n, V] -> float32 [n, inputs]: numbers and one-hot words, standardised on the training cases."""
         return (self._columns(values) - self.mean) / self.deviation
 
     def _columns(self, values: np.ndarray) -> np.ndarray:
@@ -96,7 +96,7 @@ class Problem:
 
 
 def ensemble(problem: Problem, config: dict, context: Context) -> Run:
-    """Library, selection, pseudo data and its labels, saved part by part."""
+    """The library, the selected ensemble, pseudo data and their labels, saved part by part."""
     x, y = {part: problem.inputs(values) for part, values in problem.values.items()}, problem.labels
     library = ensembles.Library(x["train"], y["train"], x["hill"], y["hill"])
     families = list(ensembles.plan(config["library"]))
@@ -104,7 +104,7 @@ def ensemble(problem: Problem, config: dict, context: Context) -> Run:
     total = len(families) + 1 + sum(map(len, starts.values()))
 
     def estimate() -> float:
-        """Every twelfth family is timed; to label takes about as long again."""
+        """Time every twelfth family; labelling takes about as long again."""
         started = time.monotonic()
         for family, settings in families[::12]:
             library.grow(family, settings, 0)
@@ -114,7 +114,7 @@ def ensemble(problem: Problem, config: dict, context: Context) -> Run:
         numbers = count(1)
 
         def part(name: str, stage: str, make: Callable, loss: Callable) -> Any:
-            """Made and saved; ``loss`` of it is what progress shows."""
+            """Make and save a part; ``loss`` gives the number that progress shows."""
             number = next(numbers)
             return context.keep(
                 name, make, lambda made: {"stage": stage, "epoch": number, "loss": loss(made), "done": number, "total": total}
@@ -147,7 +147,7 @@ def ensemble(problem: Problem, config: dict, context: Context) -> Run:
 
 
 def _selected(library: ensembles.Library, x: dict, y: dict, config: dict, seed: int) -> tuple[dict, np.ndarray, np.ndarray]:
-    """(what was measured, the models' weights, what the ensemble says of the training cases)."""
+    """(metrics, the models' weights, the ensemble's predictions for the training cases)."""
     weights = ensembles.select(library.hill, y["hill"], np.random.default_rng(seed_of(seed, "bags")), **config["selection"])
     measures = _library_metrics(library, x["test"], y["test"])
     measures["ensemble_rmse"] = float(ensembles.rmse(library.predict(x["test"], weights), y["test"]))
@@ -165,13 +165,13 @@ def _made(problem: Problem, settings: dict, seed: int, name: str) -> np.ndarray:
 
 
 def _labelled(library: ensembles.Library, problem: Problem, made: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """What the ensemble says of made cases, and the seconds that it took."""
+    """The ensemble's predictions for pseudo cases, and the seconds that they took."""
     before = time.perf_counter()
     return library.predict(problem.inputs(made), weights), time.perf_counter() - before
 
 
 def _library_metrics(library: ensembles.Library, test_x: np.ndarray, test_y: np.ndarray) -> dict:
-    """Test RMSE of the models that are best on the hill-climbing cases: of all, of nets, and of each kind."""
+    """Test RMSE of the models that are best on the hill-climbing cases, overall, among nets, and for each kind."""
     kinds, hill = np.array(library.kinds), ensembles.rmse(library.hill, library.hill_y)
 
     def test_rmse(best: int) -> float:
@@ -191,7 +191,7 @@ def _library_metrics(library: ensembles.Library, test_x: np.ndarray, test_y: np.
 
 
 def pseudo_data(problem: Problem, settings: dict, rng: np.random.Generator) -> np.ndarray:
-    """Unlabelled cases [n, V] made from the training cases: settings {method, cases, and p and s of MUNGE}."""
+    """Unlabelled cases [n, V] made from the training cases; settings: {method, cases, and for MUNGE p and s}."""
     train, words, cases = problem.values["train"], problem.words, settings["cases"]
     if settings["method"] == "munge":
         return munge.munge(train, words, cases, rng, settings["p"], settings["s"])
@@ -201,12 +201,12 @@ def pseudo_data(problem: Problem, settings: dict, rng: np.random.Generator) -> n
 
 
 def mimics(problem: Problem, configs: list[dict], context: Context, teacher_weights: dict[str, Tensor] | None) -> Run:
-    """Nets with one hidden layer that learn what the ensemble says of the training cases and of the first pseudo cases."""
+    """The run of nets with one hidden layer that learn the ensemble's predictions for training and pseudo cases."""
     config, device = configs[0], context.device
     if context.rehearsal:
         teacher_weights = _shapes(problem, configs)
     elif teacher_weights is None:
-        raise ValueError("a mimic needs its teacher_weights: the cases that its ensemble has labelled")
+        raise ValueError("a mimic needs its teacher_weights: the cases that its ensemble labelled")
     pool, labels, starts = _transfer_set(problem, configs, teacher_weights)
     pool, labels = pool.to(device), labels.to(device)
     parts = {part: torch.tensor(problem.inputs(problem.values[part]), device=device) for part in ("hill", "test")}
@@ -214,7 +214,7 @@ def mimics(problem: Problem, configs: list[dict], context: Context, teacher_weig
     nets = [MLP((pool.shape[1], own["units"], 1)).reset([seed_of(context.seed, "net", own["units"])]) for own in configs]
     stack = _stacked(nets).to(device)
 
-    # what each member draws from: its own method's cases, the first of them
+    # each member draws from the first cases of its own method
     first, counts = torch.tensor(starts)[:, None], torch.tensor([own["cases"] for own in configs])[:, None]
     train, epochs = len(problem.values["train"]), config["epochs"]
 
@@ -249,8 +249,7 @@ def mimics(problem: Problem, configs: list[dict], context: Context, teacher_weig
 
 
 def _stacked(nets: list[MLP]) -> MLP:
-    """One stack of nets with one hidden layer each. A narrower one is padded with units that neither receive nor send anything,
-    and so never will."""
+    """One stack of nets with one hidden layer each. Narrower nets are padded with units whose weights are all 0, and so stay 0."""
     stack = MLP([max(sizes) for sizes in zip(*(net.sizes for net in nets), strict=True)], members=len(nets))
     with torch.no_grad():
         for member, net in enumerate(nets):
@@ -260,7 +259,7 @@ def _stacked(nets: list[MLP]) -> MLP:
 
 
 def _measures(net: MLP, history: list[dict], teacher_weights: dict[str, Tensor], test: Tensor) -> dict:
-    """The metrics of a mimic, whose size is that of ``net``."""
+    """The metrics of a mimic; ``net`` has its size."""
     best = min(history, key=lambda row: row["hill_rmse"])  # early stopping
     measures = {"rmse": best["test_rmse"], "best_epoch": best["epoch"], "last_rmse": history[-1]["test_rmse"]}
     measures |= {f"{name}_rmse": float(teacher_weights[f"rmse.{name}"]) for name in ("ensemble", "net", "single")}
@@ -270,12 +269,12 @@ def _measures(net: MLP, history: list[dict], teacher_weights: dict[str, Tensor],
 
 
 def ratio(mimic: float, ensemble: float, net: float) -> float:
-    """How much of the way from the best net to the ensemble the mimic has gone (table 2); 0 where there is no way."""
+    """The mimic's share of the ensemble's improvement over the best net (table 2); 0 if there is none."""
     return (net - mimic) / (net - ensemble) if net != ensemble else 0.0
 
 
 def _needed(problem: Problem, configs: list[dict]) -> dict[str, int]:
-    """Of each method's pseudo cases, how many some net learns from."""
+    """The number of pseudo cases of each method that the nets learn from."""
     needed: dict[str, int] = {}
     for config in configs:
         needed[config["pseudo"]] = max(needed.get(config["pseudo"], 0), config["cases"] - len(problem.values["train"]))
@@ -283,7 +282,7 @@ def _needed(problem: Problem, configs: list[dict]) -> dict[str, int]:
 
 
 def _shapes(problem: Problem, configs: list[dict]) -> dict[str, Tensor]:
-    """What an ensemble would hand on, empty: a rehearsal needs no more."""
+    """Zeros with the shapes of what an ensemble hands on, for a rehearsal."""
     cases, variables = problem.values["train"].shape
     tensors = {"train.labels": torch.zeros(cases)}
     for name, wanted in _needed(problem, configs).items():
@@ -292,9 +291,9 @@ def _shapes(problem: Problem, configs: list[dict]) -> dict[str, Tensor]:
 
 
 def _transfer_set(problem: Problem, configs: list[dict], teacher_weights: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[int]]:
-    """(inputs [N, d], the ensemble's probabilities [N], for each net the first case of its method).
+    """(inputs [N, d], the ensemble's probabilities [N], for each net the index of its method's first case).
 
-    The training cases come first, then the cases of each method that some net asks for.
+    The training cases come first, then those of each method that a net uses.
     """
     values, labels, first = [problem.values["train"]], [teacher_weights["train.labels"]], {}
     for name, wanted in _needed(problem, configs).items():
@@ -306,7 +305,7 @@ def _transfer_set(problem: Problem, configs: list[dict], teacher_weights: dict[s
 
 
 def _seconds(net: MLP, cases: Tensor) -> float:
-    """Seconds for ``TIMED`` cases (of a net by itself)."""
+    """Seconds that a single net takes for ``TIMED`` cases."""
     cases = cases[:TIMED]
     net = net.to(cases.device).eval()
     with torch.no_grad():
