@@ -141,7 +141,7 @@ def test_the_commands_are_found():
         ("PAPER=typo", 1, "kdcore: unknown paper 'typo'"),
         ("BUDGET=typo", 1, "kdcore: activation_boundaries has no budget 'typo'"),
         ("ENGINE=slurm", 1, "kdcore: unknown engine 'slurm'"),
-        ("DEVICE=cuda:x", 2, "kdcore replicate: error: argument --device: device 'cuda:x' is none"),
+        ("DEVICE=cuda:x", 2, "kdcore replicate: error: argument --device: unknown device 'cuda:x'"),
     ],
 )
 def test_make_ends_in_one_sentence(variables, exit_code, sentence, capsys):
