@@ -9,6 +9,7 @@ Lines are looked up in the source, cells in the notebooks: a cell shows an equat
 import importlib
 import inspect
 import json
+import re
 from pathlib import Path
 
 from kdcore import papers, paths, validation
@@ -89,9 +90,10 @@ def anchor(heading: str) -> str:
 
 
 def place(name: str) -> tuple[str, int]:
-    """(file relative to the repository, line) of a dotted name in kdcore. Raises LookupError if there is none."""
+    """(file relative to the repository, line of its def or class) of a dotted name in kdcore. Raises LookupError if there is none."""
     found = look_up(name)
-    line = 1 if inspect.ismodule(found) else inspect.getsourcelines(found)[1]
+    source, line = ([], 1) if inspect.ismodule(found) else inspect.getsourcelines(found)
+    line += next((count for count, text in enumerate(source) if re.match(r"\s*(async def|def|class)\b", text)), 0)  # below decorators
     return str(Path(inspect.getsourcefile(found)).relative_to(Path(__file__).parents[2])), line
 
 

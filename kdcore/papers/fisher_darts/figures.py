@@ -1,4 +1,4 @@
-"""Whettam 2019/2020: this paper's own figures."""
+"""Whettam 2020: this paper's own figures."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""Growing a teacher from its student where Fisher information is largest (Whettam 2019, algorithm 1).
+"""Growing a teacher from its student where Fisher information is largest (Whettam 2020, algorithm 1).
 
     cells = {f"cell{i}": cell for i, cell in enumerate(net.cells)}
     path = grow(cells, by_information(losses_of_a_batch, cells), size, target, generator)
@@ -17,7 +17,7 @@ Ranking = Callable[[Mapping[str, int]], tuple[list[str], dict[str, float]]]
 
 
 def channel_information(activation: Tensor, gradient: Tensor, *, variant: str = "code") -> Tensor:
-    """Fisher information of each channel of a map (Theis et al. 2018, as used in Whettam 2019, eq. 3).
+    """Fisher information of each channel of a map (Theis et al. 2018, as used in Whettam 2020, eq. 3).
 
         Delta_c = 1/(2N) * sum_n g_nc^2
         code:   g_nc = sum_yx A_ncyx * dL_n/dA_ncyx     [V: the authors' program, after pytorch-prunes]

@@ -1,4 +1,4 @@
-"""Whettam 2019/2020, "Finding the right teacher for a difficult student".
+"""Whettam 2020, "Finding the right teacher for a difficult student".
 
 An arm is a method: "plain" (labels alone), "attention" (attention transfer from a teacher) or "search" (DARTS). An arm with
 ``grow`` first grows its network, from the weights of its "teacher" if it has one, then trains it from scratch.
