@@ -63,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise KdcoreError(f"cannot write {path} ({error}): {cure(error)} and run the same command again") from error
+            raise KdcoreError(f"cannot write {path} ({error.strerror or error}): {cure(error)} and run the same command again") from error
         raise
 
 
@@ -122,7 +122,7 @@ _CURES = (
         (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL),
         "this file system does not support locks, so put --results and KDCORE_CACHE on a local disk, or mount it with locks,",
     )
-    | {errno.ENAMETOOLONG: "choose a shorter path", errno.EIO: "check the disk"}
+    | {errno.ENOENT: "choose a folder that takes files", errno.ENAMETOOLONG: "choose a shorter path", errno.EIO: "check the disk"}
 )
 
 

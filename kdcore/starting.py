@@ -1,5 +1,6 @@
 """``kdcore new KEY``: a skeleton of a paper that passes ``kdcore check`` and its own test from the start."""
 
+import importlib.util
 import keyword
 import os
 import re
@@ -31,10 +32,16 @@ def write(key: str) -> list[Path]:
 def refuse(key: str) -> None:
     """Raises KdcoreError for what cannot be the key of a new paper."""
     shown = validation.shown(key)
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", key) or keyword.iskeyword(key):
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", key):
         raise KdcoreError(f"{shown} cannot be the key of a paper: use up to 40 lower-case letters, digits and underscores, a letter first")
+    if keyword.iskeyword(key):
+        raise KdcoreError(f"{key} is a reserved word of Python: choose another key")
     if key in papers.names():
         raise KdcoreError(f"a paper {key} exists already: choose another key")
+    if key in ("sheet", "trial", "figures"):
+        raise KdcoreError(f"{key} is the name of a file in every paper's folder: choose another key")
+    if (package := importlib.util.find_spec(key)) and package.origin:  # without an origin: any folder
+        raise KdcoreError(f"{key} is the name of a Python package that can be imported here: choose another key")
     own = Path(papers.__file__).parent
     if (own / key).exists() or (own / f"{key}.py").exists():
         raise KdcoreError(f"{key} is the name of a module in kdcore/papers: choose another key")

@@ -97,10 +97,19 @@ def one_of(value, what: str, choices: Iterable[str], more: str = "", start: str 
     choices = list(choices)
     if isinstance(value, str) and value in choices:
         return value
-    near = difflib.get_close_matches(value, choices, 1) if isinstance(value, str) else []
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    if not choices:
+        raise KdcoreError(f"{start.format(what=what, value=shown(value))}: there is no {what} to choose from")
+    near = closest(value, choices) if isinstance(value, str) else None
+    hint = f" (did you mean '{near}'?)" if near else ""
     listed = ("; " if any("," in each for each in choices) else ", ").join(choices)
     raise KdcoreError(f"{start.format(what=what, value=shown(value))}: choose one of {listed}{more}{hint}")
+
+
+def closest(value: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The choice that a misspelt value is most like, upper or lower case; None if it is like none."""
+    by_letters = {each.lower(): each for each in reversed(list(choices))}
+    near = difflib.get_close_matches(value.lower(), by_letters, 1, cutoff)
+    return by_letters[near[0]] if near else None
 
 
 # -- folders --------------------------------------------------------------------------------------------------------
@@ -144,9 +153,18 @@ def other_papers() -> Path | None:
     value = os.environ.get("KDCORE_PAPERS")
     if not value:
         return None
-    path = Path(value)
+    rule = f"KDCORE_PAPERS must name one folder of papers (KEY/sheet.yaml, KEY/trial.py), not {shown(value)}"
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError as error:  # an unknown ~user
+        raise KdcoreError(f"{rule} ({error})") from error
     if not path.is_dir():
-        raise KdcoreError(f"KDCORE_PAPERS must name a folder of papers (KEY/sheet.yaml, KEY/trial.py), not {shown(value)}")
+        several = os.pathsep in value and not path.exists()
+        raise KdcoreError(
+            rule if path.exists() else f"{rule}: choose one of them" if several else f"{rule}, which does not exist: mkdir it"
+        )
+    if (path / "sheet.yaml").exists():
+        raise KdcoreError(f"{rule}, the folder of a single paper: name the folder above it")
     return path.resolve()
 
 

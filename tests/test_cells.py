@@ -1,5 +1,7 @@
 """The standard cells of a notebook: what they hold, what is not in step, and what is left alone."""
 
+import copy
+
 import nbformat
 import pytest
 
@@ -44,6 +46,13 @@ def test_what_the_sheet_says_is_in_the_cells():
     assert "deviation of 3 runs" in runs["tables"] and "Welch's test" in " ".join(runs["verdict"].split())
 
 
+def test_without_a_number_of_the_papers_nothing_is_compared():
+    sheet = copy.deepcopy(papers.get("fsp").sheet)
+    for row in (row for table in sheet["tables"] for row in table["rows"]):
+        row["paper"] = None
+    assert not {"plots", "paper-against-ours"} & {cell.id for cell in cells.standard(papers.Paper("fsp", sheet))}
+
+
 def test_a_cell_that_is_not_in_step_is_named_and_mended(paper, capsys):
     before = sources(paper)
     table = next(iter(paper.tables))["id"]
@@ -75,6 +84,8 @@ def test_a_notebook_that_is_missing_or_none_is_told(paper):
     paper.notebook.write_text("{")
     assert checks.sheet_problems("fsp") == [f"{paper.notebook} is not a notebook (NotJSONError): restore it from git"]
     paper.notebook.unlink()
-    assert checks.sheet_problems("fsp") == [f"{paper.notebook} is missing: run kdcore notebook fsp"]
-    cells.write(paper)
+    assert checks.sheet_problems("fsp") == [
+        f"{paper.notebook} is missing: restore it from git, or run kdcore notebook fsp, which starts a new one"
+    ]
+    assert {"claim", "equation", "easy-and-hard"} < set(cells.write(paper)), "its own cells are named, too"
     assert cells.problems(paper) == [] and "## Claim" in sources(paper)["claim"]

@@ -10,7 +10,7 @@ from checkouts import ROOT
 
 from kdcore import cli, papers
 from kdcore.errors import KdcoreError
-from kdcore.papers import sheet
+from kdcore.papers import sentences, sheet
 from kdcore.trials import plan
 from kdcore.trials.store import Store
 
@@ -66,9 +66,14 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         ((*SMOKE, "arms", "small*", "seeds"), -1, "seeds must be a number from 1"),
         ((*SMOKE, "config", "epochs"), "25", "epochs must be a number that is not negative, not '25'"),
         ((*SMOKE, "config", "epochs"), -25, "epochs must be a number that is not negative, not -25"),
-        (("budgets", "smokee"), {}, "budgets: 'smokee' is not a valid key"),
+        ((*SMOKE, "only"), [], r"budgets, smoke, only \[\]: it must not be empty"),
+        ((*SMOKE, "only"), [3], "budgets, smoke, only, entry 1 3: it must be text"),
+        (("budgets", "smokee"), {}, "budgets: 'smokee' is not a valid key: write one of 'smoke', .* or 'paper' .did you mean 'smoke'"),
+        (("arms",), {}, "arms {}: it must not be empty"),
+        (("title",), "", "title '': it must not be empty"),
+        (("title",), " ", "title ' ': it must not be blank"),
         ((*CLAIM, "source"), GONE, "claims 'kd_helps': 'source' is missing"),
-        ((*CLAIM, "id"), GONE, r"claims \[0\]: 'id' is missing"),
+        ((*CLAIM, "id"), GONE, r"claims, entry 1: 'id' is missing"),
         ((*CLAIM, "id"), "unseen_3", "claims: the id 'unseen_3' is used twice"),
         ((*CLAIM, "relation"), ">", "claims 'kd_helps', relation '>': write one of '<' or 'same'"),
         ((*CLAIM, "margin"), 3, "claims 'kd_helps': it needs the relation '<', or 'same' with a margin"),
@@ -84,7 +89,7 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         (("tables", 0, "margin"), GONE, "tables 'errors': 'margin' is missing"),
         (("tables", 0, "margin"), -1, "margin -1: it must be greater than or equal to 0"),
         (("tables", 1, "id"), "errors", "tables: the id 'errors' is used twice"),
-        (("tables", 0, "id"), "../errors", "id '../errors': it must match pattern"),
+        (("tables", 0, "id"), "../errors", "id '../errors': use letters, digits and underscores only"),
         (("arms", "cumbersome", "is_teacher"), False, "its teacher 'cumbersome' keeps no weights: write is_teacher: derived in config"),
         (("config", "is_teacher"), False, "its teacher 'cumbersome' keeps no weights: write is_teacher: derived in config"),
         (("config", "is_teacher"), "yes", "config, is_teacher: write derived .or true, or false., not 'yes'"),
@@ -97,8 +102,9 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         (("arms", "small", "members"), [2], "hinton_mnist/trial.py cannot read its settings"),
         ((*FACT, "mark"), "sure", "protocol 'data', mark 'sure': write one of"),
         ((*ROW, "metric"), "test_erors", "table errors, .*: trial.py does not measure 'test_erors' .did you mean 'test_errors'"),
+        ((*CLAIM, "left", "arms"), ["SMALL"], r"the arm 'SMALL', which does not exist \(did you mean 'small'\?\)"),
         ((*CLAIM, "left", "metric"), "accuracy", "claim kd_helps: trial.py does not measure 'accuracy'"),
-        (("url",), "arxiv", "url 'arxiv': it must match pattern"),
+        (("url",), "arxiv", "url 'arxiv': it must start with http:// or https://"),
         (("year",), "2015", "year '2015': it must be a whole number"),
     ],
 )
@@ -111,6 +117,12 @@ def test_a_sheet_that_would_fail_late_fails_at_once(path, value, complaint):
     with pytest.raises(papers.BadSheet, match="^hinton_mnist/sheet.yaml: .*" + complaint) as caught:
         papers.Paper("hinton_mnist", sheet)
     assert "\n" not in str(caught.value)
+
+
+def test_a_hint_at_what_is_meant_or_at_all_that_there_is():
+    assert sentences.near("Sp", ["KD", "SP"]) == " (did you mean 'SP'?)"
+    assert sentences.near("other", ["KD", "SP"]) == " (choose one of KD; SP)"
+    assert sentences.near("other", [str(number) for number in range(13)]) == sentences.near("other", []) == ""
 
 
 def test_what_follows_from_the_arms_is_derived():
@@ -150,6 +162,7 @@ def test_shared_settings_have_a_shape():
     for key, path, value, complaint in (
         ("fitnets", ("config", "augmentation", "flipp"), True, "augmentation: unknown key 'flipp' .did you mean 'flip'"),
         ("fitnets", ("config", "soft_weight", "spann"), [0, 1], "soft_weight: unknown key 'spann'"),
+        ("fsp", ("config", "train"), {"rl": [1], "until": [1]}, "train: 'lr' is missing, and 'rl' is unknown .did you mean 'lr'"),
         ("fsp", ("config", "train", "until"), [1, 2], "train: .*one end for each rate"),
         (
             "fsp",

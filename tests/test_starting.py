@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdcore import cli, papers, validation
+from kdcore.errors import KdcoreError
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +65,7 @@ def test_in_the_checkout_its_notebook_and_test_lie_with_the_others(tmp_path, mon
     assert capsys.readouterr().err == f"kdcore: {folder / 'added'} exists already: choose another key, or move it away\n"
 
 
-@pytest.mark.parametrize("key", ["", "Upper", "9lives", "a-b", "a b", "class", "x" * 41, "../up", "ümlaut"])
+@pytest.mark.parametrize("key", ["", "Upper", "9lives", "a-b", "a b", "x" * 41, "../up", "ümlaut"])
 def test_keys_that_cannot_be(key, capsys):
     assert cli.main(["new", key]) == 1
     allowed = "use up to 40 lower-case letters, digits and underscores, a letter first"
@@ -72,14 +73,51 @@ def test_keys_that_cannot_be(key, capsys):
 
 
 def test_keys_that_are_taken(capsys):
-    for key, words in (("fsp", "a paper fsp exists already"), ("images", "images is the name of a module in kdcore/papers")):
+    for key, words in (
+        ("fsp", "a paper fsp exists already"),
+        ("images", "images is the name of a module in kdcore/papers"),
+        ("class", "class is a reserved word of Python"),
+        ("trial", "trial is the name of a file in every paper's folder"),
+        ("torch", "torch is the name of a Python package that can be imported here"),
+        ("test", "test is the name of a Python package that can be imported here"),
+    ):
         assert cli.main(["new", key]) == 1
         assert capsys.readouterr().err == f"kdcore: {words}: choose another key\n"
 
 
-@pytest.mark.parametrize("folder", ["missing", "README.md"])
-def test_a_folder_of_papers_that_is_none(folder, tmp_path):
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        ("{}/missing", ", which does not exist: mkdir it"),
+        ("{}/README.md", ""),
+        ("{}:{}/fsp", ": choose one of them"),
+        ("{}/fsp", ", the folder of a single paper: name the folder above it"),
+        ("~nobody-of-this-name/x", " (Could not determine home directory.)"),
+    ],
+)
+def test_a_folder_of_papers_that_is_none(value, words, tmp_path, monkeypatch):
     (tmp_path / "README.md").touch()
-    shown = validation.shown(str(tmp_path / folder))
-    words = f"kdcore: KDCORE_PAPERS must name a folder of papers (KEY/sheet.yaml, KEY/trial.py), not {shown}\n"
-    assert kdcore("plan", papers_in=tmp_path / folder) == (1, "", words)
+    (tmp_path / "fsp").mkdir()
+    (tmp_path / "fsp" / "sheet.yaml").touch()
+    value = value.replace("{}", str(tmp_path))
+    monkeypatch.setenv("KDCORE_PAPERS", value)
+    with pytest.raises(KdcoreError) as caught:
+        validation.other_papers()
+    rule = "KDCORE_PAPERS must name one folder of papers (KEY/sheet.yaml, KEY/trial.py), not"
+    assert str(caught.value) == f"{rule} {validation.shown(value)}{words}"
+
+
+def test_a_folder_of_papers_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KDCORE_PAPERS", "~/mine")
+    (tmp_path / "mine").mkdir()
+    assert validation.other_papers() == (tmp_path / "mine").resolve()
+
+
+def test_the_commands_refuse_a_folder_of_papers_in_one_sentence(tmp_path):
+    code, out, err = kdcore("plan", papers_in=tmp_path / "missing")
+    assert (code, out, err.count("\n")) == (1, "", 1) and "mkdir" in err
+    assert kdcore("run", "fsp", papers_in=tmp_path)[2] == "kdcore: unknown paper 'fsp': there is no paper to choose from\n"
+    assert kdcore("new", "my_paper", papers_in="/proc")[2].startswith(
+        "kdcore: cannot write /proc/my_paper/sheet.yaml (No such file or directory): "
+    )

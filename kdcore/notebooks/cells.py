@@ -36,6 +36,8 @@ def standard(paper) -> list[NotebookNode]:
     ]
     claims = "A claim holds when the 95 % interval of the paired difference excludes 0 (Holm's correction over the claims)."
     welch = f" The last two columns test it on the paper's own means and standard deviations: Welch's test with {runs} runs, uncorrected."
+    plots = [_words("plots", "## Plots\n\n### Paper against ours\n\nEach dot is a seed."),
+             _code("paper-against-ours", f'page.figure("paper_{compared}")')] if compared else []  # fmt: skip
     cells = [
         _words("setup", "## Setup\n\nThe next cell holds the parameters. The budgets:\n\n" + "\n".join(map(_wrapped, sizes))),
         _code(
@@ -62,8 +64,7 @@ def standard(paper) -> list[NotebookNode]:
         _code("protocol", 'page.facts("protocol")'),
         _words("tables", "## Tables\n\n" + _wrapped(" ".join(tables))),
         *(_code(TABLE + table["id"], f'page.table("{table["id"]}")') for table in paper.tables),
-        _words("plots", "## Plots\n\n### Paper against ours\n\nEach dot is a seed."),
-        *([] if compared is None else [_code("paper-against-ours", f'page.figure("paper_{compared}")')]),
+        *plots,
         _words("verdict", "## Verdict\n\n" + _wrapped(claims + (welch if runs else ""))),
         _code("claims", "page.claims()"),
         _words("deviations-words", "### Where this replication departs from the paper"),
@@ -92,7 +93,7 @@ def problems(paper) -> list[str]:
     path = paper.notebook
     mend = f"run kdcore notebook {paper.key}"
     if not path.exists():
-        return [f"{path} is missing: {mend}"]
+        return [f"{path} is missing: restore it from git, or {mend}, which starts a new one"]
     notebook, expected = read(path), {cell.id: cell for cell in standard(paper)}
     there = {cell.id: cell for cell in notebook.cells}
     wrong = [f"{path} has no cell '{name}': {mend}" for name in expected if name not in there]
@@ -110,8 +111,8 @@ def write(paper) -> list[str]:
     cells that were added, changed or removed."""
     path = paper.notebook
     if not path.exists():
-        _save(path, started(paper))
-        return [cell.id for cell in standard(paper)]
+        _save(path, new := started(paper))
+        return [cell.id for cell in new.cells]
     notebook, expected = read(path), standard(paper)
     changed, known = [], {cell.id for cell in expected}
     cells = [cell for cell in notebook.cells if not cell.id.startswith(TABLE) or cell.id in known]

@@ -11,9 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from kdcore import validation
 
-Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]  # of a file
-Metric = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
+BLANK, WORD, DOTTED, LINK = r"\S", r"^[A-Za-z0-9_]+$", r"^[A-Za-z0-9_.]+$", r"^https?://\S+$"
+PATTERNS = {  # what a text must be, in words
+    BLANK: "it must not be blank",
+    WORD: "use letters, digits and underscores only",
+    DOTTED: "use letters, digits, underscores and dots only",
+    LINK: "it must start with http:// or https:// and have no spaces",
+}
+Text = Annotated[str, Field(min_length=1, pattern=BLANK)]
+Name = Annotated[str, Field(pattern=WORD)]  # of a file
+Metric = Annotated[str, Field(pattern=DOTTED)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mark = Literal["V", "C", "I", "M", "M?", "?"]
@@ -298,7 +305,7 @@ class Sheet(Model):
     """The year of publication."""
     citation: Text
     """Where it was published, and which sections are replicated."""
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    url: Annotated[str, Field(pattern=LINK)]
     """Where it can be read."""
     short: Text
     """Its name in tables: "Hinton 2015, MNIST"."""
