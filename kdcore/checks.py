@@ -11,16 +11,23 @@ from kdcore.trials.store import Store, read
 
 def all_problems(results: Path) -> list[str]:
     """One sentence for each problem; empty if there is none."""
-    problems = []
-    for key in papers.names():
-        problems += sheet_problems(key)
-    if not problems:  # tables of an invalid sheet would only repeat its problems
-        problems, records = _read_all(results)
-        problems += [] if validation.other_papers() else page_problems()
-        try:
-            problems += outputs.stale(results, records)
-        except KdcoreError as error:  # the problems above prevent tables
-            problems.append(str(error))
+    # tables of an invalid sheet would only repeat its problems
+    return paper_problems() or result_problems(results)
+
+
+def paper_problems() -> list[str]:
+    """Problems with the sheets, code and notebooks of all papers; no record is needed."""
+    return [problem for key in papers.names() for problem in sheet_problems(key)]
+
+
+def result_problems(results: Path) -> list[str]:
+    """Problems with the records and with all that is generated from them."""
+    problems, records = _read_all(results)
+    problems += [] if validation.other_papers() else page_problems()
+    try:
+        problems += outputs.stale(results, records)
+    except KdcoreError as error:  # the problems above prevent tables
+        problems.append(str(error))
     return problems
 
 

@@ -284,10 +284,11 @@ def report(options) -> int:
 def check(options) -> int:
     from kdcore import checks
 
-    problems = checks.all_problems(_recorded(options, smoke_alone=False))
+    # what is wrong with a paper is said whether it has records or not
+    problems = checks.paper_problems() or checks.result_problems(_recorded(options, smoke_alone=False))
     for problem in problems:
         print(f"kdcore: {problem}", file=sys.stderr)
-    print("everything is valid and up to date" if not problems else f"{len(problems)} problems")
+    print("everything is valid and up to date" if not problems else f"{len(problems)} problem{'s' if len(problems) > 1 else ''}")
     return 1 if problems else 0
 
 

@@ -30,6 +30,8 @@ class Batch:
 
     def own(self, tap: str) -> Tensor:
         """The student's tensor at a tap. Raises ValueError if no gradient of the tap reaches a parameter of the student."""
+        if tap not in self.taps:
+            raise ValueError(f"the student has no tap '{tap}': choose one of {', '.join(self.taps)}")
         tensor = self.taps[tap]
         if torch.is_grad_enabled() and not tensor.requires_grad:
             raise ValueError(f"no gradient of the student reaches tap '{tap}': {WITHOUT_GRADIENT}")

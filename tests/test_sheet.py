@@ -52,6 +52,8 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         (("config", "data"), GONE, "config: 'data' is missing"),
         (("config", "momentum"), GONE, "config: 'momentum', which hinton_mnist/trial.py reads, is missing"),
         (("config", "is_teacher"), GONE, "config: 'is_teacher', which hinton_mnist/trial.py reads, is missing"),
+        (("config", "batch_size"), 0, "batch_size 0: it must be greater than or equal to 1"),
+        (("config", "batch_size"), 2.5, "batch_size 2.5: it must be a whole number"),
         (("titel",), "x", r"unknown key 'titel' \(did you mean 'title'\?\)"),
         (("protocol", 0, "sorce"), "x", r"protocol 'data': unknown key 'sorce' \(did you mean 'source'\?\)"),
         ((*ROW, "arms"), "x", r"rows 'cumbersome .*': unknown key 'arms' \(did you mean 'arm'\?\)"),
@@ -248,7 +250,7 @@ def test_a_metric_that_is_measured_and_not_declared_makes_no_record(monkeypatch)
     with pytest.raises(KdcoreError, match=r"^fsp/trial.py measures novelty, which its METRICS does not declare"):
         paper.refuse_undeclared([{"metrics": {"test_errors": 3}}, {"metrics": {"novelty": 1.0}}])
     monkeypatch.delattr(paper.module, "METRICS")
-    with pytest.raises(papers.BadSheet, match="kdcore/papers/fsp/trial.py has no METRICS: write METRICS = {name: "):
+    with pytest.raises(papers.BadSheet, match="fsp/trial.py has no dict METRICS: write METRICS = {name: "):
         papers.Paper("fsp")
 
 
@@ -289,3 +291,22 @@ def test_numbers_of_a_swept_row():
     paper.sheet["tables"] = [{"id": "t", "metric": "m", "unit": "u", "margin": 1, "rows": [row | {"paper": [10, 11]}]}]
     with pytest.raises(KdcoreError, match="the sweep of row '{a} and {b}' gives 4 rows, but 'paper' has 2 numbers"):
         _ = paper.tables
+
+
+def changed(key, change):
+    """The first problem of a paper's sheet after a change to it."""
+    sheet = copy.deepcopy(papers.get(key).sheet)
+    change(sheet)
+    with pytest.raises(papers.BadSheet) as caught:
+        papers.Paper(key, sheet)
+    return caught.value.problems[0]
+
+
+def test_what_would_train_nothing_or_compare_nothing_is_refused():
+    assert changed("fsp", lambda sheet: sheet["budgets"]["smoke"]["config"].update(scale=1e-9)).endswith("is no step): raise scale")
+    assert "scale -1.0: it must be greater than 0" in changed("fsp", lambda sheet: sheet["config"].update(scale=-1.0))
+    assert "scale 'big'" in changed("fsp", lambda sheet: sheet["config"].update(scale="big"))
+    assert "config: 'teacher_network'" in changed("fsp", lambda sheet: sheet["config"].pop("teacher_network"))
+    assert changed("fsp", lambda sheet: sheet["claims"][0].update(right=sheet["claims"][0]["left"])).endswith("compares a side with itself")
+    twice = changed("fsp", lambda sheet: sheet["tables"][0]["rows"].append(sheet["tables"][0]["rows"][0]))
+    assert twice.startswith("fsp/sheet.yaml: table cifar10 shows 'test_accuracy_percent' of ") and twice.endswith("twice")

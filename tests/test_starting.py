@@ -37,9 +37,9 @@ def test_a_new_paper_passes_its_test_runs_and_is_checked(tmp_path):
 @pytest.mark.parametrize(
     "broken, reason",
     [
-        ("import kdcore.nothing", "ModuleNotFoundError: No module named 'kdcore.nothing'"),
+        ("import kdcore.nothing", "line 1: ModuleNotFoundError: No module named 'kdcore.nothing'"),
         ("def f(:", "SyntaxError: "),
-        ("1 / 0", "ZeroDivisionError: "),
+        ("1 / 0", "line 1: ZeroDivisionError: "),
     ],
 )
 def test_a_trial_that_cannot_be_imported_is_one_sentence(broken, reason, tmp_path):
@@ -48,6 +48,26 @@ def test_a_trial_that_cannot_be_imported_is_one_sentence(broken, reason, tmp_pat
     for command in ("plan", "run"):
         code, _, err = kdcore(command, "my_paper", papers_in=tmp_path)
         assert code == 1 and err.count("\n") == 1 and err.startswith(f"kdcore: my_paper/trial.py cannot be imported ({reason}")
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (("VERSION = 1", ""), "my_paper/trial.py has no number VERSION"),
+        (("VERSION = 1", "VERSION = 'a'"), "my_paper/trial.py has no number VERSION"),
+        (("prepare = ", "prepaer = "), "my_paper/trial.py has no function prepare"),
+        (("METRICS = ", "METRIC = "), "my_paper/trial.py has no dict METRICS"),
+        (("VERSION = 1", "VERSION = 1\nraise SystemExit(0)"), "cannot be imported (line 7: SystemExit: 0)"),
+    ],
+)
+def test_a_trial_py_that_lacks_a_part_is_told_without_a_record(change, sentence, tmp_path):
+    assert kdcore("new", "my_paper", papers_in=tmp_path)[0] == 0
+    path = tmp_path / "my_paper" / "trial.py"
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change, 1))
+    code, _, err = kdcore("check", papers_in=tmp_path)
+    assert code == 1 and err.count("\n") == 1 and err.startswith("kdcore: my_paper/") and sentence in err
 
 
 def test_in_the_checkout_its_notebook_and_test_lie_with_the_others(tmp_path, monkeypatch, capsys):

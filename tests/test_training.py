@@ -170,6 +170,8 @@ def test_a_stage_of_steps_counts_steps():
     assert [row["lr"] for row in history] == [1.0, 0.1]
     with pytest.raises(ValueError, match="either epochs or steps"):
         fit(w, [Stage("s", loss=lambda i: w.value * i, indices=lambda g: rows, schedule=lambda e: {"lr": 1.0})])
+    with pytest.raises(ValueError, match="would train nothing"):
+        fit(w, [Stage("s", loss=lambda i: w.value * i, indices=lambda g: rows, schedule=lambda e: {"lr": 1.0}, steps=0)])
     with pytest.raises(ValueError, match="has no schedule"):
         fit(w, [Stage("s", loss=lambda i: w.value * i, indices=lambda g: rows, epochs=1)])
 

@@ -6,10 +6,9 @@ import math
 import sys
 from pathlib import Path
 
-import nbformat
-
 from kdcore import validation
 from kdcore.errors import KdcoreError
+from kdcore.notebooks.cells import read
 
 TYPES = {"str": str, "int": int, "float": int | float, "bool": bool}
 OF_PAGE = ("budget", "seeds", "device", "engine", "results_dir")  # ``Page`` checks their values
@@ -17,7 +16,7 @@ OF_PAGE = ("budget", "seeds", "device", "engine", "results_dir")  # ``Page`` che
 
 def declared(path: Path) -> dict[str, str]:
     """Names in a notebook's cell tagged ``parameters``, each with its annotation ("" if it has none)."""
-    for cell in nbformat.read(path, 4).cells:
+    for cell in read(path).cells:
         if "parameters" in cell.metadata.get("tags", []):
             return _annotations(cell.source)
     raise KdcoreError(f"{path} has no cell tagged parameters: restore it from git")

@@ -15,6 +15,7 @@ import difflib
 import fnmatch
 import importlib
 import math
+import traceback
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -132,20 +133,28 @@ class Paper:
         return self._import("figures").figures(records)
 
     def _import(self, part: str):
-        """A Python file of the paper's folder. Raises KdcoreError where it cannot be imported, ModuleNotFoundError for a package that is
-        not installed."""
+        """A Python file of the paper's folder. Raises KdcoreError if it is missing or cannot be imported, ModuleNotFoundError for a
+        package that is not installed."""
+        file = HERE / self.key / f"{part}.py"
+        if not file.exists():
+            raise KdcoreError(f"{self.key}/{part}.py is missing: docs/adding_a_paper.md says what it holds")
         try:
             return importlib.import_module(f"kdcore.papers.{self.key}.{part}")
-        except Exception as error:  # whatever a file that is being written may raise
+        except (Exception, SystemExit) as error:  # a file that is being written may raise anything
             if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != "kdcore":
                 raise
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise KdcoreError(f"{self.key}/{part}.py cannot be imported ({reason})") from error
+            where = f"line {lines[-1]}: " if lines else ""
+            raise KdcoreError(f"{self.key}/{part}.py cannot be imported ({where}{reason})") from error
 
     def prepare(self, trials, context, teacher_weights) -> Run:
         """Build the run of a cohort's trials, without training it. teacher_weights: those that the teacher's trial handed on; None
         without a teacher, and in a rehearsal."""
-        return self.module.prepare(trials, context, teacher_weights)
+        run = self.module.prepare(trials, context, teacher_weights)
+        if not isinstance(run, Run):
+            raise KdcoreError(f"{self.key}/trial.py: prepare returned a {type(run).__name__}, not a kdcore.training.Run")
+        return run
 
     def cohort(self, config: dict):
         """A key: trials with the same seed, teacher and key train side by side. None, the default: each trains alone."""

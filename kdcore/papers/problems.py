@@ -104,7 +104,7 @@ def _missing_parameters(paper) -> list[str]:
     try:
         tree = ast.parse(Path(paper.module.__file__).read_text(encoding="utf-8"))
     except (SyntaxError, OSError, ImportError) as error:
-        return [f"kdcore/papers/{paper.key}/trial.py cannot be read ({error})"]
+        return [f"{paper.key}/trial.py cannot be read ({error})"]
     read = {
         node.slice.value
         for node in ast.walk(tree)
@@ -114,6 +114,8 @@ def _missing_parameters(paper) -> list[str]:
     config = paper.sheet["config"]
     if "network" in config and any(settings.get("teacher") for settings in paper.arms.values()):
         read.add("is_teacher")
+        if not any(isinstance(node, ast.FunctionDef) and node.name == "make_teacher" for node in ast.walk(tree)):
+            read.add("teacher_network")  # ImageTrial.make_teacher reads it
     return [f"config: '{name}', which {paper.key}/trial.py reads, is missing" for name in sorted(read - set(config))]
 
 
@@ -164,8 +166,8 @@ def _config_problems(paper, budget: str, config: dict) -> list[str]:
             except ValidationError as error:
                 problems += [f"{key}: {sentence(value, each)}" for each in error.errors(include_url=False)]
             else:
-                if shape is Rates and budget != "smoke":  # smoke's few steps need not use every rate
-                    problems += [f"{key}: {problem}" for problem in _unused_rates(value, config.get("scale", 1))]
+                if shape is Rates:
+                    problems += [f"{key}: {problem}" for problem in _unused_rates(value, config.get("scale", 1), every=budget != "smoke")]
     try:
         data.fingerprint(config["data"])
     except KdcoreError as error:
@@ -198,11 +200,14 @@ def _shape(key: str, value: dict) -> type[Model] | None:
     return Rates if "until" in value or isinstance(value.get("lr"), list) else None
 
 
-def _unused_rates(rates: dict, scale) -> list[str]:
-    """Learning rates that are never used after ``images.piecewise`` has rounded their ends; ``_unlike`` checks the type of scale."""
+def _unused_rates(rates: dict, scale, every: bool) -> list[str]:
+    """Learning rates that are never used after ``images.piecewise`` has rounded their ends; ``_unlike`` checks the type of scale. Unless
+    ``every`` one must be used (the few steps of smoke need not), only a length of nothing is a problem."""
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         return []
     ends = [0, *(round(scale * end) for end in rates["until"])]
+    if not every:
+        return [] if ends[-1] else [f"nothing is trained (until {rates['until'][-1]:g} times scale {scale:g} is no step): raise scale"]
     return [
         f"the rate {rate:g} is never used (until {until:g} times scale {scale:g}, it lasts from {start} to {end}): raise scale, or drop it"
         for rate, until, start, end in zip(rates["lr"], rates["until"], ends, ends[1:], strict=False)
@@ -266,13 +271,14 @@ def _chain_problems(paper) -> list[str]:
                 paper.cohort(configs[arm])
             except Exception as error:  # whatever a paper's own code raises
                 why = f"{type(error).__name__}: {error}"
-                return [f"arm '{arm}' at {budget}: kdcore/papers/{paper.key}/trial.py cannot read its settings ({why})"]
+                return [f"arm '{arm}' at {budget}: {paper.key}/trial.py cannot read its settings ({why})"]
     return []
 
 
 def _table_problems(paper) -> list[str]:
     problems = []
     for table in paper.tables:
+        problems += _repeated_rows(table)
         for row in table["rows"]:
             where = f"table {table['id']}, row '{row['label']}'"
             if row["arm"] is not None and row["arm"] not in paper.arms:
@@ -288,6 +294,12 @@ def _table_problems(paper) -> list[str]:
     return problems
 
 
+def _repeated_rows(table: dict) -> list[str]:
+    shown = [(row["label"], row["metric"]) for row in table["rows"]]
+    twice = [each for each in dict.fromkeys(shown) if shown.count(each) > 1]
+    return [f"table {table['id']} shows '{metric}' of '{label}' twice" for label, metric in twice]
+
+
 def _claim_problems(paper) -> list[str]:
     return [
         f"claim {claim['id']} names the arm '{arm}', which does not exist{near(arm, paper.arms)}"
@@ -300,9 +312,16 @@ def _claim_problems(paper) -> list[str]:
 
 def _metric_problems(paper) -> list[str]:
     """Metrics of rows and claims that no trial of the paper measures."""
-    measured = getattr(paper.module, "METRICS", None)
+    measured, version = (getattr(paper.module, name, None) for name in ("METRICS", "VERSION"))
+    where, missing = f"{paper.key}/trial.py", []
     if not isinstance(measured, dict):
-        return [f"kdcore/papers/{paper.key}/trial.py has no METRICS: write METRICS = {{name: what it is and its unit}}"]
+        missing.append(f"{where} has no dict METRICS: write METRICS = {{name: what it is and its unit}}")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        missing.append(f"{where} has no number VERSION: write VERSION = 1, and raise it when results change")
+    if not callable(getattr(paper.module, "prepare", None)):
+        missing.append(f"{where} has no function prepare: prepare(trials, context, teacher_weights) returns a kdcore.training.Run")
+    if missing:
+        return missing
     problems = [
         f"{where}: trial.py does not measure '{metric}'{near(metric, measured)}; its METRICS lists what it does"
         for where, _, metric in used_metrics(paper)

@@ -100,6 +100,12 @@ class Config(BaseModel):
     """``derived``: the teacher's ``network`` at the same budget; null without a teacher."""
     network: Text | None = None
     """A name that ``kdcore.models.create`` knows, such as ``resnet_26``."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Training cases a step."""
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """A factor of all lengths."""
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of each class of the training set that is used."""
 
     @field_validator("is_teacher", mode="before")
     @classmethod
@@ -272,6 +278,8 @@ class Claim(Model):
             raise ValueError("it needs the relation '<', or 'same' with a margin")
         if self.left.arms is None and self.right.arms is None:
             raise ValueError("it compares two constants: name the arms of a side")
+        if self.left == self.right:
+            raise ValueError("it compares a side with itself")
         return self
 
 

@@ -76,6 +76,8 @@ class Stage:
         """Raises ValueError if ``fit`` lacks something it needs to train the stage."""
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"stage '{self.name}' needs either epochs or steps")
+        if (self.epochs if self.steps is None else self.steps) < 1:
+            raise ValueError(f"stage '{self.name}' would train nothing: it has no epoch and no step")
         for key in ("indices", "schedule"):
             if getattr(self, key) is None:
                 raise ValueError(f"stage '{self.name}' has no {key}: dataclasses.replace(stage, {key}=...)")
