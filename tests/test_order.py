@@ -84,8 +84,8 @@ def test_every_trial_has_a_size(key, monkeypatch):
             assert paper.work(paper.config(budget, arm)) > 0
 
 
-def test_the_order_of_the_sheets_is_paper_by_paper():
-    plans = [plan.make(key, "smoke", seeds=[0]) for key in ("fsp", "hinton_mnist")]
+def test_the_order_of_the_sheets_is_paper_by_paper(tmp_path):
+    plans = [plan.make(key, "smoke", seeds=[0], store=Store(tmp_path)) for key in ("fsp", "hinton_mnist")]
     whole = order.merged(plans)
     assert whole.jobs == plans[0].jobs + plans[1].jobs and whole.trials == plans[0].trials + plans[1].trials
     ordered = order.merged(plans, "value").jobs
