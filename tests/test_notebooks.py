@@ -16,7 +16,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from kdcore import cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
-from kdcore.notebooks import batch, parameters
+from kdcore.notebooks import batch, cells, parameters
 from kdcore.papers.ba_caruana_mimic.sliders import explore_logits
 from kdcore.report import sliders
 
@@ -299,3 +299,14 @@ def test_ctrl_c_while_papermill_runs_is_one_sentence_and_leaves_nothing(checkout
         for _ in range(50):  # a killed process whose parent is gone is there until init has heard of it
             os.kill(int((folder / "kernel").read_text()), 0)
             time.sleep(0.1)
+
+
+def test_a_notebook_that_does_not_agree_with_its_sheet_says_so_before_it_runs(tmp_path, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KdcoreError("not run here")
+
+    monkeypatch.setattr(cells, "problems", lambda paper: [f"the cell 'budgets' of {paper.key} is not its sheet's"])
+    monkeypatch.setattr(batch, "Page", stop)
+    with pytest.raises(KdcoreError, match="not run here"):
+        batch.execute("fsp", budget="smoke", seeds=None, device="cpu", engine="local", results=str(tmp_path))
+    assert capsys.readouterr().err == "kdcore: the cell 'budgets' of fsp is not its sheet's\n"

@@ -6,6 +6,7 @@ from kdcore import cli, papers
 from kdcore.papers import images
 from kdcore.papers.spec import Cohort, Trial
 from kdcore.trials import order, plan
+from kdcore.trials.store import Store
 
 
 def job(arm: str, *, seed: int = 0, teacher: plan.Job | None = None, paper: str = "fsp", budget: str = "paper") -> plan.Job:

@@ -12,7 +12,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from kdcore import papers, paths, validation
 from kdcore.errors import KdcoreError
-from kdcore.notebooks import parameters
+from kdcore.notebooks import cells, parameters
 from kdcore.notebooks.page import Page
 from kdcore.trials import plan
 from kdcore.trials.store import Store
@@ -31,7 +31,9 @@ def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engi
     source = papers.get(key).notebook
     folder = (Path.cwd() / results).resolve()
     if not source.exists():
-        raise KdcoreError(f"{source} is missing: restore it from git")
+        raise KdcoreError(f"{source} is missing: restore it from git, or let kdcore notebook {key} start a new one")
+    for problem in cells.problems(papers.get(key)):  # it runs all the same, but shows something other than its sheet
+        print(f"kdcore: {problem}", file=sys.stderr)
     store = Store(folder)
     target = store.root(budget) / "executed" / f"{key}.ipynb"
     inside = folder.relative_to(root) if folder.is_relative_to(root) else folder  # keep this machine's paths out of the copy
