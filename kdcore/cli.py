@@ -284,6 +284,7 @@ def report(options) -> int:
 def check(options) -> int:
     from kdcore import checks
 
+    validation.results(options.results)  # another checkout is refused once, and not for each of its papers
     # what is wrong with a paper is said whether it has records or not
     problems = checks.paper_problems() or checks.result_problems(_recorded(options, smoke_alone=False))
     for problem in problems:

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 
-from kdcore import cli, notebooks, papers, starting, validation
+from kdcore import checks, cli, notebooks, papers, starting, validation
 from kdcore.errors import KdcoreError
 from kdcore.notebooks import batch, parameters
 from kdcore.papers import problems as rules
@@ -141,6 +141,7 @@ def test_command_lines(words, folder):
         words = [words[0], "--results", str(folder / "results"), *(["--no-forecast"] if words[0] == "plan" else []), *words[1:]]
     with (
         mock.patch.object(validation, "MOST_SEEDS", 5),
+        mock.patch.object(checks, "paper_problems", lambda: []),  # no command line changes it, and it knows the sheets' own seeds
         mock.patch.object(engine, "run", lambda planned, *_, **__: engine.Outcome()),
         mock.patch.object(batch, "execute", lambda *_, **__: None),
         contextlib.redirect_stdout(out),
