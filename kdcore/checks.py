@@ -50,7 +50,7 @@ def sheet_problems(key: str) -> list[str]:
         try:
             paper.figures([])
         except Exception as error:  # for example a table or arm that the paper's own code expects in the sheet
-            wrong.append(f"{key}.py cannot draw its figures from it ({type(error).__name__}: {error})")
+            wrong.append(f"{key}/figures.py cannot draw its figures from it ({type(error).__name__}: {error})")
     problems = [f"{key}/sheet.yaml: {problem}" for problem in wrong]
     try:
         return problems + cells.problems(paper) + equations.problems(paper)

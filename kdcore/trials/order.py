@@ -66,7 +66,7 @@ def _worth(key: str, budget: str, arm: str) -> int:
 
 
 def seconds(planned: Plan, device: str) -> Callable[[Job], float]:
-    """A function that estimates the seconds of a job, from its arms' records on this device, else from ``Paper.work`` at the mean
+    """A function that estimates the seconds of a job, from its arms' records on this device, else from ``Paper.work`` at the median
     rate of all records made there (without any, at a rate of 1, which suffices for an order)."""
     from kdcore.trials.environment import device_name
 
