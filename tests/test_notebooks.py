@@ -281,6 +281,7 @@ def test_ctrl_c_while_papermill_runs_is_one_sentence_and_leaves_nothing(checkout
     nbformat.write(notebook, folder / "notebooks" / "hinton_mnist.ipynb")
     code = (
         "import pathlib, sys; from kdcore import cli, notebooks, validation; notebooks.Page.run = lambda *_, **__: None\n"
+        "from kdcore.notebooks import cells; cells.problems = lambda paper: []\n"  # this notebook is nobody's sheet's
         "validation.checkout = pathlib.Path.cwd; sys.exit(cli.main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, "replicate", "hinton_mnist", "--results", "results"]
@@ -305,8 +306,8 @@ def test_a_notebook_that_does_not_agree_with_its_sheet_says_so_before_it_runs(tm
     def stop(*_, **__):
         raise KdcoreError("not run here")
 
-    monkeypatch.setattr(cells, "problems", lambda paper: [f"the cell 'budgets' of {paper.key} is not its sheet's"])
+    monkeypatch.setattr(cells, "problems", lambda paper: [f"the cell 'budgets' of {paper.key} is not its sheet's", "another"])
     monkeypatch.setattr(batch, "Page", stop)
     with pytest.raises(KdcoreError, match="not run here"):
         batch.execute("fsp", budget="smoke", seeds=None, device="cpu", engine="local", results=str(tmp_path))
-    assert capsys.readouterr().err == "kdcore: the cell 'budgets' of fsp is not its sheet's\n"
+    assert capsys.readouterr().err == "kdcore: the cell 'budgets' of fsp is not its sheet's (1 more: kdcore check lists them)\n"

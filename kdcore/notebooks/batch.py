@@ -32,8 +32,9 @@ def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engi
     folder = (Path.cwd() / results).resolve()
     if not source.exists():
         raise KdcoreError(f"{source} is missing: restore it from git, or let kdcore notebook {key} start a new one")
-    for problem in cells.problems(papers.get(key)):  # it runs all the same, but shows something other than its sheet
-        print(f"kdcore: {problem}", file=sys.stderr)
+    if problems := cells.problems(papers.get(key)):  # it runs all the same, but shows something other than its sheet
+        more = f" ({len(problems) - 1} more: kdcore check lists them)" if len(problems) > 1 else ""
+        print(f"kdcore: {problems[0]}{more}", file=sys.stderr)
     store = Store(folder)
     target = store.root(budget) / "executed" / f"{key}.ipynb"
     inside = folder.relative_to(root) if folder.is_relative_to(root) else folder  # keep this machine's paths out of the copy
