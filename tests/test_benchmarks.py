@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from benchmarks import cifar, mlp
+from benchmarks import cifar, mlp, schedule
 from benchmarks.__main__ import main
 from benchmarks.measure import BenchmarkError, Spread, interleave, speedups
 from benchmarks.suite import Row, Settings
+from kdcore import data
+from kdcore.papers.hinton_mnist.trial import Nets, transfer_set
 
 SMALL = mlp.Task(seed=3, cases=mlp.CHECKED_STEPS * mlp.BATCH, student=(784, 40, 40, 10), teacher=(784, 60, 60, 10))
 SMALL_NETS = cifar.Task(seed=3, cases=mlp.CHECKED_STEPS * 8, student="wrn_10_1", teacher="wrn_10_1")
@@ -178,3 +180,25 @@ def test_wrong_use_is_one_sentence_and_status_2(arguments, sentence, capsys):
     assert main(arguments) == 2
     printed = capsys.readouterr().err
     assert sentence in printed and printed.count("\n") == 1
+
+
+def test_schedule_counts_errors_on_images_that_neither_teacher_nor_student_trained_on(tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setenv("KDCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr(schedule, "save", drawn.append)
+    steps, step = [], Nets.indices
+    monkeypatch.setattr(Nets, "indices", lambda self, generator: steps.append(index := step(self, generator)) or index)
+    command = "--arm|small with KD|--epochs|1|2|--teacher-epochs|1|--budget|smoke|--held-out|300|--save"
+    assert schedule.main(command.split("|")) == 0
+    (row,) = drawn
+    assert set(row["errors"]) == {1, 2} and all(0 < count <= 300 for count in row["errors"].values())
+    labels = data.load("digits").train_labels
+    _, held = transfer_set(labels, {"holdout": 300, "keep_classes": None}, 0)
+    seen = torch.cat([(index[..., 0] if index.dim() == 3 else index).flatten() for index in steps]).unique()
+    assert len(held) == 300 and len(seen) > len(labels) - 300 - 50 and not torch.isin(seen, held).any()
+    assert "of 300 held-out images wrong" in capsys.readouterr().out
+
+
+def test_schedule_of_a_student_needs_its_teacher_s_length(capsys):
+    assert schedule.main(["--arm", "small with KD", "--epochs", "1", "--budget", "smoke"]) == 1
+    assert "--teacher-epochs" in capsys.readouterr().err
