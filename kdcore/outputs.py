@@ -1,13 +1,17 @@
-"""Writes results/: tables, figures, the page and the README's scoreboard, from the records of all papers.
+"""Writes results/ and the README's scoreboard from the records of all papers: every file has one description, ``described``.
 
-    outputs.write("results")                  # everything that is committed
+    outputs.write("results")                  # everything that is committed, and the site
     outputs.write("results", budget="smoke")  # tables and figures of a smoke run, in results/smoke
     outputs.stale("results")                  # what is out of date
 
 The same records give the same bytes.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from kdcore import papers, paths
 from kdcore.errors import KdcoreError
@@ -19,69 +23,81 @@ from kdcore.report.site import write_site
 from kdcore.trials.store import Store, order
 
 
-def write(results_dir: Path | str, budget: str | None = None) -> list[Path]:
-    """Write everything that follows from the records; return the paths.
+@dataclass(frozen=True)
+class Outputs:
+    """What follows from the records: each file with the function that makes it."""
 
-    By default: tables and figures of every budget with records except smoke, the page, and the scoreboard in the README beside
-    the results folder, if there is one. Files of earlier reports that no longer follow from any record are removed.
-    budget="smoke": only tables and figures of the smoke records, in ``smoke/``.
+    figures: dict[Path, Callable[[], Figure]] = field(default_factory=dict)  # by their paths without a suffix
+    texts: dict[Path, Callable[[], str]] = field(default_factory=dict)  # made after the figures, which some of them describe
+
+    @property
+    def paths(self) -> list[Path]:
+        return [*(each for stem in self.figures for each in canvas.files(stem)), *self.texts]
+
+
+def described(store: Store, everything: list[Evidence], budget: str | None = None) -> Outputs:
+    """Every file that ``write`` writes and ``stale`` checks.
+
+    By default: tables and figures of every budget with records except smoke, and the pages about all papers. budget="smoke": only
+    tables and figures of the smoke records.
+    """
+    outputs = Outputs()
+    for evidence in everything:
+        for name in _budgets(evidence, budget):
+            folder, key = store.root(name), evidence.paper.key
+            for title, draw in figures_of(evidence.paper, evidence.of_budget(name), evidence.frames(name)).items():
+                outputs.figures[folder / "figures" / key / f"{name}_{title}"] = draw
+            for frame in evidence.shown(name):
+                stem = folder / "tables" / key / f"{name}_{frame.attrs['id']}"
+                outputs.texts[stem.with_name(f"{stem.name}.csv")] = lambda frame=frame: to_csv(frame)
+                outputs.texts[stem.with_name(f"{stem.name}.md")] = lambda frame=frame: to_markdown(frame)
+    if budget is None:
+        outputs.texts.update(_pages(store, everything))
+    return outputs
+
+
+def _pages(store: Store, everything: list[Evidence]) -> dict[Path, Callable[[], str]]:
+    """The pages about all papers. A page can be a function of its old text, of which it replaces a part."""
+    file = store.results.resolve().parent / "README.md"
+    return {file: lambda: readme.with_block(readme.text_of(file), readme.block(everything), file)} if file.exists() else {}
+
+
+def write(results_dir: Path | str, budget: str | None = None) -> list[Path]:
+    """Write everything that follows from the records (``described``), and the site; return the paths.
+
+    Files of earlier reports that no longer follow from any record are removed.
     Raises KdcoreError for a damaged record, or a README without markers.
     """
     store = Store(results_dir)
-    written, everything = [], gather(store)
-    for evidence in everything:
-        chosen, mine = _budgets(evidence, budget), []
-        for path, text in _texts(evidence, store, chosen).items():
-            paths.write_text(path, text)
-            mine.append(path)
-        for name in chosen:
-            for title, draw in _figures(evidence, name).items():
-                mine += canvas.save(draw(), _figure_folder(evidence, store, name), f"{name}_{title}")
-        for path in _leftovers(evidence.paper, store, budget, mine):
-            path.unlink()
-        written += mine
-    if budget is None:
-        written.append(write_site(store.results, everything))
-        if (file := _readme(store)).exists():
-            readme.update(file, readme.block(everything))
-            written.append(file)
-    return written
+    everything = gather(store)
+    outputs = described(store, everything, budget)
+    for stem, draw in outputs.figures.items():
+        canvas.save(draw(), stem)
+    for path, make in outputs.texts.items():
+        paths.write_text(path, make())
+    for path in _leftovers(store, everything, outputs, budget):
+        path.unlink()
+    return outputs.paths + ([write_site(store.results, everything)] if budget is None else [])
 
 
 def stale(results_dir: Path | str, records: dict[str, list[dict]] | None = None) -> list[str]:
     """One sentence for each file that is out of date with the records; nothing is written.
 
-    records: those of each paper, if already read. Tables and the README's scoreboard are compared word for word; figures and the
-    page only have to exist.
+    records: those of each paper, if already read. Texts are compared word for word; figures only have to exist.
     """
     store = Store(results_dir)
-    problems, reported, everything = [], False, gather(store, records)
-    for evidence in everything:
-        chosen = _budgets(evidence, None)
-        texts = _texts(evidence, store, chosen)
-        problems += [_problem(path, text) for path, text in texts.items() if _read(path) != text]
-        files = [
-            _figure_folder(evidence, store, name) / f"{name}_{title}.{kind}"
-            for name in chosen
-            for title in _figures(evidence, name)
-            for kind in ("svg", "png")
-        ]
-        problems += [_problem(path) for path in files if not path.exists()]
-        left = _leftovers(evidence.paper, store, None, [*texts, *files])
-        problems += [f"{path} follows from no record: run kdcore report to remove it" for path in left]
-        reported = reported or bool(chosen)
-    page = store.results / "index.html"
-    problems += [_problem(page)] if reported and not page.exists() else []
-    file = _readme(store)
-    if file.exists():
+    everything = gather(store, records)
+    outputs = described(store, everything)
+    problems = [_problem(path) for stem in outputs.figures for path in canvas.files(stem) if not path.exists()]
+    for path, make in outputs.texts.items():
         try:
-            text = readme.text_of(file)
-            expected = readme.with_block(text, readme.block(everything), file)
+            text = make()
         except KdcoreError as error:
             problems.append(str(error))
         else:
-            problems += [_problem(file, expected)] if expected != text else []
-    return problems
+            problems += [_problem(path)] if _read(path) != text else []
+    left = _leftovers(store, everything, outputs, None)
+    return problems + [f"{path} follows from no record: run kdcore report to remove it" for path in left]
 
 
 def gather(store: Store, records: dict[str, list[dict]] | None = None) -> list[Evidence]:
@@ -95,40 +111,18 @@ def _budgets(evidence: Evidence, budget: str | None) -> list[str]:
     return [name for name in evidence.budgets if (name != "smoke" if budget is None else name == budget)]
 
 
-def _texts(evidence: Evidence, store: Store, chosen: list[str]) -> dict[Path, str]:
-    """Tables and claims of the ``chosen`` budgets, ``tables/KEY/BUDGET_TABLE.csv`` and ``.md``: {path: contents}."""
-    texts = {}
-    for budget in chosen:
-        for frame in evidence.shown(budget):
-            folder, name = store.root(budget) / "tables" / evidence.paper.key, f"{budget}_{frame.attrs['id']}"
-            texts[folder / f"{name}.csv"] = to_csv(frame)
-            texts[folder / f"{name}.md"] = to_markdown(frame)
-    return texts
-
-
-def _figures(evidence: Evidence, budget: str) -> dict:
-    return figures_of(evidence.paper, evidence.of_budget(budget), evidence.frames(budget))
-
-
-def _figure_folder(evidence: Evidence, store: Store, budget: str) -> Path:
-    return store.root(budget) / "figures" / evidence.paper.key
-
-
-def _leftovers(paper, store: Store, budget: str | None, expected: list[Path]) -> list[Path]:
-    """Tables and figures of earlier reports, recognised by name, that are not among ``expected``."""
-    names = [name for name in paper.budgets if name != "smoke"] if budget is None else [budget]
+def _leftovers(store: Store, everything: list[Evidence], outputs: Outputs, budget: str | None) -> list[Path]:
+    """Tables and figures of earlier reports, recognised by name, that are not among the ``outputs``."""
     there = [
         path
-        for name in names
+        for paper in (evidence.paper for evidence in everything)
+        for name in ([name for name in paper.budgets if name != "smoke"] if budget is None else [budget])
         for folder, kinds in (("tables", ("csv", "md")), ("figures", ("svg", "png")))
         for kind in kinds
         for path in sorted((store.root(name) / folder / paper.key).glob(f"{name}_*.{kind}"))
     ]
+    expected = set(outputs.paths)
     return [path for path in there if path not in expected]
-
-
-def _readme(store: Store) -> Path:
-    return store.results.resolve().parent / "README.md"
 
 
 def _read(path: Path) -> str | None:
@@ -139,6 +133,6 @@ def _read(path: Path) -> str | None:
         return ""
 
 
-def _problem(path: Path, text: str | None = None) -> str:
-    """The problem with a generated file: missing or, if the expected ``text`` is given, out of date."""
-    return f"{path} is {'out of date' if text is not None and path.exists() else 'missing'}: run kdcore report"
+def _problem(path: Path) -> str:
+    """The problem with a generated file: missing or out of date."""
+    return f"{path} is {'out of date' if path.exists() else 'missing'}: run kdcore report"

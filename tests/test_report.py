@@ -134,7 +134,7 @@ def test_readme_markers(tmp_path):
 
 def test_page_stands_alone_and_its_links_lead_somewhere(paper, full):
     folder = full.results / "figures" / KEY
-    canvas.save(figures.curve([0, 1], {"a": [[1, 2]]}), folder, "laptop_shift")
+    canvas.save(figures.curve([0, 1], {"a": [[1, 2]]}), folder / "laptop_shift")
     (full.results / "executed").mkdir()
     (full.results / "executed" / f"{KEY}.ipynb").write_text("{}")
     page = write_site(full.results, outputs.gather(full)).read_text()

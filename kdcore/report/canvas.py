@@ -44,12 +44,15 @@ def png(figure: Figure) -> bytes:
     return data.getvalue()
 
 
-def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
-    """Write ``name.svg`` and ``name.png`` into ``folder``, each atomically; return the paths."""
-    written = []
-    for kind, draw in (("svg", svg), ("png", png)):
-        written.append(Path(folder) / f"{name}.{kind}")
-        paths.write_bytes(written[-1], draw(figure))
+def files(stem: Path) -> list[Path]:
+    """The files of a figure: ``stem`` with each suffix."""
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure's ``files``, each atomically; return the paths."""
+    for path, draw in zip(written := files(stem), (svg, png), strict=True):
+        paths.write_bytes(path, draw(figure))
     return written
 
 
