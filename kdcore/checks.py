@@ -8,6 +8,8 @@ from kdcore import outputs, papers, validation
 from kdcore.errors import KdcoreError
 from kdcore.trials.store import Store, read
 
+MOST_BYTES = 500_000  # of a committed notebook: GitHub does not render much larger ones
+
 
 def all_problems(results: Path) -> list[str]:
     """One sentence for each problem; empty if there is none."""
@@ -24,6 +26,7 @@ def result_problems(results: Path) -> list[str]:
     """Problems with the records and with all that is generated from them."""
     problems, records = _read_all(results)
     problems += [] if validation.other_papers() else page_problems()
+    problems += notebook_problems(results)
     try:
         problems += outputs.stale(results, records)
     except KdcoreError as error:  # the problems above prevent tables
@@ -89,6 +92,17 @@ def record_problems(results: Path) -> list[str]:
     """Files among the records that are damaged, misnamed, in the wrong folder or no records; and metrics of the sheets that no
     record has."""
     return _read_all(results)[0]
+
+
+def notebook_problems(results: Path) -> list[str]:
+    """One sentence for each executed notebook in a results folder that GitHub would not render."""
+    sizes = {path: path.stat().st_size for path in sorted((results / "executed").glob("*.ipynb")) if path.is_file()}
+    return [
+        f"{path} has {size // 1000} KB, and GitHub renders only notebooks that are smaller than {MOST_BYTES // 1000} KB: "
+        "draw fewer or simpler figures in it, and run kdcore replicate"
+        for path, size in sizes.items()
+        if size >= MOST_BYTES
+    ]
 
 
 def _read_all(results: Path) -> tuple[list[str], dict[str, list[dict]]]:

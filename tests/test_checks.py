@@ -99,6 +99,18 @@ def test_whatever_is_no_record_is_told(tmp_path):
     assert "is not a record" in problem
 
 
+def test_a_notebook_that_github_would_not_render_is_told(tmp_path):
+    (tmp_path / "executed").mkdir()
+    (tmp_path / "executed" / "small.ipynb").write_bytes(b" " * 499_999)
+    assert checks.notebook_problems(tmp_path) == []
+    (tmp_path / "executed" / "large.ipynb").write_bytes(b" " * 1_234_567)
+    (problem,) = checks.notebook_problems(tmp_path)
+    assert problem.startswith(
+        f"{tmp_path}/executed/large.ipynb has 1234 KB, and GitHub renders only notebooks that are smaller than 500 KB"
+    )
+    assert problem in checks.result_problems(tmp_path)
+
+
 def test_check_reads_each_record_once(tmp_path, monkeypatch):
     """10,000 records in 10 s: a time would depend on the machine, so reads and ids are counted."""
     store, paper, seen = Store(tmp_path), papers.get("hinton_mnist"), []

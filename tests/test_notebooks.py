@@ -1,6 +1,7 @@
 """Notebooks: linted sources, strict parameters, an end-to-end run with papermill, killed kernels."""
 
 import ast
+import base64
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from kdcore import cli, notebooks, papers, validation
+from kdcore import checks, cli, notebooks, papers, validation
 from kdcore.errors import KdcoreError
 from kdcore.notebooks import batch, cells, parameters
 from kdcore.papers.ba_caruana_mimic.sliders import explore_logits
@@ -72,6 +73,7 @@ def test_replicate_end_to_end(tmp_path, capsys):
     html = "".join(str(output) for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", []))
     assert "28.2" in html and "not comparable" in html, "the paper's number stands beside ours, which is no verdict on it"
     assert "image/png" in html
+    assert executed.stat().st_size < checks.MOST_BYTES and html.count("<style>") == 1
     records = list((tmp_path / "smoke" / "records" / "born_again_trees").glob("*.json"))
     assert len(records) == len(papers.get("born_again_trees").trials("smoke", seeds=[0]))
     assert not (tmp_path / "records").exists(), "smoke never touches what is committed"
@@ -271,6 +273,32 @@ def test_a_child_needs_no_jupyter(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_copy_shows_a_widgets_picture_and_its_style_once(checkout):
+    """On GitHub nothing else could be seen of a widget; the picture is the one that it showed first."""
+    folder, _ = checkout
+    source = "\n".join(
+        [
+            "import ipywidgets",
+            "from IPython.display import HTML, display",
+            "picture = ipywidgets.Image(value=b'\\x89PNG picture', format='png')",
+            "display(ipywidgets.VBox([ipywidgets.IntSlider(), ipywidgets.HBox([picture])]))",
+            "for text in ('one', 'two'): display(HTML(f'<style>p {{ color: red }}</style><p>{text}</p>'))",
+            "display(HTML('<style>p { color: blue }</style><p>three</p>'))",
+        ]
+    )
+    path = folder / "copy.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), folder / "in.ipynb")
+    papermill.execute_notebook(folder / "in.ipynb", path, kernel_name="python3", progress_bar=False)
+    batch._settle(path, "notebooks/in.ipynb", "copy.ipynb")
+    (cell,) = (notebook := nbformat.read(path, 4)).cells
+    first, *tables = (output.data for output in cell.outputs)
+    assert base64.b64decode(first["image/png"]) == b"\x89PNG picture" and set(first) == {"image/png", "text/plain"}
+    assert [table["text/html"] for table in tables] == [
+        "<style>p { color: red }</style><p>one</p>", "<p>two</p>", "<style>p { color: blue }</style><p>three</p>",
+    ]  # fmt: skip
+    assert "widgets" not in notebook.metadata and notebook.metadata.papermill.input_path == "notebooks/in.ipynb"
+
+
 def test_ctrl_c_while_papermill_runs_is_one_sentence_and_leaves_nothing(checkout):
     """A cell runs for ever; what is left afterwards: no file, no kernel."""
     folder, _ = checkout
@@ -280,7 +308,7 @@ def test_ctrl_c_while_papermill_runs_is_one_sentence_and_leaves_nothing(checkout
     notebook.cells = [first, nbformat.v4.new_code_cell(endless)]
     nbformat.write(notebook, folder / "notebooks" / "hinton_mnist.ipynb")
     code = (
-        "import pathlib, sys; from kdcore import cli, notebooks, validation; notebooks.Page.run = lambda *_, **__: None\n"
+        "import pathlib, sys; from kdcore import checks, cli, notebooks, validation; notebooks.Page.run = lambda *_, **__: None\n"
         "from kdcore.notebooks import cells; cells.problems = lambda paper: []\n"  # this notebook is nobody's sheet's
         "validation.checkout = pathlib.Path.cwd; sys.exit(cli.main(sys.argv[1:]))"
     )

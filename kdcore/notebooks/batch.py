@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kdcore.trials import plan
 from kdcore.trials.store import Store
 
 CELL_SECONDS = 600.0  # time limit of a cell: trials have run before, and drawing takes seconds
+VIEW, STATE = (f"application/vnd.jupyter.widget-{what}+json" for what in ("view", "state"))
 
 
 def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engine: str, results: str) -> None:
@@ -52,7 +54,7 @@ def execute(key: str, *, budget: str, seeds: list[int] | None, device: str, engi
         _run(source, temporary, values)
         if problem := unfinished(Path(temporary)):
             raise KdcoreError(f"{source.name} did not finish ({problem}): run the same command again")
-        _forget_paths(Path(temporary), str(source.relative_to(root)), target.name)
+        _settle(Path(temporary), str(source.relative_to(root)), target.name)
         planned = plan.make(key, budget, None, seeds, store)
         outcome["trials"], outcome["done"] = len(planned.trials), len(planned.done)
         if outcome["done"] < outcome["trials"]:
@@ -128,8 +130,28 @@ def _end_children() -> None:
             child.kill()
 
 
-def _forget_paths(path: Path, source: str, target: str) -> None:
-    """Replace the paths that papermill stores, since a committed copy should not name one machine's folders."""
+def _settle(path: Path, source: str, target: str) -> None:
+    """Make an executed notebook the copy that is committed, which is read without a kernel: papermill's paths of this machine are
+    replaced, a picture stands in place of each widget, and the style sheet of tables is kept only where it stands first."""
     notebook = nbformat.read(path, 4)
     notebook.metadata.papermill |= {"input_path": source, "output_path": target}
+    widgets = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
+    styles: set[str] = set()
+    for data in (output.data for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output):
+        if VIEW in data and (picture := _picture(widgets, data.pop(VIEW)["model_id"])):
+            data["image/png"] = picture
+        if "text/html" in data:
+            data["text/html"] = _STYLE.sub(lambda found: "" if found[0] in styles else styles.add(found[0]) or found[0], data["text/html"])
     nbformat.write(notebook, path)
+
+
+_STYLE = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
+
+
+def _picture(widgets: dict, name: str) -> str | None:
+    """The image in a widget, or in one that it contains, in base64."""
+    model = widgets.get(name, {})
+    if model.get("model_name") == "ImageModel" and model["state"].get("format") == "png":
+        return next((buffer["data"] for buffer in model.get("buffers", ()) if buffer["path"] == ["value"]), None)
+    inside = (_picture(widgets, child.removeprefix("IPY_MODEL_")) for child in model.get("state", {}).get("children", ()))
+    return next(filter(None, inside), None)
