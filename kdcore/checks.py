@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdcore import outputs, papers, validation
 from kdcore.errors import KdcoreError
+from kdcore.report import findings
 from kdcore.trials.store import Store, read
 
 MOST_BYTES = 500_000  # of a committed notebook: GitHub does not render much larger ones
@@ -122,7 +123,8 @@ def _read_all(results: Path) -> tuple[list[str], dict[str, list[dict]]]:
                     elif content:
                         problems.append(content)
     for key, valid in records.items():
-        problems += metric_problems(papers.get(key), valid)
+        wrong = metric_problems(papers.get(key), valid)
+        problems += wrong or findings.problems(papers.get(key), valid)
     return problems, records
 
 

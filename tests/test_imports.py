@@ -30,9 +30,9 @@ MAY_IMPORT = {
     "trials": LIBRARY | {"papers"},
     "outputs": FOUNDATION | {"papers", "trials", "report"},
     "notebooks": FOUNDATION | {"papers", "trials", "report"},
-    "checks": FOUNDATION | {"papers", "trials", "outputs", "notebooks"},
+    "checks": FOUNDATION | {"papers", "trials", "report", "outputs", "notebooks"},
     "starting": FOUNDATION | {"papers", "notebooks"},
-    "cli": LIBRARY | {"kdcore", "papers", "trials", "outputs", "notebooks", "checks", "starting"},
+    "cli": LIBRARY | {"kdcore", "papers", "trials", "report", "outputs", "notebooks", "checks", "starting"},
 }
 MET = {"kdcore.papers", "kdcore.papers.spec"}  # what trials, outputs and notebooks see of the papers
 SHARED = ("losses", "models", "data", "training", "methods", "metrics", "trials", "report", "notebooks")

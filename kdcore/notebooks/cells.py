@@ -67,6 +67,7 @@ def standard(paper) -> list[NotebookNode]:
         *plots,
         _words("verdict", "## Verdict\n\n" + _wrapped(claims + (welch if runs else ""))),
         _code("claims", "page.claims()"),
+        *([_words("findings-words", "### What came out"), _code("findings", "page.findings()")] if paper.sheet.get("findings") else []),
         _words("deviations-words", "### Where this replication departs from the paper"),
         _code("deviations", 'page.facts("deviations")'),
     ]

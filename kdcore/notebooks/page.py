@@ -11,6 +11,7 @@ from kdcore.notebooks import parameters
 from kdcore.report import canvas, select, tables
 from kdcore.report.catalogue import figures_of
 from kdcore.report.claims import claims
+from kdcore.report.findings import findings
 from kdcore.report.formats import to_html
 from kdcore.trials import engine, environment, plan
 from kdcore.trials.progress import Progress
@@ -58,6 +59,10 @@ class Page:
         """Show every claim with its verdict, for each budget with records."""
         for budget in self.budgets:
             self._show(claims(self.paper, self._records(budget), budget))
+
+    def findings(self) -> None:
+        """Show what came out, in sentences whose numbers are computed from the records."""
+        self._show(findings(self.paper, [record for budget in self.budgets for record in self._records(budget)]))
 
     def facts(self, part: str) -> None:
         """Show "protocol", "deviations" or another list of the sheet, or "budget": the changes of this run's budget."""

@@ -116,6 +116,25 @@ class Paper:
             )
         return numbers
 
+    @staticmethod
+    def compared(pair: dict) -> list[str]:
+        """The arms of both sides of a claim, or of a finding's value."""
+        return [arm for side in (pair["left"], pair.get("right") or {}) for arm in side.get("arms") or []]
+
+    def reported(self, pair: dict) -> float:
+        """``left`` minus ``right`` of a claim or a finding's value (``left``, without a right) in numbers that the paper reports; nan
+        unless its tables have them all. Where a table gives an arm's accuracy, its error is 100 - accuracy."""
+        known = {(row["arm"], row["metric"]): row["paper"] for table in self.tables for row in table["rows"] if row["paper"] is not None}
+        known = {(arm, metric.replace("accuracy", "error")): 100 - number for (arm, metric), number in known.items()} | known
+
+        def mean(side: dict) -> float:
+            if side.get("value") is not None:
+                return side["value"]
+            numbers = [known.get((arm, side["metric"]), math.nan) for arm in side["arms"]]
+            return sum(numbers) / len(numbers)
+
+        return mean(pair["left"]) - (mean(pair["right"]) if pair.get("right") else 0)
+
     @cached_property
     def module(self):
         return self._import("trial")

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import fnmatch
 import functools
+import math
 import re
 import string
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from kdcore import data, validation
 from kdcore.errors import KdcoreError
 from kdcore.papers.sentences import near, place_of, sentence
-from kdcore.papers.sheet import DERIVABLE, SHAPES, Config, Model, Ramp, Rates, Sheet
+from kdcore.papers.sheet import DERIVABLE, SHAPES, SHOWN, Config, Model, Ramp, Rates, Sheet
 
 MOST_COMBINATIONS = 10_000  # rows or arms of one sweep
 MOST_LAYERS = 10_000  # largest number in the name of a network
@@ -43,8 +44,8 @@ def structure_problems(sheet: dict) -> list[str]:
                     problems.append(f"{where}: its sweep gives {_product(sweep)} rows, but '{key}' has {len(row[key])} numbers")
     if "sizes" in sheet and len(sheet["sizes"]) != (rows := sum(_product(row.get("sweep") or {}) for row in sheet["tables"][0]["rows"])):
         problems.append(f"sizes: there are {len(sheet['sizes'])} entries for the {rows} rows of the first table")
-    for part in ("tables", "claims"):
-        names = [entry["id"] for entry in sheet[part]]
+    for part in ("tables", "claims", "findings"):
+        names = [entry["id"] for entry in sheet.get(part, [])]
         problems += [f"{part}: the id '{name}' is used twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     return problems
 
@@ -96,7 +97,8 @@ def _sweep_problems(where: str, sweep: dict, texts: list[str]) -> list[str]:
 def problems(paper) -> list[str]:
     """Everything that is wrong with a paper's sheet, one sentence each: its structure or, if that is right, its references."""
     first = structure_problems(paper.sheet) or _missing_parameters(paper)
-    return first or [*_budget_problems(paper), *_table_problems(paper), *_claim_problems(paper), *_metric_problems(paper)]
+    checks = (_budget_problems, _table_problems, _claim_problems, _finding_problems, _metric_problems)
+    return first or [problem for check in checks for problem in check(paper)]
 
 
 def _missing_parameters(paper) -> list[str]:
@@ -304,10 +306,56 @@ def _claim_problems(paper) -> list[str]:
     return [
         f"claim {claim['id']} names the arm '{arm}', which does not exist{near(arm, paper.arms)}"
         for claim in paper.sheet["claims"]
-        for side in ("left", "right")
-        for arm in claim[side].get("arms") or []
+        for arm in paper.compared(claim)
         if arm not in paper.arms
     ]
+
+
+def _finding_problems(paper) -> list[str]:
+    """Budgets and arms that do not exist, and placeholders and values that do not fit one another."""
+    problems = []
+    for finding in paper.sheet.get("findings", []):
+        where, budget = f"finding {finding['id']}", finding["budget"]
+        if budget not in paper.budgets:
+            problems.append(f"{where} names the budget '{budget}', which does not exist{near(budget, paper.budgets)}")
+            continue
+        run = paper.budget_arms(budget)
+        for name, value in finding["values"].items():
+            for arm in paper.compared(value):
+                if arm not in paper.arms:
+                    problems.append(f"{where}: {name} names the arm '{arm}', which does not exist{near(arm, paper.arms)}")
+                elif arm not in run:
+                    problems.append(f"{where}: {name} names the arm '{arm}', which budget {budget} does not run")
+        problems += [f"{where}: {problem}" for problem in _placeholder_problems(paper, finding)]
+    return problems
+
+
+def _placeholder_problems(paper, finding: dict) -> list[str]:
+    values, used, problems = finding["values"], set(), []
+    for text in (finding["text"], finding.get("paper") or "", finding.get("why") or ""):
+        try:
+            fields = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
+        except ValueError as error:
+            return [f"'{text}' is not a valid template ({error}): write a literal brace twice"]
+        for name, how, conversion in fields:
+            used.add(name)
+            if name not in values:
+                problems.append(f"the placeholder '{{{name}}}' has no value{near(name, values)}")
+            elif how not in SHOWN or conversion:
+                known = ", ".join(filter(None, SHOWN))
+                problems.append(f"'{{{name}:{how}}}' shows nothing: write {{{name}}}, or one of {known} after a colon")
+            elif how == "seeds" and not _bounded(values[name]):
+                problems.append(f"'{{{name}:seeds}}' counts seeds within bounds: give {name} 'above' or 'below'")
+            elif how == "paper" and math.isnan(paper.reported(values[name])):
+                problems.append(f"'{{{name}:paper}}' needs a reported number for every arm and metric of {name}: no table has them all")
+    for name, value in values.items():
+        if name not in used and not _bounded(value):
+            problems.append(f"nothing shows the value {name}: write {{{name}}} in the text, or give it 'above' or 'below'")
+    return problems
+
+
+def _bounded(value: dict) -> bool:
+    return value.get("above") is not None or value.get("below") is not None
 
 
 def _metric_problems(paper) -> list[str]:
@@ -331,11 +379,13 @@ def _metric_problems(paper) -> list[str]:
 
 
 def used_metrics(paper) -> list[tuple[str, str | None, str]]:
-    """(place in the sheet, arm, metric) of every row and of every side of a claim."""
+    """(place in the sheet, arm, metric) of every row and of every side of a claim or a finding."""
     rows = [(f"table {table['id']}, row '{row['label']}'", row["arm"], row["metric"]) for table in paper.tables for row in table["rows"]]
+    pairs = [(f"claim {claim['id']}", claim) for claim in paper.sheet["claims"]]
+    pairs += [(f"finding {each['id']}", value) for each in paper.sheet.get("findings", []) for value in each["values"].values()]
     return rows + [
-        (f"claim {claim['id']}", arm, claim[side]["metric"])
-        for claim in paper.sheet["claims"]
-        for side in ("left", "right")
-        for arm in claim[side].get("arms") or []
+        (where, arm, side["metric"])
+        for where, pair in pairs
+        for side in (pair["left"], pair.get("right") or {})
+        for arm in side.get("arms") or []
     ]

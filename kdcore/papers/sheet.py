@@ -72,14 +72,15 @@ class Equation(Model):
 
 
 class Deviation(Model):
-    """Where we depart from the paper, or reach a different result, and why."""
+    """Where we depart from the paper's protocol, and why. Results stand in ``findings``. The one kind of typed number that belongs here
+    explains a choice made on held-out training cases, before the trials and without a record."""
 
     what: Text
     """The point, with the budget in brackets if it concerns only one."""
     paper: Text | Number
-    """What the paper does or finds."""
+    """What the paper does."""
     ours: Text | Number
-    """What we do or find."""
+    """What we do."""
     why: Text
     """The reason."""
 
@@ -283,6 +284,63 @@ class Claim(Model):
         return self
 
 
+SHOWN = {
+    "": "the mean over seeds",
+    "interval": "the mean with its 95 % interval: 2.4 [1.1, 3.7]",
+    "range": "the smallest and the largest seed: 1.5 to 3.5",
+    "each": "every seed: 4.6, 4.6 and 1.5",
+    "spread": "the standard deviation over seeds",
+    "seeds": "in how many seeds the value is within its bounds: all 3 seeds, 2 of 3 seeds",
+    "paper": "the same value of the numbers that the paper reports",
+}
+
+
+class Value(Model):
+    """A number of a finding: ``left``, or ``left`` minus ``right``, seed by seed. Its bounds are what the words of the finding rely on: if
+    the text says "fewer errors", the difference must stay on one side of 0 when more seeds arrive. A difference without bounds is shown
+    with its sign."""
+
+    left: Side
+    """What is measured."""
+    right: Side | None = None
+    """What is subtracted."""
+    above: Number | None = None
+    """The value must be larger than this."""
+    below: Number | None = None
+    """The value must be smaller than this."""
+    of: Literal["mean", "every", "spread"] = "mean"
+    """What the bounds apply to: the mean over seeds, every seed, or the standard deviation over seeds."""
+
+    @model_validator(mode="after")
+    def _bounds(self):
+        if self.left.arms is None:
+            raise ValueError("left is a constant: name its arms and metric")
+        if self.left == self.right:
+            raise ValueError("it subtracts a side from itself")
+        if self.above is not None and self.below is not None and self.above >= self.below:
+            raise ValueError(f"no number is above {self.above:g} and below {self.below:g}")
+        return self
+
+
+class Finding(Model):
+    """What came out: a sentence whose numbers are computed from records. Write a number of ours in ``text``, ``paper`` or ``why`` as
+    ``{name}`` or ``{name:how}``, with the name of one of ``values``. Where the records leave the bounds of a value, the finding is shown
+    as no longer true, and ``kdcore check`` says so. A finding without records is not shown."""
+
+    id: Name
+    """A short name."""
+    budget: Text
+    """The budget whose records it is about."""
+    text: Text
+    """The sentence."""
+    values: Annotated[dict[Name, Value], Field(min_length=1)]
+    """Its numbers, by name."""
+    paper: Text | None = None
+    """What the paper finds; left out if it says nothing."""
+    why: Text | None = None
+    """The reason, as far as it was tested."""
+
+
 class Size(Model):
     """The size of a network in the first table, as the paper prints it and as counted."""
 
@@ -342,7 +400,9 @@ class Sheet(Model):
     claims: list[Claim]
     """What the paper claims about its numbers."""
     deviations: list[Deviation]
-    """Where we depart from the paper."""
+    """Where we depart from the paper's protocol."""
+    findings: list[Finding] = []
+    """What came out, in sentences."""
 
 
 DERIVABLE = {"is_teacher", "teacher_network"}  # what ``Paper.resolved`` finds out where config says ``derived``

@@ -26,6 +26,7 @@ PARTS = [
     ("tables", [sheet.Table, sheet.Row], ("hinton_mnist", "tables", "- id: errors")),
     ("claims", [sheet.Claim, sheet.Side], ("hinton_mnist", "claims", "- id: high_t_alike")),
     ("deviations", [sheet.Deviation], ("hinton_mnist", "deviations", "- what: hard weight")),
+    ("findings", [sheet.Finding, sheet.Value], ("fsp", "findings", "- id: fitnet_ahead")),
     ("sizes", [sheet.Size], None),
 ]
 
@@ -51,6 +52,13 @@ and `mark`; a sweep stands for many arms; and a YAML anchor (`&name`, `*name`, `
 
 The configuration of a trial is `config`, overridden in turn by its arm, by its budget's `config`, and by the budget's patterns that
 match the arm. All of it is part of the trial's id, so changing a value makes new trials.
+"""
+
+SHOWN = """\
+### What a placeholder shows
+
+| placeholder | shows |
+| --- | --- |
 """
 
 ARMS = """\
@@ -108,6 +116,8 @@ def _page(schema: dict) -> str:
             if number:
                 parts.append(f"### {_heading(model)}\n")
             parts += [_docstring(model), _keys(model, schema)]
+        if heading == "findings":
+            parts.append(SHOWN + "".join(f"| `{{name{how and ':'}{how}}}` | {what} |\n" for how, what in sheet.SHOWN.items()))
         if example:
             parts.append(f"From `{example[0]}`:\n\n```yaml\n{_example(*example)}\n```\n")
     marks = "".join(f"| `{mark}` | {meaning} |\n" for mark, meaning in sheet.MARKS.items())

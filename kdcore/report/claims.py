@@ -26,7 +26,7 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     rows = []
     for claim in paper.sheet.get("claims", []):
         arms = [arm for side in ("left", "right") for arm in claim[side].get("arms", ())]
-        sides = [_by_seed(done, claim[side]) for side in ("left", "right")]
+        sides = [None if "value" in claim[side] else select.by_seed(done, claim[side]) for side in ("left", "right")]
         seeds = sorted(set.intersection(*(set(side) for side in sides if side is not None)))
         left, right = (
             [side[s] if side is not None else claim[name]["value"] for s in seeds]
@@ -66,17 +66,6 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs = tables.about(paper, budget, done) | {"kind": "claims", "id": "claims", "title": "Claims", "number": None, "source": ""}
     return frame
-
-
-def _by_seed(records: list[dict], side: dict) -> dict[int, float] | None:
-    """{seed: mean of the metric over the side's arms} for the seeds that have all arms; None for a constant."""
-    if "value" in side:
-        return None
-    values: dict[int, list[float]] = {}
-    for record in records:
-        if record["arm"] in side["arms"]:
-            values.setdefault(record["seed"], []).append(select.measured(record, side["metric"]))
-    return {seed: sum(each) / len(each) for seed, each in values.items() if len(each) == len(side["arms"])}
 
 
 def _reported(paper, claim: dict) -> dict[str, float]:

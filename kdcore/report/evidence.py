@@ -6,6 +6,7 @@ import pandas as pd
 
 from kdcore.report import select
 from kdcore.report.claims import claims
+from kdcore.report.findings import findings
 from kdcore.report.tables import table
 
 
@@ -20,6 +21,11 @@ class Evidence:
     def budgets(self) -> list[str]:
         """The budgets that have results, in the order of the sheet."""
         return select.budgets(self.paper, self.records)
+
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """What came out, in sentences."""
+        return findings(self.paper, self.records)
 
     def of_budget(self, budget: str) -> list[dict]:
         """The records of one budget, including stale and failed ones."""

@@ -67,6 +67,15 @@ def measured(record: dict, metric: str) -> float:
     return value
 
 
+def by_seed(records: list[dict], side: dict) -> dict[int, float]:
+    """{seed: mean of the metric over the side's arms} for the seeds that have all arms. side: as in the sheet, not a constant."""
+    values: dict[int, list[float]] = {}
+    for record in records:
+        if record["arm"] in side["arms"]:
+            values.setdefault(record["seed"], []).append(measured(record, side["metric"]))
+    return {seed: sum(each) / len(each) for seed, each in values.items() if len(each) == len(side["arms"])}
+
+
 def doubt(row: dict) -> str:
     """The mark of a row's reported number if it is one of ``DOUBTFUL``, else ""."""
     return row["mark"] if row.get("mark") in DOUBTFUL else ""
