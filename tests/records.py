@@ -1,14 +1,26 @@
 """Records for tests of the report: valid ones, of no training."""
 
 import base64
+import copy
 import dataclasses
 
 import numpy as np
 
+from kdcore import papers
 from kdcore.papers.spec import Trial
 
 KEY = "hinton_mnist"
 README = "# kdcore\n\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\n\nThe end.\n"
+
+
+def judged(key: str = KEY) -> papers.Paper:
+    """A paper whose budget fast counts as its protocol, with two seeds planned for every arm. Trials keep their ids."""
+    sheet = copy.deepcopy(papers.get(key).sheet)
+    fast = sheet["budgets"]["fast"]
+    fast |= {"scale": "protocol", "seeds": 2}
+    for overrides in fast["arms"].values():
+        overrides.pop("seeds", None)
+    return papers.Paper(key, sheet)
 
 
 def made(trial: Trial, metrics: dict, status: str = "done", history: list | None = None) -> dict:

@@ -8,7 +8,7 @@ import shlex
 
 import numpy as np
 import pytest
-from records import KEY, README, contents, made, of_arm, synthetic
+from records import KEY, README, contents, judged, made, of_arm, synthetic
 
 from kdcore import cli, outputs, papers
 from kdcore.errors import KdcoreError
@@ -38,7 +38,8 @@ def full(paper, store):
     return store
 
 
-def test_scoreboard(paper):
+def test_scoreboard():
+    paper = judged()
     records = of_arm(paper, "fast", "small", [145, 146, 147]) + of_arm(paper, "fast", "small with KD", [74, 75])
     evidence = Evidence(paper, records + synthetic(paper, "smoke", 2, ["small"]))
     (row,) = readme.scoreboard([evidence]).to_dict("records")

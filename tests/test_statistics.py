@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kdcore.report.statistics import cell_verdict, claim_test, claim_verdict, holm, mean_interval, reported_test
+from kdcore.report.statistics import (
+    cell_verdict,
+    claim_test,
+    claim_verdict,
+    holm,
+    holm_levels,
+    mean_interval,
+    reported_test,
+    resampling_overlap,
+)
 
 # Student's t from a printed table: t(df, 0.975) and t(df, 0.95)
 T_975 = {2: 4.302653, 4: 2.776445}
@@ -53,21 +62,21 @@ def test_interval_covers_what_it_says():
         ([], None, 15, "not run"),
         ([146, 147], None, 15, "no number"),
         ([146, 147], math.nan, 15, "no number"),
-        ([146], 146, 15, "inconclusive"),  # one seed shows nothing
+        ([146], 146, 15, "undecided"),  # one seed shows nothing
         # half width of the 90 % interval: 2.92 / sqrt(3) = 1.686
         ([145, 146, 147], 146, 1.6859, "reproduced"),
-        ([145, 146, 147], 146, 1.6858, "inconclusive"),
+        ([145, 146, 147], 146, 1.6858, "undecided"),
         ([146, 147, 148], 145, 5, "reproduced"),  # above, but within the margin
-        ([146, 147, 148], 145, 3, "above"),  # 2 +- 1.686
-        ([146, 147, 148], 149, 3, "below"),
-        ([100, 146, 190], 146, 15, "inconclusive"),
+        ([146, 147, 148], 145, 3, "higher"),  # 2 +- 1.686
+        ([146, 147, 148], 149, 3, "lower"),
+        ([100, 146, 190], 146, 15, "undecided"),
         # no spread: the one value decides, and the margin itself is outside
         ([150, 150, 150], 146, 4.5, "reproduced"),
-        ([150, 150, 150], 146, 4, "above"),
-        ([142, 142], 146, 4, "below"),
-        ([146, 146], 146, None, "inconclusive"),
-        ([146, 147, 148], 146, None, "inconclusive"),
-        ([148, 149, 150], 146, None, "above"),
+        ([150, 150, 150], 146, 4, "higher"),
+        ([142, 142], 146, 4, "lower"),
+        ([146, 146], 146, None, "undecided"),
+        ([146, 147, 148], 146, None, "undecided"),
+        ([148, 149, 150], 146, None, "higher"),
     ],
 )
 def test_cell_verdict(values, reported, margin, verdict):
@@ -82,7 +91,7 @@ def test_cell_verdict_is_the_equivalence_test_at_five_percent(values, reported, 
 
 @given(samples, st.integers(-80, 80), st.integers(1, 40))
 def test_cell_verdict_mirrors(values, reported, margin):
-    mirror = {"above": "below", "below": "above"}
+    mirror = {"higher": "lower", "lower": "higher"}
     verdict = cell_verdict(values, reported, margin)
     assert cell_verdict([-value for value in values], -reported, margin) == mirror.get(verdict, verdict)
 
@@ -130,7 +139,7 @@ def test_differences_without_spread():
     assert claim_test([1, 2, 3], [1, 2, 3], "same", 0.5)["p"] == 0
     assert claim_test([1, 2, 3], [2, 3, 4], "same", 0.5)["p"] == 1
     # rounding is no effect: 0.1 + 0.2 is not 0.3 in binary
-    assert claim_test([0.1 + 0.2] * 3, [0.3] * 3, "<") == {"n": 3, "mean": 0, "low": 0, "high": 0, "p": 1}
+    assert claim_test([0.1 + 0.2] * 3, [0.3] * 3, "<") == {"n": 3, "mean": 0, "low": 0, "high": 0, "p": 1, "level": 0.95}
     assert claim_test([1.3, 1.2, 1.1], [1.2, 1.1, 1.0], "<")["p"] == 0
 
 
@@ -150,23 +159,91 @@ def test_claim_test_refuses():
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "relation", "margin", "adjusted", "verdict"),
+    ("left", "right", "relation", "margin", "alpha", "verdict"),
     [
-        ([1, 2, 3], [9, 10, 12], "<", None, 0.01, "holds"),
-        ([9, 10, 12], [1, 2, 3], "<", None, 0.01, "contradicted"),
-        ([1, 2, 3], [9, 10, 12], "<", None, 0.05, "inconclusive"),
-        ([1], [9], "<", None, math.nan, "inconclusive"),
-        ([], [], "<", None, math.nan, "not run"),
-        ([], [], "same", 3, math.nan, "not run"),
-        ([1, 2, 3], [1, 2, 3], "same", 3, 0.0, "holds"),
-        # differences 10, 11, 12: the 95 % interval 11 -+ 2.48 lies outside (-8, 8), not outside (-9, 9)
-        ([10, 11, 12], [0, 0, 0], "same", 8, 1.0, "contradicted"),
-        ([0, 0, 0], [10, 11, 12], "same", 8, 1.0, "contradicted"),
-        ([10, 11, 12], [0, 0, 0], "same", 9, 1.0, "inconclusive"),
+        # differences -8, -8, -9, mean -25 / 3, standard error 1 / 3: the interval of level 0.95 is -8.33 -+ 4.303 / 3
+        ([1, 2, 3], [9, 10, 12], "<", None, 0.05, "holds"),
+        ([9, 10, 12], [1, 2, 3], "<", None, 0.05, "contradicted"),
+        # differences 0, 1, 2: p = 1 - sqrt(3) / sqrt(5) = 0.2254
+        ([0, 0, 0], [0, 1, 2], "<", None, 0.2255, "holds"),
+        ([0, 0, 0], [0, 1, 2], "<", None, 0.2253, "undecided"),
+        ([1], [9], "<", None, 0.05, "undecided"),
+        ([], [], "<", None, 0.05, "not run"),
+        ([], [], "same", 3, 0.05, "not run"),
+        ([1, 2, 3], [1, 2, 3], "same", 3, 0.05, "holds"),
+        # differences 10, 11, 12: the 90 % interval 11 -+ 2.92 / sqrt(3) = 11 -+ 1.686; the 95 % interval 11 -+ 2.484
+        ([10, 11, 12], [0, 0, 0], "same", 9.31, 0.05, "contradicted"),
+        ([0, 0, 0], [10, 11, 12], "same", 9.31, 0.05, "contradicted"),
+        ([10, 11, 12], [0, 0, 0], "same", 9.32, 0.05, "undecided"),
+        ([10, 11, 12], [0, 0, 0], "same", 9.31, 0.025, "undecided"),
+        ([10, 11, 12], [0, 0, 0], "same", 8.51, 0.025, "contradicted"),
+        ([10, 11, 12], [0, 0, 0], "same", 12.69, 0.05, "holds"),
+        ([10, 11, 12], [0, 0, 0], "same", 12.68, 0.05, "undecided"),
     ],
 )
-def test_claim_verdict(left, right, relation, margin, adjusted, verdict):
-    assert claim_verdict(left, right, relation, adjusted, margin) == verdict
+def test_claim_verdict(left, right, relation, margin, alpha, verdict):
+    assert claim_verdict(claim_test(left, right, relation, margin, alpha), relation, margin) == verdict
+
+
+def test_a_side_that_is_better_is_named():
+    assert [cell_verdict([146, 147, 148], 145, 3, better) for better in ("lower", "higher", None)] == ["worse", "better", "higher"]
+    assert [cell_verdict([146, 147, 148], 149, 3, better) for better in ("lower", "higher", None)] == ["better", "worse", "lower"]
+
+
+def test_levels_of_holm_by_hand():
+    # sorted 0.005 < 0.05 / 4, 0.01 < 0.05 / 3, 0.03 >= 0.05 / 2: the last two share the level of the first that is not rejected
+    assert holm_levels([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.05 / 3, 0.025, 0.025, 0.0125])
+    assert holm_levels([0.6, math.nan, 0.7])[::2] == [0.025, 0.025] and math.isnan(holm_levels([0.6, math.nan, 0.7])[1])
+    assert holm_levels([0.001, 0.002]) == [0.025, 0.05] and holm_levels([]) == []
+
+
+CLAIM = st.tuples(st.lists(st.integers(-40, 40).map(lambda i: i / 8), min_size=0, max_size=6), st.sampled_from(["<", "same"]))
+
+
+@given(st.lists(CLAIM, min_size=1, max_size=8), st.sampled_from([0.0, 0.4]))
+def test_intervals_show_what_holm_decides(claims, overlap):
+    """The adjusted p, computed apart from the levels, is below 5 % exactly where the interval decides."""
+    margin = 2.5
+    arguments = [(values, [0] * len(values), relation, margin if relation == "same" else None) for values, relation in claims]
+    alone = [claim_test(*each, overlap=overlap)["p"] for each in arguments]
+    for each, adjusted, alpha in zip(arguments, holm(alone), holm_levels(alone), strict=True):
+        relation = each[2]
+        if math.isnan(adjusted) or abs(adjusted - 0.05) < 1e-9:
+            continue
+        test = claim_test(*each, alpha, overlap)
+        if relation == "<":
+            assert (test["low"] > 0 or test["high"] < 0) == (adjusted < 0.05) and test["level"] == pytest.approx(1 - alpha)
+        else:
+            assert (-margin < test["low"] and test["high"] < margin) == (adjusted < 0.05) and test["level"] == pytest.approx(1 - 2 * alpha)
+        assert (claim_verdict(test, relation, margin) in ("holds", "contradicted")) or adjusted >= 0.05
+
+
+def test_resampled_test_sets_by_hand():
+    # Nadeau & Bengio: J = 4 test sets of 1 / 5 of the cases, variance 1 / 4 + 1 / 4 instead of 1 / 4. Values 1, 2, 3, 6: mean 3,
+    # squares 4 + 1 + 0 + 9 = 14, s^2 = 14 / 3; standard error sqrt(14 / 3 / 2), with 3 degrees of freedom (t = 3.182446)
+    half = 3.182446 * math.sqrt(14 / 6)
+    assert mean_interval([1, 2, 3, 6], overlap=resampling_overlap(1, 0.2)) == pytest.approx((3, 3 - half, 3 + half), abs=1e-5)
+    test = claim_test([1, 2, 3, 6], [0, 0, 0, 0], "<", overlap=0.25)
+    assert (test["low"], test["high"]) == pytest.approx((3 - half, 3 + half), abs=1e-5)
+    assert test["p"] == pytest.approx(2 * _density_integral(3 / math.sqrt(14 / 6), 3), abs=1e-7)
+    # ten test sets of a tenth in each of two means: s^2 of the sets is ten times that of the means; (1 / 20 + 1 / 9) 10 = 0.5 + 10 / 9
+    assert resampling_overlap(10, 0.1) == pytest.approx(10 / 9)
+    _, low, high = mean_interval([4, 6], overlap=10 / 9)  # s^2 = 2, t(1, 0.975) = 12.7062
+    assert (low, high) == pytest.approx(
+        (5 - 12.7062 * math.sqrt(2 * (0.5 + 10 / 9)), 5 + 12.7062 * math.sqrt(2 * (0.5 + 10 / 9))), abs=1e-4
+    )
+    assert cell_verdict([4.9, 5.0, 5.1], 5, 0.3) == "reproduced" and cell_verdict([4.9, 5.0, 5.1], 5, 0.3, overlap=1.0) == "undecided"
+
+
+def test_means_of_overlapping_test_sets_cover_the_truth_once_corrected():
+    """Ten means of ten test sets, correlated as Nadeau & Bengio assume (by the share of the cases in a test set)."""
+    rng, rho = np.random.default_rng(0), 0.1
+    shared, own = rng.standard_normal((2000, 1)), rng.standard_normal((2000, 10)) / math.sqrt(10)
+    means = math.sqrt(rho) * shared + math.sqrt(1 - rho) * own
+    inside = [
+        [low <= 0 <= high for _, low, high in (mean_interval(row, overlap=o) for row in means)] for o in (0.0, resampling_overlap(10, rho))
+    ]
+    assert np.mean(inside[0]) < 0.5 and 0.935 < np.mean(inside[1]) < 0.965
 
 
 def test_holm_by_hand():

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from matplotlib.text import Text
-from records import KEY, made, of_arm, synthetic
+from records import KEY, judged, made, of_arm, synthetic
 
 from kdcore import papers
 from kdcore.errors import KdcoreError
@@ -15,13 +15,13 @@ from kdcore.report.evidence import Evidence
 
 @pytest.fixture(scope="module")
 def paper():
-    return papers.get(KEY)
+    return judged()
 
 
 def test_table_joins_reported_and_measured_numbers(paper):
     records = of_arm(paper, "fast", "small", [145, 146, 147]) + of_arm(paper, "fast", "small with KD", [90, 91, 92])
     frame = tables.table(paper, "errors", records, "fast")
-    assert list(frame["verdict"]) == ["not run", "reproduced", "above"]
+    assert list(frame["verdict"]) == ["not run", "reproduced", "worse"]
     cumbersome, small, distilled = frame.to_dict("records")
     assert (cumbersome["paper"], cumbersome["n"]) == (67, 0) and math.isnan(cumbersome["ours"])
     half = 4.302653 / math.sqrt(3)
@@ -75,7 +75,7 @@ def test_a_number_that_nobody_could_verify_is_shown_with_its_mark_and_gets_no_ve
     assert f">146 [{mark}]<" in page and "– unverified" in page and f"{formats.MARKS[mark]}; such a number gets no verdict." in page
     headline = readme.headline(frame).split("\n")
     assert headline[0] == f"small (2x800): 146.0 [144, 148] (paper 146 [{mark}])"
-    assert words.counts(frame["verdict"], tables.VERDICTS) == "1 reproduced, 1 not run", "no verdict is counted"
+    assert words.counts(frame["verdict"], tables.VERDICTS) == "1 reproduced, 1 unverified, 1 not run"
     figure = figures.paper_against_ours(frame)
     assert f"unverified [{mark}]" in [text.get_text() for text in figure.findobj(Text)]
     assert len(figure.axes[0].patches) == 1, "a band of the margin for the other row alone"
@@ -97,8 +97,8 @@ def test_two_budgets_never_mix(paper):
 def test_embedded_data_are_not_compared(paper):
     records = synthetic(paper, "smoke", 2)
     frame = tables.table(paper, "errors", records, "smoke")
-    assert set(frame["verdict"]) == {"not comparable"} and frame["difference"].isna().all() and frame["ours"].notna().all()
-    assert set(claims.claims(paper, records, "smoke")["verdict"]) == {"not comparable"}
+    assert set(frame["verdict"]) == {"demo"} and frame["difference"].isna().all() and frame["ours"].notna().all()
+    assert set(claims.claims(paper, records, "smoke")["verdict"]) == {"demo"}
     assert set(tables.table(paper, "errors", [], "smoke")["verdict"]) == {"not run"}
 
 

@@ -86,9 +86,9 @@ class Paper:
 
     @cached_property
     def tables(self) -> list[dict]:
-        """The paper's tables. Every row has label, arm (None for a number that the paper quotes from others), metric, unit,
-        margin, paper (the reported number or None) and its mark; in a table with a ``reference`` (someone else who reports
-        numbers), rows may also have reference (that number or None).
+        """The paper's tables. Every row has label, arm (None for a number that the paper quotes from others), metric, unit, better
+        ("lower", "higher" or None), margin, paper (the reported number or None) and its mark; in a table with a ``reference``
+        (someone else who reports numbers), rows may also have reference (that number or None).
 
         A row with a sweep becomes one row for each combination; its numbers may be lists, one number for each. Raises
         KdcoreError if such a list has the wrong length."""
@@ -99,16 +99,17 @@ class Paper:
             rows = []
             for row in table["rows"]:
                 combinations = _combinations(row.get("sweep", {}))
-                numbers = {key: self._numbers(row, key, len(combinations)) for key in ("paper", "reference") if key in row}
+                numbers = {key: self._numbers(row, key, len(combinations)) for key in ("paper", "reference", "margin") if key in row}
                 for i, chosen in enumerate(combinations):
                     names = {"label": row["label"].format(**chosen), "arm": row["arm"] and row["arm"].format(**chosen)}
                     values = {key: column[i] for key, column in numbers.items()}
-                    rows.append(defaults | (mark if values.get("paper") is not None else {}) | row | names | values)
+                    better = {"better": None if "unit" in row else table.get("better")}
+                    rows.append(defaults | better | (mark if values.get("paper") is not None else {}) | row | names | values)
             tables.append(table | {"rows": rows})
         return tables
 
     def _numbers(self, row: dict, key: str, count: int) -> list:
-        """The reported numbers of a row, one for each combination of its sweep."""
+        """The reported numbers of a row, or its margins, one for each combination of its sweep."""
         numbers = row[key] if isinstance(row[key], list) else [row[key]] * count
         if len(numbers) != count:
             raise KdcoreError(
@@ -120,20 +121,6 @@ class Paper:
     def compared(pair: dict) -> list[str]:
         """The arms of both sides of a claim, or of a finding's value."""
         return [arm for side in (pair["left"], pair.get("right") or {}) for arm in side.get("arms") or []]
-
-    def reported(self, pair: dict) -> float:
-        """``left`` minus ``right`` of a claim or a finding's value (``left``, without a right) in numbers that the paper reports; nan
-        unless its tables have them all. Where a table gives an arm's accuracy, its error is 100 - accuracy."""
-        known = {(row["arm"], row["metric"]): row["paper"] for table in self.tables for row in table["rows"] if row["paper"] is not None}
-        known = {(arm, metric.replace("accuracy", "error")): 100 - number for (arm, metric), number in known.items()} | known
-
-        def mean(side: dict) -> float:
-            if side.get("value") is not None:
-                return side["value"]
-            numbers = [known.get((arm, side["metric"]), math.nan) for arm in side["arms"]]
-            return sum(numbers) / len(numbers)
-
-        return mean(pair["left"]) - (mean(pair["right"]) if pair.get("right") else 0)
 
     @cached_property
     def module(self):

@@ -22,6 +22,7 @@ from kdcore.papers.sheet import DERIVABLE, SHAPES, SHOWN, Config, Model, Ramp, R
 
 MOST_COMBINATIONS = 10_000  # rows or arms of one sweep
 MOST_LAYERS = 10_000  # largest number in the name of a network
+SCALES = {"smoke": "demo", "paper": "protocol"}  # of the budgets whose names say it
 
 
 def structure_problems(sheet: dict) -> list[str]:
@@ -39,7 +40,7 @@ def structure_problems(sheet: dict) -> list[str]:
         for row in table["rows"]:
             where, sweep = f"{place_of(sheet, ('tables',))} '{table['id']}', row '{row['label']}'", row.get("sweep") or {}
             problems += _sweep_problems(where, sweep, [row["label"], row["arm"] or ""])
-            for key in ("paper", "reference"):
+            for key in ("paper", "reference", "margin"):
                 if isinstance(row.get(key), list) and not problems and len(row[key]) != _product(sweep):
                     problems.append(f"{where}: its sweep gives {_product(sweep)} rows, but '{key}' has {len(row[key])} numbers")
     if "sizes" in sheet and len(sheet["sizes"]) != (rows := sum(_product(row.get("sweep") or {}) for row in sheet["tables"][0]["rows"])):
@@ -125,6 +126,8 @@ def _budget_problems(paper) -> list[str]:
     """Patterns that match no arm, and arms of a budget that cannot train."""
     problems = _naming_problems(paper)
     for name, budget in paper.budgets.items():
+        if name in SCALES and budget["scale"] != SCALES[name]:
+            problems.append(f"budgets, {name}, scale: write {SCALES[name]}, which this budget is by its name, not {budget['scale']}")
         for pattern in (*budget.get("arms", {}), *budget.get("only", [])):
             if not any(fnmatch.fnmatchcase(arm, pattern) for arm in paper.arms):
                 problems.append(f"'{pattern}' in budget {name} matches no arm")
@@ -141,7 +144,24 @@ def _budget_problems(paper) -> list[str]:
                 problems.append(f"{where}: seeds must be a number from 1 to {validation.MOST_SEEDS:,}, not {validation.shown(seeds)}")
             if arm in run:
                 problems += [f"{where}: {problem}" for problem in _config_problems(paper, name, config)]
-    return list(dict.fromkeys(problems)) or _chain_problems(paper)
+    return list(dict.fromkeys(problems)) or [*_resampling_problems(paper), *_chain_problems(paper)]
+
+
+def _resampling_problems(paper) -> list[str]:
+    """Parameters that ``resampled`` names and that do not describe random test sets."""
+    named = paper.sheet.get("resampled") or {}
+    problems = [f"resampled: there is no parameter '{name}'{near(name, paper.sheet['config'])}" for name in named.values()
+                if name not in paper.sheet["config"]]  # fmt: skip
+    for budget in paper.budgets if named and not problems else ():
+        for arm in paper.budget_arms(budget):
+            config = paper.resolved(budget, arm)
+            count, share = config[named["repetitions"]], config[named["share"]]
+            if not (isinstance(count, int) and count >= 1 and isinstance(share, float) and 0 < share < 1):
+                problems.append(
+                    f"arm '{arm}' at {budget}: resampled needs a whole number of test sets and a share between 0 and 1, "
+                    f"not {validation.shown(count)} and {validation.shown(share)}"
+                )
+    return problems
 
 
 def _naming_problems(paper) -> list[str]:
@@ -303,7 +323,19 @@ def _repeated_rows(table: dict) -> list[str]:
 
 
 def _claim_problems(paper) -> list[str]:
-    return [
+    effects = {claim["id"]: claim.get("effect") for claim in paper.sheet["claims"]}
+    if effects and not paper.sheet.get("headline"):
+        return ["headline: name the one to three claims that stand for the paper"]
+    if len(set(headline := paper.sheet.get("headline", []))) < len(headline):
+        return ["headline: it names a claim twice"]
+    problems = [
+        f"headline: there is no claim '{name}'{near(name, effects)}"
+        if name not in effects
+        else f"claim {name} is in the headline: write its effect, in a few words"
+        for name in headline
+        if not effects.get(name)
+    ]
+    return problems + [
         f"claim {claim['id']} names the arm '{arm}', which does not exist{near(arm, paper.arms)}"
         for claim in paper.sheet["claims"]
         for arm in paper.compared(claim)
@@ -346,12 +378,18 @@ def _placeholder_problems(paper, finding: dict) -> list[str]:
                 problems.append(f"'{{{name}:{how}}}' shows nothing: write {{{name}}}, or one of {known} after a colon")
             elif how == "seeds" and not _bounded(values[name]):
                 problems.append(f"'{{{name}:seeds}}' counts seeds within bounds: give {name} 'above' or 'below'")
-            elif how == "paper" and math.isnan(paper.reported(values[name])):
+            elif how == "paper" and math.isnan(_reported(paper, values[name])):
                 problems.append(f"'{{{name}:paper}}' needs a reported number for every arm and metric of {name}: no table has them all")
     for name, value in values.items():
         if name not in used and not _bounded(value):
             problems.append(f"nothing shows the value {name}: write {{{name}}} in the text, or give it 'above' or 'below'")
     return problems
+
+
+def _reported(paper, value: dict) -> float:
+    from kdcore.report.claims import reported
+
+    return reported(paper, value)["reported"]
 
 
 def _bounded(value: dict) -> bool:

@@ -32,6 +32,8 @@ MARKS = {
     "M?": "from memory, and unsure",
     "?": "not stated anywhere: what we do is our choice",
 }
+Scale = Literal["protocol", "short", "scaled", "demo"]
+Better = Literal["lower", "higher"]
 Sweep = Annotated[dict[Text, Annotated[list[str | float], Field(min_length=1)]], Field(min_length=1)]
 Seeds = Annotated[int, Field(ge=1, le=validation.MOST_SEEDS)]
 
@@ -165,13 +167,15 @@ class Rates(Model):
 
 
 class Budget(Model):
-    """One scale of the replication: what it runs, for how long, with how many seeds. Of several patterns in ``arms`` that match, the last
+    """One size of the replication: what it runs, for how long, with how many seeds. Of several patterns in ``arms`` that match, the last
     one wins."""
 
     about: Text
     """A one-line summary: data, lengths, and which arms if not all."""
-    comparable: bool = True
-    """Whether its numbers may be compared with the paper's; false for ``smoke``."""
+    scale: Scale
+    """How close it comes to the paper, which decides what gets a verdict. ``protocol``: the paper's own networks, data and lengths, as at
+    budget ``paper``; numbers and claims. ``short``: the same networks and data, trained for less; claims, and numbers that agree with the
+    paper's. ``scaled``: smaller networks, or less data; claims alone. ``demo``: embedded data, as at budget ``smoke``; nothing."""
     time: Text
     """How long it takes, and on what."""
     seeds: Seeds
@@ -185,7 +189,8 @@ class Budget(Model):
 
 
 class Row(Model):
-    """One number of a table. ``metric``, ``unit``, ``margin`` and ``mark`` are the table's unless the row has its own."""
+    """One number of a table. ``metric``, ``unit``, ``margin`` and ``mark`` are the table's unless the row has its own; so is
+    ``better``, unless the row has a ``unit`` of its own."""
 
     label: Text
     """What the row is called."""
@@ -203,10 +208,13 @@ class Row(Model):
     """How certain the reported number is."""
     metric: Metric | None = None
     """The metric that is shown: a name in ``METRICS`` of the paper's ``trial.py``."""
-    margin: Amount | None = None
-    """How far our number may be from the paper's and still count as the same result, in the metric's unit."""
+    margin: Amount | None | list[Amount] = None
+    """How far our number may be from the paper's and still count as the same result, in the metric's unit; for a sweep, also a list with
+    one number per combination."""
     unit: Text | None = None
     """The metric's unit."""
+    better: Better | None = None
+    """Whether lower or higher numbers are better; none if neither is."""
 
 
 class Table(Model):
@@ -224,6 +232,8 @@ class Table(Model):
     """Who else reports numbers, in the rows' ``reference``."""
     unit: Text
     """The metric's unit."""
+    better: Better | None = None
+    """Whether lower or higher numbers are better, for the rows in this unit; none if neither is."""
     metric: Metric
     """The metric that is shown: a name in ``METRICS`` of the paper's ``trial.py``."""
     margin: Amount
@@ -262,6 +272,8 @@ class Claim(Model):
     """A short name, for files."""
     text: Text
     """The statement, in our words."""
+    effect: Text | None = None
+    """What is compared, in a few words: "soft targets instead of labels". Needed for a claim in the sheet's ``headline``."""
     source: Text
     """Where the paper says so."""
     left: Side
@@ -341,6 +353,16 @@ class Finding(Model):
     """The reason, as far as it was tested."""
 
 
+class Resampled(Model):
+    """The parameters of ``config`` that describe random test sets drawn from one data set. Test sets that overlap, and training sets that
+    share most cases, make trials alike, so intervals and tests are corrected (Nadeau & Bengio 2003, Machine Learning 52:239)."""
+
+    repetitions: Text
+    """The parameter with the number of random test sets in one trial."""
+    share: Text
+    """The parameter with the share of the cases in each of them."""
+
+
 class Size(Model):
     """The size of a network in the first table, as the paper prints it and as counted."""
 
@@ -392,13 +414,17 @@ class Sheet(Model):
     """The ways to train a model, by name: what each sets differently from ``config``. An arm with a ``sweep`` stands for one arm per
     combination, with ``{variable}`` in its name and settings filled in."""
     budgets: Annotated[dict[Literal["smoke", "laptop", "fast", "paper"], Budget], Field(min_length=1)]
-    """Scales of the replication, from seconds to the full protocol."""
+    """Sizes of the replication, from seconds to the full protocol."""
     runs: Annotated[int, Field(ge=2)] | None = None
     """The number of runs behind the paper's means and standard deviations."""
+    resampled: Resampled | None = None
+    """For trials that draw random test sets from one data set."""
     tables: Annotated[list[Table], Field(min_length=1)]
     """Reported numbers and their sources; the first table is the paper's headline."""
     claims: list[Claim]
     """What the paper claims about its numbers."""
+    headline: Annotated[list[Name], Field(min_length=1, max_length=3)] | None = None
+    """Ids of the claims that stand for the paper, the most important first. Their effects are shown beside the paper's own."""
     deviations: list[Deviation]
     """Where we depart from the paper's protocol."""
     findings: list[Finding] = []

@@ -27,6 +27,7 @@ PARTS = [
     ("claims", [sheet.Claim, sheet.Side], ("hinton_mnist", "claims", "- id: high_t_alike")),
     ("deviations", [sheet.Deviation], ("hinton_mnist", "deviations", "- what: hard weight")),
     ("findings", [sheet.Finding, sheet.Value], ("fsp", "findings", "- id: fitnet_ahead")),
+    ("resampled", [sheet.Resampled], ("born_again_trees", "resampled", "")),
     ("sizes", [sheet.Size], None),
 ]
 

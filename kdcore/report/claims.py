@@ -1,88 +1,137 @@
-"""Tests of a paper's claims on our records and, if it reports means and standard deviations, on its own numbers."""
+"""Tests of a paper's claims on our records, beside the paper's own numbers."""
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from kdcore.report import select, statistics, tables, words
 
-VERDICTS = ("holds", "contradicted", "inconclusive", "not run", "not comparable")
+VERDICTS = ("holds", "contradicted", "undecided", "interim", "not run", "demo")
+REPORTED = ("reported", "reported_low", "reported_high", "reported_p", "reported_right")
 
 
 def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     """The paper's claims at one budget, one row each.
 
     A side is the mean of a metric over its arms, seed by seed (only seeds that have all of them count), or a constant.
-    Columns: id, text, source, relation, margin; left, right (means over the shared seeds), difference with low, high (left -
-    right; 95 % interval, 90 % for "same"), n (seeds), p (Holm-adjusted over the paper's claims that could be tested), p_alone,
-    verdict, left_side, right_side (in words), mixed (the seeds whose student and teacher ran on different processors). If the
-    sheet gives the number of ``runs`` behind the paper's means and standard deviations, also reported, reported_low,
-    reported_high, reported_p: the same for the paper's own numbers (``statistics.reported_test``, unadjusted), nan if a side has
-    none.
+    Columns: id, text, effect, source, relation, margin, unit; left, right (means over the shared seeds), difference (left - right)
+    with low and high, the interval of the given level that the verdict uses (``statistics.holm_levels`` over the claims that could
+    be tested), n (seeds), planned (those that the sheet asks for), p (Holm-adjusted), p_alone, verdict ("interim" with fewer seeds
+    than planned, "demo" at that scale), left_side, right_side (in words), mixed (the seeds whose student and teacher ran on
+    different processors); reported (left - right of the paper's own numbers), reported_right (its right side), reported_low,
+    reported_high, reported_p (``statistics.reported_test``, unadjusted, where the sheet gives standard deviations and the number of
+    ``runs`` behind them); nan where a number is missing.
     """
     done, by_id = select.results(paper, records, budget), {record["id"]: record for record in records}
-    comparable = paper.budget(budget).get("comparable", True)
+    scale = paper.budget(budget)["scale"]
     mixed = {(record["arm"], record["seed"]) for record in done if select.mixed_processors(record, by_id)}
-    rows = []
+    rows, tests = [], []
     for claim in paper.sheet.get("claims", []):
-        arms = [arm for side in ("left", "right") for arm in claim[side].get("arms", ())]
-        sides = [None if "value" in claim[side] else select.by_seed(done, claim[side]) for side in ("left", "right")]
-        seeds = sorted(set.intersection(*(set(side) for side in sides if side is not None)))
-        left, right = (
-            [side[s] if side is not None else claim[name]["value"] for s in seeds]
-            for side, name in zip(sides, ("left", "right"), strict=True)
-        )
-        test = statistics.claim_test(left, right, claim["relation"], claim.get("margin"))
+        arms = paper.compared(claim)
+        left, right, seeds = _sides(done, claim)
+        arguments = {"relation": claim["relation"], "margin": claim.get("margin"), "overlap": select.overlap(paper, budget, arms)}
+        tests.append((left, right, arguments))
         rows.append(
             {
                 "id": claim["id"],
                 "text": claim["text"],
+                "effect": claim.get("effect", ""),
                 "source": claim["source"],
                 "relation": claim["relation"],
                 "margin": tables.as_float(claim.get("margin")),
+                "unit": unit(paper, claim),
                 "left": statistics.mean_interval(left)[0],
                 "right": statistics.mean_interval(right)[0],
-                "difference": test["mean"],
-                "low": test["low"],
-                "high": test["high"],
-                "n": test["n"],
-                "p_alone": test["p"],
+                "planned": min(paper.seeds(budget, arm) for arm in arms) if set(arms) <= set(paper.budget_arms(budget)) else 0,
                 "left_side": _in_words(claim["left"]),
                 "right_side": _in_words(claim["right"]),
                 "mixed": [seed for seed in seeds if any((arm, seed) in mixed for arm in arms)],
-                "sides": (left, right),
-                **_reported(paper, claim),
+                **reported(paper, claim),
             }
         )
-    for row, p in zip(rows, statistics.holm(row["p_alone"] for row in rows), strict=True):
-        left, right = row.pop("sides")
-        row["p"] = p
-        verdict = statistics.claim_verdict(left, right, row["relation"], p, None if math.isnan(row["margin"]) else row["margin"])
-        row["verdict"] = verdict if comparable or verdict == "not run" else "not comparable"
+    alone = [statistics.claim_test(left, right, **arguments)["p"] for left, right, arguments in tests]
+    adjusted, levels = statistics.holm(alone), statistics.holm_levels(alone)
+    for row, (left, right, arguments), p, alpha in zip(rows, tests, adjusted, levels, strict=True):
+        test = statistics.claim_test(left, right, **arguments, alpha=0.05 if math.isnan(alpha) else alpha)
+        row |= {name: test[name] for name in ("low", "high", "n", "level")} | {"difference": test["mean"], "p": p, "p_alone": test["p"]}
+        verdict = statistics.claim_verdict(test, row["relation"], arguments["margin"])
+        short = 0 < test["n"] < row["planned"]
+        row["verdict"] = verdict if verdict == "not run" else "demo" if scale == "demo" else "interim" if short else verdict
     columns = [
-        "id", "text", "left", "right", "relation", "margin", "difference", "low", "high", "n", "p", "p_alone", "verdict", "left_side",
-        "right_side", "source", "mixed", *(("reported", "reported_low", "reported_high", "reported_p") if "runs" in paper.sheet else ()),
+        "id", "text", "effect", "left", "right", "relation", "margin", "unit", "difference", "low", "high", "level", "n", "planned",
+        "p", "p_alone", "verdict", "left_side", "right_side", "source", "mixed", *REPORTED,
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs = tables.about(paper, budget, done) | {"kind": "claims", "id": "claims", "title": "Claims", "number": None, "source": ""}
     return frame
 
 
-def _reported(paper, claim: dict) -> dict[str, float]:
-    """The test of a claim on the paper's own means and standard deviations; {} if the sheet has no ``runs``."""
-    if "runs" not in paper.sheet:
-        return {}
-    known = {
-        (row["arm"], row["metric"]): (row["paper"], row["std"])
-        for table in paper.tables
-        for row in table["rows"]
-        if row.get("std") is not None and not select.doubt(row)
-    }
-    sides = [[known.get((arm, claim[side]["metric"])) for arm in claim[side].get("arms", ())] for side in ("left", "right")]
-    test = dict.fromkeys(("mean", "low", "high", "p"), math.nan)
-    if all(side and None not in side for side in sides):
-        test = statistics.reported_test(*sides, paper.sheet["runs"], claim["relation"], claim.get("margin"))
-    return {"reported": test["mean"], **{f"reported_{key}": test[key] for key in ("low", "high", "p")}}
+def reported(paper, pair: dict) -> dict[str, float]:
+    """The columns ``REPORTED`` of a claim or a finding's value: left - right (left, without a right) of the paper's own numbers, nan
+    where one is missing.
+
+    The numbers are those of one table if a table has all of them, else the first of each arm in the sheet. Where an error is asked for,
+    an accuracy counts as 100 - accuracy. Unverified numbers (``select.DOUBTFUL``) count as missing.
+    """
+    by_table = [_known(table) for table in paper.tables]
+    everywhere = {key: value for known in reversed(by_table) for key, value in known.items()}
+    sides = (pair["left"], pair.get("right") or {"value": 0.0})
+    for known in (*by_table, everywhere):
+        left, right = ([known.get((arm, side.get("metric"))) for arm in side.get("arms") or ()] for side in sides)
+        if None not in (*left, *right):
+            break
+    else:
+        return dict.fromkeys(REPORTED, math.nan)
+    means = [
+        float(np.mean([mean for mean, _ in own])) if own else float(side["value"]) for own, side in zip((left, right), sides, strict=True)
+    ]
+    test = {"mean": statistics.rounded(means[0] - means[1]), "low": math.nan, "high": math.nan, "p": math.nan}
+    if "relation" in pair and "runs" in paper.sheet and left and right and not any(math.isnan(std) for _, std in (*left, *right)):
+        test = statistics.reported_test(left, right, paper.sheet["runs"], pair["relation"], pair.get("margin"))
+    return dict(zip(REPORTED, (test["mean"], test["low"], test["high"], test["p"], means[1]), strict=True))
+
+
+def unit(paper, claim: dict) -> str:
+    """The unit of a claim's metric, from the first row of the sheet with this metric (or with the accuracy, for an error)."""
+    metric = claim["left"].get("metric") or claim["right"]["metric"]
+    units = {name: name_unit for table in reversed(paper.tables) for row in reversed(table["rows"]) for name, name_unit in _names(row)}
+    return units.get(metric, "")
+
+
+def _names(row: dict) -> list[tuple[str, str]]:
+    """(metric, unit) of a row, and those of the error that its accuracy in percent stands for."""
+    metric, text = row["metric"], row["unit"]
+    return [(metric, text)] + ([(_as_error(metric), text.replace("accuracy", "error"))] if _as_error(metric) != metric else [])
+
+
+def _known(table: dict) -> dict[tuple[str, str], tuple[float, float]]:
+    """{(arm, metric): (number, standard deviation or nan)} of the numbers that the paper reports in a table, errors in percent
+    from accuracies included."""
+    known: dict[tuple[str, str], tuple[float, float]] = {}
+    for row in table["rows"]:
+        if row["arm"] is None or row["paper"] is None or select.doubt(row):
+            continue
+        number, std = float(row["paper"]), tables.as_float(row.get("std"))
+        known.setdefault((row["arm"], row["metric"]), (number, std))
+        if (error := _as_error(row["metric"])) != row["metric"]:
+            known.setdefault((row["arm"], error), (statistics.rounded(100 - number), std))
+    return known
+
+
+def _as_error(metric: str) -> str:
+    return metric.replace("accuracy_percent", "error_percent")
+
+
+def _sides(records: list[dict], claim: dict) -> tuple[list[float], list[float], list[int]]:
+    """Left and right [n] of a claim, and the seeds that both sides share."""
+    sides = [None if "value" in claim[name] else select.by_seed(records, claim[name]) for name in ("left", "right")]
+    seeds = sorted(set.intersection(*(set(side) for side in sides if side is not None)))
+    left, right = (
+        [side[seed] if side is not None else claim[name]["value"] for seed in seeds]
+        for side, name in zip(sides, ("left", "right"), strict=True)
+    )
+    return left, right, seeds
 
 
 def _in_words(side: dict) -> str:

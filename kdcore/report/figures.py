@@ -36,7 +36,7 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
         for y, row in enumerate(group.to_dict("records")):
             values = [seed["value"] for seed in row["seeds"]]
             if not math.isnan(row["paper"]):
-                if row["margin"] > 0 and frame.attrs["comparable"] and not select.doubt(row):
+                if row["margin"] > 0 and frame.attrs["scale"] in select.COMPARED and not select.doubt(row):
                     low, width = row["paper"] - row["margin"], 2 * row["margin"]
                     ax.barh(y, width, left=low, height=0.5, color=VERMILLION, alpha=0.14, lw=0, zorder=1)
                 ax.plot([row["paper"]] * 2, [y - 0.25, y + 0.25], color=VERMILLION, lw=1.4, zorder=3)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kdcore.report import select, statistics, words
+from kdcore.report.claims import reported
 
 UNTRUE = "No longer true: "
 
@@ -21,7 +22,7 @@ def findings(paper, records: list[dict]) -> pd.DataFrame:
     for finding in paper.sheet.get("findings", []):
         budget = finding["budget"]
         done = select.results(paper, records, budget)
-        values = {name: Quantity(paper, done, value) for name, value in finding["values"].items()}
+        values = {name: Quantity(paper, done, value, budget) for name, value in finding["values"].items()}
         if not all(value.seeds for value in values.values()):
             continue
         untrue = "; ".join(filter(None, (value.complaint(name) for name, value in values.items())))
@@ -59,8 +60,9 @@ class Quantity:
     seeds: {seed: left, or left - right}, of the seeds that have both.
     """
 
-    def __init__(self, paper, records: list[dict], value: dict):
+    def __init__(self, paper, records: list[dict], value: dict, budget: str):
         self.paper, self.value = paper, value
+        self.overlap = select.overlap(paper, budget, paper.compared(value))
         self.above, self.below, self.of = value.get("above"), value.get("below"), value.get("of", "mean")
         left, right = select.by_seed(records, value["left"]), value.get("right")
         if right is None or right.get("value") is not None:
@@ -91,7 +93,7 @@ class Quantity:
 
     def __format__(self, how: str) -> str:
         """As ``{name:how}`` shows it: one of ``kdcore.papers.sheet.SHOWN``."""
-        mean, low, high = statistics.mean_interval(self.numbers)
+        mean, low, high = statistics.mean_interval(self.numbers, overlap=self.overlap)
         if how == "interval":
             return words.estimate(mean, low, high, signed=self._signed)
         if how == "range":
@@ -104,7 +106,7 @@ class Quantity:
         if how == "seeds":
             return self._count()
         if how == "paper":
-            return self._text(statistics.rounded(self.paper.reported(self.value)))
+            return self._text(reported(self.paper, self.value)["reported"])
         return self._text(mean)
 
     @property

@@ -33,7 +33,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
     title, source, budget, what = (
         words.markdown(text) for text in (f"{about['short']}: {about['title']}", words.source(about), about["budget"], about["about"])
     )
-    lines = [f"# {title}", "", f"{source}{' ' if source else ''}Budget **{budget}**: {what}.", ""]
+    scale, compared = words.SCALES[about["scale"]], words.COMPARISON[about["scale"]]
+    lines = [f"# {title}", "", f"{source}{' ' if source else ''}Budget **{budget}** ({scale}): {what}. {compared}".rstrip(), ""]
     lines += [_claims_table(frame) if about["kind"] == "claims" else _numbers_table(frame), "", words.markdown(words.cost(about)), ""]
     if note := marks_note(frame.to_dict("records")):
         lines += [words.markdown(note), ""]
@@ -89,7 +90,7 @@ def _numbers_table(frame: pd.DataFrame) -> str:
             words.reported(row["paper"], row.get("std"), select.doubt(row)),
             *(words.reported(row["reference"]) for _ in others),
             words.estimate(row["ours"], row["low"], row["high"]),
-            row["n"],
+            words.of_planned(row["n"], row["planned"]),
             words.difference(row["difference"], row["ours"]),
             words.reported(row["margin"]),
             row["verdict"],
@@ -101,25 +102,28 @@ def _numbers_table(frame: pd.DataFrame) -> str:
 
 
 def _claims_table(frame: pd.DataFrame) -> str:
-    own = "reported" in frame
-    header = ["claim", "left", "right", "left - right", "n", "p (Holm)", "verdict", *(["the paper's own left - right", "p"] if own else [])]
-    rows = [
+    rows = frame.to_dict("records")
+    own, tested = words.known(rows, "reported"), words.known(rows, "reported_p")
+    header = ["claim", "left", "right", "left - right", "level", "n", "p (Holm)", "verdict"]
+    header += [*(["the paper's own left - right"] if own else []), *(["p"] if tested else [])]
+    table = [
         [
             row["text"],
             words.number(row["left"]),
             words.number(row["right"]),
             words.estimate(row["difference"], row["low"], row["high"], signed=True),
-            row["n"],
+            words.level(row["level"]) if row["n"] > 1 else "",
+            words.of_planned(row["n"], row["planned"]),
             words.p_value(row["p"]),
             row["verdict"],
         ]
-        for row in frame.to_dict("records")
+        for row in rows
     ]
     if own:
-        for cells, row in zip(rows, frame.to_dict("records"), strict=True):
+        for cells, row in zip(table, rows, strict=True):
             interval = words.estimate(row["reported"], row["reported_low"], row["reported_high"], signed=True)
-            cells += [interval, words.p_value(row["reported_p"])]
-    return words.markdown_table(header, rows)
+            cells += [interval, *([words.p_value(row["reported_p"])] if tested else [])]
+    return words.markdown_table(header, table)
 
 
 def _csv_cell(value) -> str:

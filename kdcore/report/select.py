@@ -1,7 +1,10 @@
 """Selection of the records, tables and numbers of a paper that count."""
 
 from kdcore.errors import KdcoreError
+from kdcore.report import statistics
 
+SCALES = ("protocol", "short", "scaled", "demo")  # of budgets, the closest to the paper first
+COMPARED = ("protocol", "short")  # where numbers are compared with the paper's
 DOUBTFUL = ("M?", "?")  # marks of unverified reported numbers, which are shown but get no verdict
 
 
@@ -31,6 +34,23 @@ def results(paper, records: list[dict], budget: str) -> list[dict]:
 def budgets(paper, records: list[dict]) -> list[str]:
     """The budgets that have results, in the order of the sheet."""
     return [budget for budget in paper.budgets if results(paper, records, budget)]
+
+
+def closest_first(paper, budgets) -> list[str]:
+    """Budgets in the order of their scales; of two with the same scale, the later one in the sheet first."""
+    order = list(paper.budgets)
+    return sorted(budgets, key=lambda name: (SCALES.index(paper.budget(name)["scale"]), -order.index(name)))
+
+
+def overlap(paper, budget: str, arms) -> float:
+    """The correction for test sets that overlap (``statistics.resampling_overlap``); 0 unless the sheet has ``resampled``. The
+    largest, if the arms differ."""
+    names = paper.sheet.get("resampled")
+    if not names:
+        return 0.0
+    configs = [paper.config(budget, arm) for arm in arms]
+    shares = [(config[names["repetitions"]], config[names["share"]]) for config in configs]
+    return max((statistics.resampling_overlap(*each) for each in shares), default=0.0)
 
 
 def by_arm(records: list[dict]) -> dict[str, list[dict]]:

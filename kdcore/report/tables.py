@@ -11,9 +11,13 @@ import pandas as pd
 from kdcore import validation
 from kdcore.report import select, statistics, words
 
-# Rows without a verdict have instead: "no number" (in the paper); "unverified" (a reported number that could not be verified);
-# "quoted" (a number from others' work, or on data that are not public).
-VERDICTS = ("reproduced", "above", "below", "inconclusive", "not run", "not comparable")
+# What a row with a reported number can have. The first six are verdicts; the others say why there is none: "interim" (fewer seeds than
+# planned), "shorter run" (at scale short only agreement counts), "scaled down", "demo", "unverified" (a number that nobody could verify).
+# Rows without a number to compare with have "no number" (in the paper), or "quoted" (from others' work, or on data that are not public).
+VERDICTS = (
+    "reproduced", "better", "worse", "higher", "lower", "undecided", "interim", "shorter run", "scaled down", "demo", "unverified",
+    "not run",
+)  # fmt: skip
 
 
 def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.DataFrame:
@@ -22,23 +26,25 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
     table: an entry of ``paper.tables``, or its id. records: any of the paper's; those of other budgets, and failed or stale ones,
     are ignored. Columns: label, arm, metric, mark; paper (the reported number, or nan), std (its standard deviation, if a row
     of the sheet has one), reference (the number reported by the table's ``reference``, if it has one), ours (mean over seeds),
-    low, high (95 % t-interval), n, difference (ours - paper), margin, all in ``unit``; verdict (``statistics.cell_verdict``;
-    "unverified" if the number's mark is one of ``select.DOUBTFUL``, "quoted" for a row without an arm, "not comparable" at a
-    budget whose numbers are not); hours (wall time of the trials, one process each) and cpu_hours (CPU time over all threads,
-    nan if a record has none); device; seeds ([{seed, value, id (of the record), seconds, cpu_seconds (or None), mixed
-    (``select.mixed_processors``)}]). A row with neither a reported number nor an arm of the budget is left out.
+    low, high (95 % t-interval), n, planned (the seeds that the sheet asks for), difference (ours - paper; nan where nothing is
+    compared), margin, all in ``unit``; better ("lower", "higher" or ""); verdict (one of ``VERDICTS``, "no number" or "quoted"); hours
+    (wall time of the trials, one process each) and cpu_hours (CPU time over all threads, nan if a record has none); device; seeds
+    ([{seed, value, id (of the record), seconds, cpu_seconds (or None), mixed (``select.mixed_processors``)}]).
+    A row with neither a reported number nor an arm of the budget is left out.
     Raises KdcoreError for an unknown table, budget or metric.
     """
     sheet = select.table_of(paper, table)
     done, by_id = select.results(paper, records, budget), {record["id"]: record for record in records}
     of_arm = select.by_arm(done)
-    comparable = paper.budget(budget).get("comparable", True)
+    scale = paper.budget(budget)["scale"]
     runs, rows = {None, *paper.budget_arms(budget)}, []
     shown = [row for row in sheet["rows"] if row["paper"] is not None or row["arm"] in runs] or sheet["rows"]
     for row in shown:
         mine = of_arm.get(row["arm"], [])
         values = [select.measured(record, row["metric"]) for record in mine]
-        mean, low, high = statistics.mean_interval(values)
+        overlap = select.overlap(paper, budget, [row["arm"]]) if mine else 0.0
+        mean, low, high = statistics.mean_interval(values, overlap=overlap)
+        planned = paper.seeds(budget, row["arm"]) if row["arm"] in runs and row["arm"] is not None else 0
         rows.append(
             {
                 "label": row["label"],
@@ -48,9 +54,11 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
                 "low": low,
                 "high": high,
                 "n": len(values),
-                "difference": mean - as_float(row["paper"]) if comparable else math.nan,
+                "planned": planned,
+                "difference": mean - as_float(row["paper"]) if scale in select.COMPARED else math.nan,
                 "margin": as_float(row["margin"]),
-                "verdict": _verdict(row, values, comparable),
+                "better": row["better"] or "",
+                "verdict": _verdict(row, values, planned, scale, overlap),
                 "unit": row["unit"],
                 "hours": wall_hours(mine),
                 "cpu_hours": _cpu_hours(mine),
@@ -138,7 +146,7 @@ def about(paper, budget: str, records: list[dict]) -> dict:
         "short": paper.sheet["short"],
         "budget": budget,
         "about": paper.budget(budget)["about"],
-        "comparable": paper.budget(budget).get("comparable", True),
+        "scale": paper.budget(budget)["scale"],
         "device": devices(records),
         "hours": wall_hours(records),
         "cpu_hours": _cpu_hours(records),
@@ -164,14 +172,21 @@ def _cpu_hours(records: list[dict]) -> float:
     return sum(spent) / 3600
 
 
-def _verdict(row: dict, values: list[float], comparable: bool) -> str:
+def _verdict(row: dict, values: list[float], planned: int, scale: str, overlap: float) -> str:
     if row["arm"] is None:
         return "quoted"
     if not values:
         return "not run"
-    if row["paper"] is not None and select.doubt(row):
+    if row["paper"] is None:
+        return "no number"
+    if select.doubt(row):
         return "unverified"
-    return statistics.cell_verdict(values, row["paper"], row["margin"]) if comparable else "not comparable"
+    if scale not in select.COMPARED:
+        return "scaled down" if scale == "scaled" else "demo"
+    if len(values) < planned:
+        return "interim"
+    verdict = statistics.cell_verdict(values, row["paper"], row["margin"], row["better"], overlap)
+    return verdict if scale == "protocol" or verdict == "reproduced" else "shorter run"
 
 
 def _or_none(value) -> str:

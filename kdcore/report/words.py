@@ -8,6 +8,19 @@ import pandas as pd
 
 from kdcore.report import statistics
 
+SCALES = {  # of a budget, in words
+    "protocol": "the paper's protocol",
+    "short": "shorter training",
+    "scaled": "scaled down",
+    "demo": "a demonstration",
+}
+COMPARISON = {  # what is compared with the paper at each scale
+    "protocol": "",
+    "short": "Training is shorter than the paper's: a number can only agree with the paper's.",
+    "scaled": "Networks or data are smaller than the paper's: numbers get no verdict.",
+    "demo": "Embedded data: nothing is compared with the paper.",
+}
+
 
 def number(value: float, significant: int = 4, signed: bool = False) -> str:
     """``value`` with about ``significant`` digits; whole digits are never rounded off, trailing zeros are dropped.
@@ -62,6 +75,16 @@ def p_value(p: float) -> str:
     return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.995 else "1"
 
 
+def level(value: float) -> str:
+    """The level of an interval, in percent, with as many digits as tell it from its neighbours: "95 %", "99.29 %"."""
+    return f"{_short(fixed(100 * value, 2))} %"
+
+
+def of_planned(n: int, planned: int) -> str:
+    """A number of seeds, with the planned number while it is smaller: "5", "3 of 6"."""
+    return f"{n} of {planned}" if 0 < n < planned else str(n)
+
+
 def hours(value: float) -> str:
     return number(value, 2) if not value < 0.01 else "< 0.01" if value else "0"
 
@@ -72,6 +95,11 @@ def cost(about: dict) -> str:
         return "Not run yet."
     cpu = f" ({hours(about['cpu_hours'])} of CPU time)" if not math.isnan(about["cpu_hours"]) else ""
     return f"{hours(about['hours'])} hours of wall time{cpu} of one process on {about['device']}."
+
+
+def known(rows: list[dict], column: str) -> bool:
+    """Whether a column has a number in any row."""
+    return any(not math.isnan(row[column]) for row in rows)
 
 
 def source(about: dict) -> str:
