@@ -17,6 +17,7 @@ from pathlib import Path
 from kdcore.errors import KdcoreError
 
 MOST_SEEDS = 10_000  # a larger count is a mistake, such as a seed given to --seeds: its grid alone would fill the memory
+DOUBTFUL = ("M?", "?")  # marks of unverified reported numbers, which are shown but get no verdict
 LARGEST_SEED = 2**32 - 1  # the largest that every random generator accepts
 MOST_JOBS = 1024  # processes on one machine
 LONGEST = 366 * 24 * 3600  # seconds: a year; thread timeouts overflow far above it

@@ -122,6 +122,24 @@ class Paper:
         """The arms of both sides of a claim, or of a finding's value."""
         return [arm for side in (pair["left"], pair.get("right") or {}) for arm in side.get("arms") or []]
 
+    def reported(self, pair: dict) -> tuple[list[tuple[float, float]], list[tuple[float, float]]] | None:
+        """The paper's own numbers on both sides of a claim or of a finding's value (without a right side, 0): (number, standard deviation
+        or nan) of each arm. None if one is missing; unverified ones (``validation.DOUBTFUL``) are.
+
+        The numbers are those of one table if a table has all of them, else the first of each arm in the sheet. Where an error is asked
+        for, an accuracy counts as 100 - accuracy.
+        """
+        tables = [_known(table) for table in self.tables]
+        everywhere = {key: number for known in reversed(tables) for key, number in known.items()}
+        for known in (*tables, everywhere):
+            left, right = (
+                [known.get((arm, side["metric"])) for arm in side["arms"]] if side.get("arms") else [(float(side["value"]), math.nan)]
+                for side in (pair["left"], pair.get("right") or {"value": 0})
+            )
+            if None not in (*left, *right):
+                return left, right
+        return None
+
     @cached_property
     def module(self):
         return self._import("trial")
@@ -369,6 +387,20 @@ def _expanded(arms: dict) -> dict:
         for values in _combinations(settings.get("sweep", {})):
             expanded[name.format(**values)] = {key: _filled(value, values) for key, value in settings.items() if key != "sweep"}
     return expanded
+
+
+def _known(table: dict) -> dict[tuple[str, str], tuple[float, float]]:
+    """{(arm, metric): (number, standard deviation or nan)} of what the paper reports in a table, with the errors that accuracies imply."""
+    known: dict[tuple[str, str], tuple[float, float]] = {}
+    for row in table["rows"]:
+        if row["arm"] is None or row["paper"] is None or row.get("mark") in validation.DOUBTFUL:
+            continue
+        std = math.nan if row.get("std") is None else float(row["std"])
+        known.setdefault((row["arm"], row["metric"]), (float(row["paper"]), std))
+        if "accuracy_percent" in row["metric"]:
+            error = row["metric"].replace("accuracy_percent", "error_percent")
+            known.setdefault((row["arm"], error), (round(100 - row["paper"], 9), std))
+    return known
 
 
 def _combinations(sweep: dict) -> list[dict]:

@@ -7,7 +7,6 @@ import ast
 import contextlib
 import fnmatch
 import functools
-import math
 import re
 import string
 from pathlib import Path
@@ -378,18 +377,12 @@ def _placeholder_problems(paper, finding: dict) -> list[str]:
                 problems.append(f"'{{{name}:{how}}}' shows nothing: write {{{name}}}, or one of {known} after a colon")
             elif how == "seeds" and not _bounded(values[name]):
                 problems.append(f"'{{{name}:seeds}}' counts seeds within bounds: give {name} 'above' or 'below'")
-            elif how == "paper" and math.isnan(_reported(paper, values[name])):
+            elif how == "paper" and paper.reported(values[name]) is None:
                 problems.append(f"'{{{name}:paper}}' needs a reported number for every arm and metric of {name}: no table has them all")
     for name, value in values.items():
         if name not in used and not _bounded(value):
             problems.append(f"nothing shows the value {name}: write {{{name}}} in the text, or give it 'above' or 'below'")
     return problems
-
-
-def _reported(paper, value: dict) -> float:
-    from kdcore.report.claims import reported
-
-    return reported(paper, value)["reported"]
 
 
 def _bounded(value: dict) -> bool:

@@ -67,29 +67,16 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     return frame
 
 
-def reported(paper, pair: dict) -> dict[str, float]:
-    """The columns ``REPORTED`` of a claim or a finding's value: left - right (left, without a right) of the paper's own numbers, nan
-    where one is missing.
-
-    The numbers are those of one table if a table has all of them, else the first of each arm in the sheet. Where an error is asked for,
-    an accuracy counts as 100 - accuracy. Unverified numbers (``select.DOUBTFUL``) count as missing.
-    """
-    by_table = [_known(table) for table in paper.tables]
-    everywhere = {key: value for known in reversed(by_table) for key, value in known.items()}
-    sides = (pair["left"], pair.get("right") or {"value": 0.0})
-    for known in (*by_table, everywhere):
-        left, right = ([known.get((arm, side.get("metric"))) for arm in side.get("arms") or ()] for side in sides)
-        if None not in (*left, *right):
-            break
-    else:
+def reported(paper, claim: dict) -> dict[str, float]:
+    """The columns ``REPORTED`` of a claim, from the paper's own numbers (``Paper.reported``); nan where one is missing."""
+    sides = paper.reported(claim)
+    if sides is None:
         return dict.fromkeys(REPORTED, math.nan)
-    means = [
-        float(np.mean([mean for mean, _ in own])) if own else float(side["value"]) for own, side in zip((left, right), sides, strict=True)
-    ]
-    test = {"mean": statistics.rounded(means[0] - means[1]), "low": math.nan, "high": math.nan, "p": math.nan}
-    if "relation" in pair and "runs" in paper.sheet and left and right and not any(math.isnan(std) for _, std in (*left, *right)):
-        test = statistics.reported_test(left, right, paper.sheet["runs"], pair["relation"], pair.get("margin"))
-    return dict(zip(REPORTED, (test["mean"], test["low"], test["high"], test["p"], means[1]), strict=True))
+    left, right = (float(np.mean([mean for mean, _ in side])) for side in sides)
+    test = {"mean": statistics.rounded(left - right), "low": math.nan, "high": math.nan, "p": math.nan}
+    if "runs" in paper.sheet and not any(math.isnan(std) for side in sides for _, std in side):
+        test = statistics.reported_test(*sides, paper.sheet["runs"], claim["relation"], claim.get("margin"))
+    return dict(zip(REPORTED, (test["mean"], test["low"], test["high"], test["p"], right), strict=True))
 
 
 def unit(paper, claim: dict) -> str:
@@ -100,27 +87,10 @@ def unit(paper, claim: dict) -> str:
 
 
 def _names(row: dict) -> list[tuple[str, str]]:
-    """(metric, unit) of a row, and those of the error that its accuracy in percent stands for."""
+    """(metric, unit) of a row, and those of the error that its accuracy in percent implies."""
     metric, text = row["metric"], row["unit"]
-    return [(metric, text)] + ([(_as_error(metric), text.replace("accuracy", "error"))] if _as_error(metric) != metric else [])
-
-
-def _known(table: dict) -> dict[tuple[str, str], tuple[float, float]]:
-    """{(arm, metric): (number, standard deviation or nan)} of the numbers that the paper reports in a table, errors in percent
-    from accuracies included."""
-    known: dict[tuple[str, str], tuple[float, float]] = {}
-    for row in table["rows"]:
-        if row["arm"] is None or row["paper"] is None or select.doubt(row):
-            continue
-        number, std = float(row["paper"]), tables.as_float(row.get("std"))
-        known.setdefault((row["arm"], row["metric"]), (number, std))
-        if (error := _as_error(row["metric"])) != row["metric"]:
-            known.setdefault((row["arm"], error), (statistics.rounded(100 - number), std))
-    return known
-
-
-def _as_error(metric: str) -> str:
-    return metric.replace("accuracy_percent", "error_percent")
+    error = metric.replace("accuracy_percent", "error_percent")
+    return [(metric, text), (error, text if error == metric else text.replace("accuracy", "error"))]
 
 
 def _sides(records: list[dict], claim: dict) -> tuple[list[float], list[float], list[int]]:

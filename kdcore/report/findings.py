@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from kdcore.report import select, statistics, words
-from kdcore.report.claims import reported
 
 UNTRUE = "No longer true: "
 
@@ -52,6 +51,12 @@ def problems(paper, records: list[dict]) -> list[str]:
         for row in findings(paper, records).to_dict("records")
         if row["untrue"]
     ]
+
+
+def _reported(paper, value: dict) -> float:
+    """A value in the numbers that the paper reports; nan if one is missing."""
+    sides = paper.reported(value)
+    return math.nan if sides is None else statistics.rounded(np.subtract(*(np.mean([mean for mean, _ in side]) for side in sides)))
 
 
 class Quantity:
@@ -106,7 +111,7 @@ class Quantity:
         if how == "seeds":
             return self._count()
         if how == "paper":
-            return self._text(reported(self.paper, self.value)["reported"])
+            return self._text(_reported(self.paper, self.value))
         return self._text(mean)
 
     @property

@@ -1,11 +1,11 @@
 """Selection of the records, tables and numbers of a paper that count."""
 
 from kdcore.errors import KdcoreError
+from kdcore.validation import DOUBTFUL
 from kdcore.report import statistics
 
 SCALES = ("protocol", "short", "scaled", "demo")  # of budgets, the closest to the paper first
 COMPARED = ("protocol", "short")  # where numbers are compared with the paper's
-DOUBTFUL = ("M?", "?")  # marks of unverified reported numbers, which are shown but get no verdict
 
 
 def current(paper, records: list[dict]) -> tuple[list[dict], list[dict]]:
