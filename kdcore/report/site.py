@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from kdcore import paths
-from kdcore.report import readme, select, tables
+from kdcore.report import select, tables
 from kdcore.report.evidence import Evidence
 from kdcore.report.formats import environment, to_html
 
@@ -14,8 +14,7 @@ def write_site(results: Path, everything: list[Evidence]) -> Path:
     """Write ``index.html`` into the results folder: the scoreboard, and each paper's claims, tables, figures, protocol and
     deviations. Figures are read from ``figures/KEY``. everything: the evidence of all papers. Returns the path."""
     template = environment().get_template("site.html.j2")
-    board = to_html(readme.scoreboard(everything), details=True, style=False)
-    page = template.render(papers=[_paper(each, results) for each in everything], scoreboard=board)
+    page = template.render(papers=[_paper(each, results) for each in everything], scoreboard="")
     path = results / "index.html"
     paths.write_text(path, re.sub(r"\n\s*\n+", "\n", page))
     return path
