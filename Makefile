@@ -1,9 +1,10 @@
 # make replicate   every notebook at budget smoke (BUDGET=fast PAPER=hinton_mnist SEEDS=3 ENGINE=local DEVICE=cpu for more)
 # make test        ruff, pytest, nbval on the notebooks, a papermill end to end
+# make axe         axe-core from npm, for the tests of the site's accessibility, which are skipped without it
 # make portable    every arm at smoke, as a processor without AVX-512 runs it; the report as three kinds of processor make it
 # make damage      1,000 random bit flips in weights, checkpoints and records      make kill   20 kills at random moments, then the same record
 # make fuzz        1,000 odd command lines, sheets, records and notebook parameters each (EXAMPLES=100 for fewer)
-# make report      tables, figures, pages and the README's generated parts from the committed records
+# make report      tables, figures, README scoreboard and the site (results/site/index.html) from the committed records
 # make docs        the generated parts of docs/: equations, the sheet's keys, the diagram of the structure
 # make check       are all records valid, README and tables up to date?
 # make bench       the speed table          make lab   JupyterLab on the notebooks
@@ -38,6 +39,11 @@ portable: .venv/ready
 	done
 	.ci/same-report
 
+# What the browser tests check accessibility with.
+AXE := axe-core@4.14.1
+axe:
+	npm install --silent --no-save --no-package-lock --prefix .axe $(AXE)
+
 damage: .venv/ready
 	KDCORE_FLIPS=250 $(BIN)/pytest tests/test_damage.py
 
@@ -48,7 +54,7 @@ fuzz: .venv/ready
 	KDCORE_FUZZ=$(EXAMPLES) $(BIN)/pytest tests/test_fuzz.py
 
 report: .venv/ready
-	$(BIN)/kdcore report
+	$(BIN)/kdcore report --site
 
 docs: .venv/ready
 	$(BIN)/python -m kdcore.papers.sheet_page
@@ -77,4 +83,4 @@ lab: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
-.PHONY: replicate test portable damage kill fuzz report docs check bench gpu lab
+.PHONY: replicate test portable axe damage kill fuzz report docs check bench gpu lab

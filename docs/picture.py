@@ -25,7 +25,7 @@ ROOMS = {
     "data": ("data: images, tables, views", ["data"]),
     "losses": ("losses: equations", ["losses", "metrics"]),
 }  # fmt: skip
-FOUNDATION = ("errors", "paths", "validation")  # below all of them, not drawn
+FOUNDATION = ("errors", "paths", "sources", "validation")  # below all of them, not drawn
 
 
 def room(module: str) -> str | None:

@@ -1,19 +1,17 @@
-"""What a report writes: tables, figures, the page and the README's generated parts, the same bytes each time."""
+"""What a report writes: tables, figures and the README's scoreboard, the same bytes each time."""
 
 import csv
-import html
 import os
 import re
-import shlex
 
 import numpy as np
 import pytest
-from records import KEY, README, contents, made, synthetic
+from records import KEY, README, contents, judged, made, of_arm, synthetic
 
-from kdcore import cli, outputs, papers
+from kdcore import outputs, papers
 from kdcore.errors import KdcoreError
-from kdcore.report import canvas, catalogue, claims, figures, readme, tables
-from kdcore.report.site import write_site
+from kdcore.report import catalogue, claims, readme, tables
+from kdcore.report.evidence import Evidence
 from kdcore.trials.store import Store
 
 
@@ -37,17 +35,31 @@ def full(paper, store):
     return store
 
 
+def test_scoreboard():
+    paper = judged()
+    records = of_arm(paper, "fast", "small", [145, 146, 147]) + of_arm(paper, "fast", "small with KD", [74, 75])
+    evidence = Evidence(paper, records + synthetic(paper, "smoke", 2, ["small"]))
+    (row,) = readme.scoreboard([evidence]).to_dict("records")
+    assert row["budget"] == "fast" and row["seeds"] == "2 to 3" and row["device"] == "Test CPU"
+    lines = row["headline"].split("\n")
+    assert lines[0] == "small (2x800): 146.0 [144, 148] (paper 146)"  # the sheet has it second: a row that was run comes first
+    assert "not run" not in lines[1] and "not run" in lines[2]
+    total = len(paper.sheet["claims"])
+    assert row["claims"] == f"holds 1 of {total} ({total - 1} not run)"
+    assert row["verdicts"].startswith("2 reproduced, ")
+    assert "<br>" in readme.block([evidence]) and "\n\n" not in readme.block([evidence])
+
+
 def test_without_records_everything_works(paper, store):
     for sheet in paper.tables:
         assert set(tables.table(paper, sheet, [], "fast")["verdict"]) == {"not run"}
     assert set(claims.claims(paper, [], "fast")["verdict"]) == {"not run"}
     assert catalogue.figures_of(paper, []) == {}
     assert outputs.stale(store.results) == []
-    assert outputs.write(store.results) == [store.results / "index.html"]
+    assert outputs.write(store.results) == []
     assert outputs.write(store.results, budget="smoke") == []
     assert outputs.stale(store.results) == []
-    assert not list(store.results.glob("*.md")) and not (store.results / "records.csv").exists()
-    assert f"kdcore run {KEY}" in (store.results / "index.html").read_text()
+    assert "No records yet" in readme.block(outputs.gather(store))
 
 
 def test_report_is_deterministic_and_current(paper, full):
@@ -104,30 +116,17 @@ def test_written_tables_can_be_read(paper, full):
     assert len(lengths) == 1
 
 
-def test_page_stands_alone_and_its_links_lead_somewhere(paper, full):
-    folder = full.results / "figures" / KEY
-    canvas.save(figures.curve([0, 1], {"a": [[1, 2]]}), folder / "laptop_shift")
-    (full.results / "executed").mkdir()
-    (full.results / "executed" / f"{KEY}.ipynb").write_text("{}")
-    page = write_site(full.results, outputs.gather(full)).read_text()
-    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', page))
-    assert "<script" not in page and "<link" not in page and "url(" not in page and "@import" not in page
-    links = re.findall(r'href="([^"]*)"', page)
-    assert f"executed/{KEY}.ipynb" in links
-    for link in links:
-        if link.startswith("#"):
-            assert f'id="{link[1:]}"' in page
-        elif not link.startswith("https:"):
-            assert (full.results / link).exists(), link
-    # one failure and four results, each with its record
-    assert len({link for link in links if link.startswith("records/")}) == 5
-    assert "the loss is not &lt;finite&gt;" in page and "<finite>" not in page
-    for line in set(re.findall(r"<code>(kdcore run .*?--seed \d+)</code>", page)):
-        words = shlex.split(line.replace("&#34;", '"'))
-        options = cli.parser().parse_args(words[1:])
-        assert options.paper == [KEY] and full.get(paper.trial(options.budget, options.arm[0], options.seed[0])) is not None
-    for row in paper.sheet["deviations"]:
-        assert html.escape(row["what"]).replace("&#x27;", "&#39;") in page
+def test_readme_markers(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(README)
+    for _ in range(2):  # a second time changes nothing
+        readme.update(path, "| new |")
+        assert path.read_text() == "# kdcore\n\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\n\nThe end.\n"
+    for broken in ("no marker", "<!-- scoreboard -->", "<!-- /scoreboard --><!-- scoreboard -->", README + README):
+        path.write_text(broken)
+        with pytest.raises(KdcoreError, match="must contain the lines <!-- scoreboard --> and <!-- /scoreboard -->"):
+            readme.update(path, "| new |")
+        assert path.read_text() == broken
 
 
 def test_generated_files_that_are_no_text_are_out_of_date(tmp_path):
@@ -135,5 +134,5 @@ def test_generated_files_that_are_no_text_are_out_of_date(tmp_path):
         make(tmp_path / name)
         assert outputs._read(tmp_path / name) == ""
         with pytest.raises(KdcoreError, match=f"{tmp_path / name} cannot be read as UTF-8 text"):
-            readme.text_of(tmp_path / name)
+            readme.update(tmp_path / name, "block")
     assert outputs._read(tmp_path / "missing") is None

@@ -6,13 +6,10 @@ python -m kdcore.papers.equations    # writes it; kdcore check says when it is o
 Lines are looked up in the source, cells in the notebooks: a cell shows an equation if it contains its LaTeX, ignoring spaces.
 """
 
-import importlib
-import inspect
-import json
-import re
 from pathlib import Path
 
 from kdcore import papers, paths, validation
+from kdcore.sources import cell, look_up, place
 
 COMMAND = "python -m kdcore.papers.equations"
 PAGE = Path("docs/equations.md")
@@ -87,45 +84,6 @@ def number(equation: dict) -> str:
 def anchor(heading: str) -> str:
     """The anchor that GitHub gives a heading."""
     return "".join(letter for letter in heading.lower().replace(" ", "-") if letter.isalnum() or letter in "-_")
-
-
-def place(name: str) -> tuple[str, int]:
-    """(file relative to the repository, line of its def or class) of a dotted name in kdcore. Raises LookupError if there is none."""
-    found = look_up(name)
-    source, line = ([], 1) if inspect.ismodule(found) else inspect.getsourcelines(found)
-    line += next((count for count, text in enumerate(source) if re.match(r"\s*(async def|def|class)\b", text)), 0)  # below decorators
-    return str(Path(inspect.getsourcefile(found)).relative_to(Path(__file__).parents[2])), line
-
-
-def look_up(name: str):
-    """The module, class or function with a dotted name, without wrappers. Raises LookupError if there is none."""
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:length]))
-        except ModuleNotFoundError:
-            continue
-        for attribute in parts[length:]:
-            if attribute not in vars(found):
-                raise LookupError(name)
-            found = inspect.unwrap(vars(found)[attribute])
-            for within in ("__func__", "fget", "func"):  # of a class method, a property, a cached property
-                found = getattr(found, within, found)
-        return found
-    raise LookupError(name)
-
-
-def cell(notebook: Path, latex: str) -> tuple[int, str] | None:
-    """(number from 1, heading above it) of a notebook's first cell that shows an equation; None if there is none."""
-    cells, heading = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else [], ""
-    for count, each in enumerate(cells, 1):
-        source = "".join(each["source"])
-        if each["cell_type"] != "markdown":
-            continue
-        heading = next((line.lstrip("# ") for line in source.split("\n") if line.startswith("#")), heading)
-        if "".join(latex.split()) in "".join(source.split()):
-            return count, heading
-    return None
 
 
 if __name__ == "__main__":

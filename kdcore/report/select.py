@@ -1,8 +1,8 @@
 """Selection of the records, tables and numbers of a paper that count."""
 
 from kdcore.errors import KdcoreError
-from kdcore.report import statistics
 from kdcore.validation import DOUBTFUL
+from kdcore.report import statistics
 
 SCALES = ("protocol", "short", "scaled", "demo")  # of budgets, the closest to the paper first
 COMPARED = ("protocol", "short")  # where numbers are compared with the paper's

@@ -1,0 +1,280 @@
+"""What each page of the site shows, as plain data for its template."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+from markupsafe import Markup
+
+from kdcore import sources
+from kdcore.report import select, tables, words
+from kdcore.report.evidence import Evidence
+from kdcore.report.findings import findings
+from kdcore.report.site.charts import charts
+from kdcore.report.site.mathml import mathml
+from kdcore.report.summary import MARKS, scales, summary
+
+
+def write(site, results: Path, everything: list[Evidence]) -> None:
+    """Write all pages. site: a ``Site``; results: the folder with figures and executed notebooks."""
+    summaries = {evidence.paper.key: summary(evidence) for evidence in everything}
+    notebooks = {evidence.paper.key: path for evidence in everything if (path := _notebook(results, evidence.paper.key))}
+    figures = {path: _copied(site, results, path) for path in sorted((results / "figures").rglob("*.svg"))}
+    papers = [{"key": evidence.paper.key, "short": evidence.paper.sheet["short"]} for evidence in everything]
+    site.page("index.html", "index.html.j2", **_index(results, summaries, notebooks, figures), papers=papers)
+    for evidence in everything:
+        paper = evidence.paper
+        shown = _paper(evidence, summaries[paper.key], results, figures)
+        site.page(f"papers/{paper.key}.html", "paper.html.j2", **shown, notebook=paper.key in notebooks)
+        for record in _recorded(evidence):
+            site.page(
+                f"records/{paper.key}/{record['id']}.html",
+                "record.html.j2",
+                **_record(evidence, record, shown["used"], _digest(results, record)),
+            )
+    for evidence in everything:
+        if path := notebooks.get(evidence.paper.key):
+            _write_notebook(site, path, evidence.paper)
+    site.page("equations.html", "equations.html.j2", **_equations(everything, notebooks))
+
+
+def anchor(*parts: str) -> str:
+    """The id of what ``parts`` name, such as budget, table, arm and metric: "fast.errors.small+with+KD.test_errors".
+
+    "+" stands for a space, and what may not stand in a link for itself as its code, so that two names never share an id.
+    """
+    return ".".join(re.sub(r"[^A-Za-z0-9_ =,()-]", lambda found: f"~{ord(found[0]):X}~", part).replace(" ", "+") for part in parts)
+
+
+def _index(results: Path, summaries: dict, notebooks: dict, figures: dict) -> dict:
+    """The scoreboard: papers by scale, and every claim once."""
+    groups = [
+        {
+            "scale": scale,
+            "rows": [{**_fields(each), "notebook": each.key in notebooks, "claims": None} for each in group],
+        }
+        for scale, group in scales(list(summaries.values())).items()
+    ]
+    claims = [
+        {**_claim(row), "key": each.key, "short": each.short} for each in summaries.values() for row in each.claims.to_dict("records")
+    ]
+    verdicts = [claim["verdict"] for claim in claims]
+    counts = {mark: count for mark in MARKS if (count := verdicts.count(mark))}
+    return {
+        "groups": groups,
+        "idle": [{"key": each.key, "short": each.short} for each in summaries.values() if not each.budgets],
+        "claims": claims,
+        "sentence": _sentence(groups, counts),
+        "picture": figures.get(results / "figures" / "effects.svg"),
+        "verdicts": list(counts),
+        "scales": [group["scale"] for group in groups],
+    }
+
+
+def _sentence(groups: list[dict], counts: dict[str, int]) -> str:
+    """What came out, in one sentence."""
+    papers = sum(len(group["rows"]) for group in groups)
+    told = {"holds": "hold", "contradicted": "are contradicted", "undecided": "are undecided", "interim": "await more seeds"}
+    judged = words.listed(f"{count} {told[mark]}" for mark, count in counts.items() if mark in told)
+    left = f", and {counts['not run']} have not been run" if counts.get("not run") else ""
+    return f"Of {sum(counts.values())} claims of {papers} papers, {judged}{left}." if papers else ""
+
+
+def _paper(evidence: Evidence, about, results: Path, figures: dict) -> dict:
+    """A paper's page. "used": {id of a record: [(label, link) of each number that it counts in]}."""
+    paper, sheet = evidence.paper, evidence.paper.sheet
+    records = {record["id"]: record for record in evidence.records}
+    used: dict[str, list] = {}
+    budgets = [_budget(evidence, budget, results, figures, records, used) for budget in about.budgets]
+    known, stale = select.current(paper, _recorded(evidence))
+    return {
+        "key": paper.key,
+        "sheet": {name: sheet[name] for name in ("title", "authors", "year", "citation", "url", "short", "question")},
+        "about": {**_fields(about), "claims": [_claim(row) for row in about.claims.to_dict("records")]},
+        "budgets": budgets,
+        "first": next((name for name in paper.budgets if name != "smoke"), "smoke"),
+        "protocol": tables.facts(paper, "protocol").to_dict("records"),
+        "deviations": tables.facts(paper, "deviations").to_dict("records"),
+        "failed": [
+            {**{name: record[name] for name in ("id", "arm", "budget", "seed", "status")}, "message": record["metrics"].get("message", "")}
+            for record in known
+            if record["status"] != "done"
+        ],
+        "stale": [{name: record[name] for name in ("id", "arm", "budget", "seed")} for record in stale],
+        "findings": findings(paper, evidence.records).to_dict("records"),
+        "used": used,
+    }
+
+
+def _budget(evidence: Evidence, budget: str, results: Path, figures: dict, records: dict, used: dict) -> dict:
+    """A budget's part of a paper's page; adds to ``used``."""
+    paper = evidence.paper
+    folder = results / "figures" / paper.key
+    mine = {
+        path.stem.removeprefix(f"{budget}_"): figures[path]
+        for path in figures
+        if path.parent == folder and path.stem.startswith(f"{budget}_")
+    }
+    mine = {name: {**figure, "words": name.replace("_", " ")} for name, figure in mine.items() if not name.endswith("_dark")}
+    *frames, claims = evidence.shown(budget)
+    shown = [_table(frame, paper.key, records, used) | {"figure": mine.pop(f"paper_{frame.attrs['id']}", None)} for frame in frames]
+    learning = [mine.pop(name) for name in list(mine) if name.startswith("learning_")]
+    return {
+        "name": budget,
+        **{name: paper.budget(budget)[name] for name in ("scale", "about", "time")},
+        "claims": [
+            {**row, "scale": claims.attrs["scale"], "anchor": anchor(budget, "claim", row["id"])} for row in claims.to_dict("records")
+        ],
+        "tables": shown,
+        "figures": list(mine.values()),
+        "learning": learning,
+        "changes": tables.budget_table(paper, budget).to_dict("records"),
+    }
+
+
+def _table(frame, key: str, records: dict, used: dict) -> dict:
+    """A table with a link, and the evidence, of each number; adds to ``used``."""
+    about, rows, known = frame.attrs, [], set()
+    for row in frame.to_dict("records"):
+        name = anchor(about["budget"], about["id"], row["arm"] or row["label"], row["metric"])
+        name += "" if name not in known else f".{len(known)}"
+        known.add(name)
+        for seed in row["seeds"]:
+            used.setdefault(seed["id"], []).append([f"{about['title']}: {row['label']}", f"papers/{key}.html#{name}"])
+        seeds = [{**seed, **_origin(records[seed["id"]])} for seed in row["seeds"]]
+        rows.append({**row, "anchor": name, "seeds": seeds, "mark": select.doubt(row)})
+    return {
+        **{
+            name: about[name]
+            for name in ("id", "title", "number", "source", "reference", "budget", "scale", "device", "hours", "cpu_hours")
+        },
+        "anchor": anchor(about["budget"], about["id"]),
+        "rows": rows,
+        "units": list(dict.fromkeys(row["unit"] for row in rows)),
+    }
+
+
+def _claim(row: dict) -> dict:
+    """A claim at the closest scale at which it was run, with its permalink."""
+    return {**row, "anchor": anchor("claim", row["id"])}
+
+
+def _origin(record: dict) -> dict:
+    """Where a record comes from: processor and commit."""
+    return {"processor": select.ran_on(record), "commit": (record["environment"].get("commit") or "")[:7]}
+
+
+def _recorded(evidence: Evidence) -> list[dict]:
+    """The records that have a page: all but smoke."""
+    return [record for record in evidence.records if record["budget"] != "smoke"]
+
+
+def _digest(results: Path, record: dict) -> str:
+    """The digest in the last line of a record's file, which reading it has checked."""
+    end = (results / "records" / record["paper"] / f"{record['id']}.json").read_bytes()[-100:]
+    return re.search(r'"digest": "(\w+)"', end.decode())[1]
+
+
+def _record(evidence: Evidence, record: dict, used: dict, digest: str) -> dict:
+    paper = evidence.paper
+    by_id = {each["id"] for each in _recorded(evidence)}
+    declared = getattr(paper.module, "METRICS", {})
+    plain = {name: value for name, value in record["metrics"].items() if not isinstance(value, list | dict)}
+    return {
+        "key": paper.key,
+        "short": paper.sheet["short"],
+        "record": {name: record[name] for name in record if name not in ("metrics", "history", "config", "environment")},
+        "environment": [[name, _value(value)] for name, value in sorted(record["environment"].items())],
+        "config": [[name, _value(value)] for name, value in sorted(record["config"].items())],
+        "metrics": [[name, _value(value), declared.get(name, "")] for name, value in sorted(plain.items())],
+        "lists": [[name, _value(value), declared.get(name, "")] for name, value in sorted(record["metrics"].items()) if name not in plain],
+        "charts": charts(record["history"]),
+        "history": _history(record["history"]),
+        "rows": len(record["history"]),
+        "digest": digest,
+        "processor": select.ran_on(record),
+        "mixed": select.mixed_processors(record, {each["id"]: each for each in evidence.records}),
+        "teacher": record["teacher"] if record["teacher"] in by_id else None,
+        "used": used.get(record["id"], []),
+        "current": bool(select.current(paper, [record])[0]),
+    }
+
+
+def _value(value) -> str:
+    """A value of a record as text: numbers as they are, lists and settings as JSON."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _history(rows: list[dict]) -> str:
+    """A history as comma-separated values."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return "\n".join(",".join(line) for line in (columns, *([_value(row.get(key, "")) for key in columns] for row in rows))) if rows else ""
+
+
+def _equations(everything: list[Evidence], notebooks: dict) -> dict:
+    rows = []
+    for evidence in everything:
+        paper = evidence.paper
+        for equation in paper.sheet.get("equations", []):
+            lesson = sources.cell(notebooks[paper.key], equation["latex"]) if paper.key in notebooks else None
+            code = []
+            for name in equation["code"]:
+                file, line = sources.place(name)
+                code.append({"name": name, "file": file, "line": line, "text": sources.code(name)})
+            rows.append(
+                {
+                    "key": paper.key,
+                    "short": paper.sheet["short"],
+                    "anchor": anchor(paper.key, equation["what"]),
+                    **{name: equation[name] for name in ("what", "number", "mark", "latex")},
+                    "math": mathml(equation["latex"], block=True),
+                    "code": code,
+                    "lesson": lesson,
+                }
+            )
+    return {"equations": rows, "shorts": {row["key"]: row["short"] for row in rows}}
+
+
+def _notebook(results: Path, key: str) -> Path | None:
+    """A paper's executed notebook."""
+    path = results / "executed" / f"{key}.ipynb"
+    return path if path.is_file() else None
+
+
+def _write_notebook(site, path: Path, paper) -> None:
+    content = path.read_text(encoding="utf-8")
+
+    def make() -> dict:
+        from kdcore.report.site.notebook import convert  # nbconvert takes a second to import
+
+        return convert(content)
+
+    site.page(f"notebooks/{paper.key}.html", "notebook.html.j2", make, key=paper.key, short=paper.sheet["short"], content=content)
+
+
+def _copied(site, results: Path, path: Path) -> dict:
+    """Copy a figure into the site: {src, width, height}, in CSS pixels."""
+    name = path.relative_to(results).as_posix()
+    site.copy(name, path)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    size = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', text)
+    width, height = (round(float(each) * 4 / 3) for each in size.groups()) if size else (640, 480)
+    title = re.search(r"<(?:desc|title)[^>]*>([^<]+)</", text)
+    dark = path.with_name(f"{path.stem}_dark.svg").is_file()
+    return {
+        "src": name,
+        "adapts": "prefers-color-scheme" in text,
+        "dark": name.removesuffix(".svg") + "_dark.svg" if dark else None,
+        "width": width,
+        "height": height,
+        "alt": Markup(title[1]).unescape() if title else None,
+    }
+
+
+def _fields(about) -> dict:
+    """A summary as plain data, without its table of claims."""
+    fields = {field.name: getattr(about, field.name) for field in dataclasses.fields(about) if field.name != "claims"}
+    return fields | {"effects": [dataclasses.asdict(effect) for effect in about.effects], "seeds": list(about.seeds)}
