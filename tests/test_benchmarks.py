@@ -8,7 +8,7 @@ from benchmarks.__main__ import main
 from benchmarks.measure import BenchmarkError, Spread, interleave, speedups
 from benchmarks.suite import Row, Settings
 from kdcore import data
-from kdcore.papers.hinton_mnist.trial import Nets, transfer_set
+from kdcore.papers.hinton_mnist.trial import Nets
 
 SMALL = mlp.Task(seed=3, cases=mlp.CHECKED_STEPS * mlp.BATCH, student=(784, 40, 40, 10), teacher=(784, 60, 60, 10))
 SMALL_NETS = cifar.Task(seed=3, cases=mlp.CHECKED_STEPS * 8, student="wrn_10_1", teacher="wrn_10_1")
@@ -183,22 +183,23 @@ def test_wrong_use_is_one_sentence_and_status_2(arguments, sentence, capsys):
 
 
 def test_schedule_counts_errors_on_images_that_neither_teacher_nor_student_trained_on(tmp_path, monkeypatch, capsys):
-    drawn = []
+    rows, seen, whole, init = [], [], data.load("digits"), Nets.__init__
     monkeypatch.setenv("KDCORE_CACHE", str(tmp_path))
-    monkeypatch.setattr(schedule, "save", drawn.append)
-    steps, step = [], Nets.indices
-    monkeypatch.setattr(Nets, "indices", lambda self, generator: steps.append(index := step(self, generator)) or index)
-    command = "--arm|small with KD|--epochs|1|2|--teacher-epochs|1|--budget|smoke|--held-out|300|--save"
+    monkeypatch.setattr(schedule, "save", rows.append)
+    monkeypatch.setattr(Nets, "__init__", lambda self, *about: init(self, *about) or seen.append(self))
+    command = "hinton_mnist|--arm|small with KD|--epochs|1|2|--teacher-epochs|1|--budget|smoke|--held-out|300|--save"
     assert schedule.main(command.split("|")) == 0
-    (row,) = drawn
-    assert set(row["errors"]) == {1, 2} and all(0 < count <= 300 for count in row["errors"].values())
-    labels = data.load("digits").train_labels
-    _, held = transfer_set(labels, {"holdout": 300, "keep_classes": None}, 0)
-    seen = torch.cat([(index[..., 0] if index.dim() == 3 else index).flatten() for index in steps]).unique()
-    assert len(held) == 300 and len(seen) > len(labels) - 300 - 50 and not torch.isin(seen, held).any()
+    (row,) = rows
+    assert row["paper"] == "hinton_mnist" and set(row["errors"]) == {1, 2} and all(0 < count <= 300 for count in row["errors"].values())
     assert "of 300 held-out images wrong" in capsys.readouterr().out
+    held = [nets.images.test_images for nets in seen]
+    assert len(seen) == 4 and all(torch.equal(each, held[0]) for each in held) and held[0].shape == (300, *whole.train_images.shape[1:])
+    for nets in seen:  # every training image is on one side, none of the test set on either
+        both = torch.cat([nets.images.train_images, nets.images.test_images]).flatten(1)
+        assert torch.equal(both.double().sum(0), whole.train_images.flatten(1).double().sum(0)) and len(both) == len(whole.train_images)
+    assert data.load("digits") is whole
 
 
 def test_schedule_of_a_student_needs_its_teacher_s_length(capsys):
-    assert schedule.main(["--arm", "small with KD", "--epochs", "1", "--budget", "smoke"]) == 1
+    assert schedule.main(["hinton_mnist", "--arm", "small with KD", "--epochs", "1", "--budget", "smoke"]) == 1
     assert "--teacher-epochs" in capsys.readouterr().err
