@@ -141,6 +141,25 @@ def test_overlapping_test_sets_widen_tables_and_claims():
     assert (test["difference"], test["low"]) == pytest.approx((-7, -7 - 6.205347 * math.sqrt(1 / 3 + 10 / 9)), abs=1e-5)
 
 
+def test_where_records_hold_single_test_sets_these_are_tested():
+    paper = papers.get("born_again_trees")
+    records = of_arm(paper, "paper", "sonar", [2, 4], "born_again_error_percent")
+    sets = [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]
+    for record, values in zip(records, sets, strict=True):
+        record["metrics"]["repetitions"] = {"born_again_error_percent": values, "cart_error_percent": [9.0, 9.0, 9.0]}
+        record["metrics"] |= {"cart_error_percent": 9.0, "arced_error_percent": 1.0, "decrease_percent": 20.0}
+    (found,), overlap = select.samples(paper, "paper", records, {"arms": ["sonar"], "metric": "born_again_error_percent"})
+    assert found[1, 2] == 6.0 and len(found) == 6 and overlap == pytest.approx(1 / 9)
+    # six sets: mean 3, squares 4 + 1 + 0 + 1 + 1 + 9 = 16, s^2 = 16 / 5; t(5, 0.975) = 2.570582
+    frame = tables.table(paper, "test_errors", records, "paper").set_index("label")
+    half = 2.570582 * math.sqrt(16 / 5 * (1 / 6 + 1 / 9))
+    assert frame.loc["sonar: BA-CART", ["n", "ours", "low", "high"]].tolist() == pytest.approx([2, 3, 3 - half, 3 + half], abs=1e-5)
+    assert select.samples(paper, "paper", records, {"arms": ["sonar"], "metric": "decrease_percent"})[1] == pytest.approx(10 / 9)
+    claim = claims.claims(paper, records, "paper").set_index("id").loc["better_than_cart_sonar"]
+    # differences from 9 have the same spread; t = 6 / sqrt(0.8889) = 6.364, and Holm's level for the first of two is 97.5 %
+    assert claim["n"] == 2 and claim["difference"] == -6 and claim["high"] == pytest.approx(-6 + 3.163381 * half / 2.570582, abs=1e-5)
+
+
 def test_summaries_of_all_papers_and_of_none():
     empty = summary(Evidence(papers.get(KEY), []))
     assert empty.budgets == [] and empty.scale == "" and empty.marks["not run"] == 8 and set(empty.numbers) == {"not run"}

@@ -1,5 +1,6 @@
 """Tables and claims from records: the right ones, of one budget; and what a number looks like."""
 
+import copy
 import math
 import re
 
@@ -144,6 +145,52 @@ def test_equivalence_claim(paper):
     assert row["verdict"] == "holds" and -10 < row["low"] < row["high"] < 10
 
 
+def test_a_table_says_what_its_old_margins_gave():
+    paper = judged()
+    records = of_arm(paper, "fast", "small with KD, no 3s", [130, 132, 134])
+    names = {name for table in paper.tables for row in table["rows"] if row["arm"] == "small with KD, no 3s" for name in [row["metric"]]}
+    for record in records:
+        record["metrics"] = dict.fromkeys(names, 14) | {"test_errors_shift_test": record["metrics"]["test_errors"]}
+    frame = tables.table(paper, "omitted_3", records, "fast")
+    # 130, 132, 134 against 109: 23 -+ 2.92 * 2 / sqrt(3) = 23 -+ 3.4 lies within 40, not within 15
+    first = frame.attrs["margins"][0]
+    label = "all errors, shift chosen on the test set (as in the paper)"
+    assert first["old"] == 40 and (label, "reproduced", "worse") in first["rows"]
+    text, page = formats.to_markdown(frame), formats.to_html(frame)
+    for shown in (text, page):
+        assert f"“{label}” reproduced (now worse)" in shown and "Until 28 November 2026 the margin of 4 rows" in shown
+        assert "With it the verdicts would be the same." in shown
+    scaled = copy.deepcopy(paper.sheet)
+    scaled["budgets"]["fast"]["scale"] = "scaled"
+    assert "Until" not in formats.to_markdown(tables.table(papers.Paper(KEY, scaled), "omitted_3", records, "fast")), (
+        "no verdict, no margin"
+    )
+
+
+def test_a_scaled_table_names_what_was_trained():
+    paper = papers.get("activation_boundaries")
+    table = tables.table(paper, "fast", [], "laptop")
+    expected = (
+        "Title and labels are those of the protocol. Trained here: data cifar10; network wrn_10_1 (protocol: wrn_16_2); "
+        "teacher network wrn_10_2 (protocol: wrn_22_4); percent 10 (protocol: 100)."
+    )
+    assert expected in formats.to_html(table) and expected.replace("_1 ", "_1 ") in formats.to_markdown(table)
+    assert tables.trained(paper, "laptop", ["toy"]) == [], "the toy is trained as in the protocol"
+    assert tables.trained(paper, "fast", ["teacher"]) == tables.trained(paper, "paper", ["teacher"]) == []
+
+
+def test_no_scaled_run_is_red():
+    paper = papers.get("fitnets")
+    worse = {"FitNet 4": [41, 42, 43, 42, 42, 42], "teacher": [24, 25, 24, 25, 24, 25]}
+    records = [record for arm, values in worse.items() for record in of_arm(paper, "laptop", arm, values, "test_error_percent")]
+    for record in records:
+        record["metrics"]["test_accuracy_percent"] = 100 - record["metrics"]["test_error_percent"]
+    page = formats.to_html(tables.table(paper, "cifar10", records, "laptop"), style=False)
+    tested = formats.to_html(claims.claims(paper, records, "laptop"), style=False)
+    assert "scaled down" in page and "kd-off" not in page and "✗ contradicted" in tested and "kd-off" not in tested
+    assert "Budget <b>laptop</b> (scaled down)" in tested and "97.5 %" not in page
+
+
 def test_budget_table_says_what_changes(paper):
     changes = tables.budget_table(paper, "laptop")
     asked = {(row["parameter"], row["paper"], row["here"]) for row in changes.to_dict("records")}
@@ -151,7 +198,11 @@ def test_budget_table_says_what_changes(paper):
         here, there = paper.config("laptop", arm), paper.config("paper", arm)
         for parameter in here:
             assert ((parameter, str(there[parameter]), str(here[parameter])) in asked) == (here[parameter] != there[parameter])
-    assert "{width} units, T={temperature}" in changes.set_index("parameter").loc["arms left out", "arms"]
+    assert "300 units, T=1 … 30 units, T=40 (18 arms)" in changes.set_index("parameter").loc["arms left out", "arms"]
+    for key in papers.names():
+        other = papers.get(key)
+        shown = " ".join(" ".join(tables.budget_table(other, budget)["arms"]) for budget in other.budgets)
+        assert "{" not in shown, "a template is for the sheet's author"
     assert tables.budget_table(paper, "paper").empty
     for budget in paper.budgets:
         for _, row in tables.budget_table(paper, budget).iterrows():

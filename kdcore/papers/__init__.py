@@ -122,6 +122,16 @@ class Paper:
         """The arms of both sides of a claim, or of a finding's value."""
         return [arm for side in (pair["left"], pair.get("right") or {}) for arm in side.get("arms") or []]
 
+    def margins_of(self, table: str, row: dict) -> list[dict]:
+        """The entries of the sheet's ``margins`` that concern a row of a table (given by its id)."""
+        if row["arm"] is None or row["paper"] is None:
+            return []
+        return [
+            entry
+            for entry in self.sheet.get("margins", [])
+            if table in entry["tables"] and any(fnmatch.fnmatchcase(row["label"], pattern) for pattern in entry.get("rows", ["*"]))
+        ]
+
     def reported(self, pair: dict) -> tuple[list[tuple[float, float]], list[tuple[float, float]]] | None:
         """The paper's own numbers on both sides of a claim or of a finding's value (without a right side, 0): (number, standard deviation
         or nan) of each arm. None if one is missing; unverified ones (``validation.DOUBTFUL``) are.

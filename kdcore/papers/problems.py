@@ -97,7 +97,7 @@ def _sweep_problems(where: str, sweep: dict, texts: list[str]) -> list[str]:
 def problems(paper) -> list[str]:
     """Everything that is wrong with a paper's sheet, one sentence each: its structure or, if that is right, its references."""
     first = structure_problems(paper.sheet) or _missing_parameters(paper)
-    checks = (_budget_problems, _table_problems, _claim_problems, _finding_problems, _metric_problems)
+    checks = (_budget_problems, _table_problems, _claim_problems, _margin_problems, _finding_problems, _metric_problems)
     return first or [problem for check in checks for problem in check(paper)]
 
 
@@ -124,6 +124,10 @@ def _missing_parameters(paper) -> list[str]:
 def _budget_problems(paper) -> list[str]:
     """Patterns that match no arm, and arms of a budget that cannot train."""
     problems = _naming_problems(paper)
+    config = paper.sheet["config"]
+    problems += [
+        f"trained: there is no parameter '{name}'{near(name, config)}" for name in paper.sheet.get("trained", []) if name not in config
+    ]
     for name, budget in paper.budgets.items():
         if name in SCALES and budget["scale"] != SCALES[name]:
             problems.append(f"budgets, {name}, scale: write {SCALES[name]}, which this budget is by its name, not {budget['scale']}")
@@ -149,8 +153,12 @@ def _budget_problems(paper) -> list[str]:
 def _resampling_problems(paper) -> list[str]:
     """Parameters that ``resampled`` names and that do not describe random test sets."""
     named = paper.sheet.get("resampled") or {}
-    problems = [f"resampled: there is no parameter '{name}'{near(name, paper.sheet['config'])}" for name in named.values()
-                if name not in paper.sheet["config"]]  # fmt: skip
+    wanted = [named[key] for key in ("repetitions", "share") if named]
+    problems = [
+        f"resampled: there is no parameter '{name}'{near(name, paper.sheet['config'])}"
+        for name in wanted
+        if name not in paper.sheet["config"]
+    ]
     for budget in paper.budgets if named and not problems else ():
         for arm in paper.budget_arms(budget):
             config = paper.resolved(budget, arm)
@@ -319,6 +327,48 @@ def _repeated_rows(table: dict) -> list[str]:
     shown = [(row["label"], row["metric"]) for row in table["rows"]]
     twice = [each for each in dict.fromkeys(shown) if shown.count(each) > 1]
     return [f"table {table['id']} shows '{metric}' of '{label}' twice" for label, metric in twice]
+
+
+def _margin_problems(paper) -> list[str]:
+    """Entries of ``margins`` that concern no row or say what is not so, and margins that cannot tell the sides of a claim apart."""
+    problems, ids = [], {table["id"]: table for table in paper.tables}
+    for number, entry in enumerate(paper.sheet.get("margins", []), 1):
+        where = f"margins, entry {number}"
+        if unknown := [name for name in entry["tables"] if name not in ids]:
+            problems.append(f"{where}: there is no table '{unknown[0]}'{near(unknown[0], ids)}")
+            continue
+        rows = [row for name in entry["tables"] for row in ids[name]["rows"] if any(each is entry for each in paper.margins_of(name, row))]
+        if not rows:
+            problems.append(f"{where}: no row with a reported number has a label like {' or '.join(entry.get('rows', ['*']))}")
+        problems += [
+            f"{where}: the old margin of '{row['label']}', {entry['old']:g}, is the one that it has: write the margin before"
+            for row in rows
+            if entry.get("old") == row["margin"]
+        ][:1]
+    for claim in paper.sheet["claims"]:
+        sides = paper.reported(claim)
+        if sides is None or claim["relation"] == "same":
+            continue
+        effect = abs(_mean(sides[0]) - _mean(sides[1]))
+        for table in paper.tables:
+            for row in table["rows"]:
+                wide = row["margin"] > effect / 2 * (1 + 1e-9) and row["paper"] is not None and _measures(claim, row)
+                if wide and not paper.margins_of(table["id"], row):
+                    problems.append(
+                        f"table {table['id']}, row '{row['label']}': its margin, {row['margin']:g}, is more than half of the effect that "
+                        f"the paper reports for claim {claim['id']}, {effect:.3g}: make it smaller, or say why it stays in margins"
+                    )
+    return problems
+
+
+def _mean(side: list[tuple[float, float]]) -> float:
+    return sum(number for number, _ in side) / len(side)
+
+
+def _measures(claim: dict, row: dict) -> bool:
+    """Whether a row shows what a side of a claim compares, or the accuracy where that is the error."""
+    metrics = (row["metric"], row["metric"].replace("accuracy_percent", "error_percent"))
+    return any(row["arm"] in (side.get("arms") or ()) and side["metric"] in metrics for side in (claim["left"], claim["right"]))
 
 
 def _claim_problems(paper) -> list[str]:

@@ -246,6 +246,28 @@ class Table(Model):
     """In the order in which they are shown."""
 
 
+class Margin(Model):
+    """A margin that could not tell the paper's own results apart, and its replacement; or one that stays, wide as it is, and why. Margins
+    are only changed before new records, and the tables show which verdicts the old ones gave."""
+
+    tables: Annotated[list[Name], Field(min_length=1)]
+    """Ids of the tables."""
+    rows: Annotated[list[Text], Field(min_length=1)] = ["*"]
+    """Patterns of the labels of the rows with a reported number that it concerns; all by default."""
+    old: Amount | None = None
+    """The margin before; none if it was not changed."""
+    since: Text | None = None
+    """The day of the change; none if it was not changed."""
+    why: Text
+    """What was wrong with the old margin, or why it stays."""
+
+    @model_validator(mode="after")
+    def _both(self):
+        if (self.old is None) != (self.since is None):
+            raise ValueError("a margin that was changed has both old and since; one that stays has neither")
+        return self
+
+
 class Side(Model):
     """One side of a claim: the mean of a metric over arms, seed by seed, or a constant."""
 
@@ -354,13 +376,16 @@ class Finding(Model):
 
 
 class Resampled(Model):
-    """The parameters of ``config`` that describe random test sets drawn from one data set. Test sets that overlap, and training sets that
-    share most cases, make trials alike, so intervals and tests are corrected (Nadeau & Bengio 2003, Machine Learning 52:239)."""
+    """How trials draw random test sets from one data set. Training sets that share most of their cases make the results alike, so intervals
+    and tests are corrected (Nadeau & Bengio 2003, Machine Learning 52:239)."""
 
     repetitions: Text
     """The parameter with the number of random test sets in one trial."""
     share: Text
     """The parameter with the share of the cases in each of them."""
+    values: Text
+    """The entry of a record's metrics that holds, by metric, the value of each test set. A metric without them is tested by its means over
+    a trial's test sets."""
 
 
 class Size(Model):
@@ -415,12 +440,17 @@ class Sheet(Model):
     combination, with ``{variable}`` in its name and settings filled in."""
     budgets: Annotated[dict[Literal["smoke", "laptop", "fast", "paper"], Budget], Field(min_length=1)]
     """Sizes of the replication, from seconds to the full protocol."""
+    trained: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Parameters that say what is trained and on what. Where a budget is scaled down, each table shows their values beside the paper's, as
+    its title and labels are the paper's. By default those of data, network, teacher_network and share that ``config`` has."""
     runs: Annotated[int, Field(ge=2)] | None = None
     """The number of runs behind the paper's means and standard deviations."""
     resampled: Resampled | None = None
     """For trials that draw random test sets from one data set."""
     tables: Annotated[list[Table], Field(min_length=1)]
     """Reported numbers and their sources; the first table is the paper's headline."""
+    margins: list[Margin] = []
+    """Margins that were replaced, or that stay although they are wide."""
     claims: list[Claim]
     """What the paper claims about its numbers."""
     headline: Annotated[list[Name], Field(min_length=1, max_length=3)] | None = None

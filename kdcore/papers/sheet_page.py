@@ -24,6 +24,7 @@ PARTS = [
     ("arms", [], ("hinton_mnist", "arms", '"{width} units')),
     ("budgets", [sheet.Budget], ("hinton_mnist", "budgets", "laptop")),
     ("tables", [sheet.Table, sheet.Row], ("hinton_mnist", "tables", "- id: errors")),
+    ("margins", [sheet.Margin], ("hinton_mnist", "margins", "- tables: [ten_nets]")),
     ("claims", [sheet.Claim, sheet.Side], ("hinton_mnist", "claims", "- id: high_t_alike")),
     ("deviations", [sheet.Deviation], ("hinton_mnist", "deviations", "- what: hard weight")),
     ("findings", [sheet.Finding, sheet.Value], ("fsp", "findings", "- id: fitnet_ahead")),

@@ -26,12 +26,16 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     done, by_id = select.results(paper, records, budget), {record["id"]: record for record in records}
     scale = paper.budget(budget)["scale"]
     mixed = {(record["arm"], record["seed"]) for record in done if select.mixed_processors(record, by_id)}
-    rows, tests = [], []
+    rows, tests, plain = [], [], []
     for claim in paper.sheet.get("claims", []):
         arms = paper.compared(claim)
-        left, right, seeds = _sides(done, claim)
-        arguments = {"relation": claim["relation"], "margin": claim.get("margin"), "overlap": select.overlap(paper, budget, arms)}
-        tests.append((left, right, arguments))
+        sides = [claim[name] for name in ("left", "right") if "value" not in claim[name]]
+        means = _paired(claim, [select.by_seed(done, side) for side in sides])
+        found, overlap = select.samples(paper, budget, done, *sides)
+        arguments = {"relation": claim["relation"], "margin": claim.get("margin")}
+        tests.append((*_paired(claim, found)[:2], arguments | {"overlap": overlap}))
+        left, right, seeds = means
+        plain.append((left, right, arguments))
         rows.append(
             {
                 "id": claim["id"],
@@ -43,6 +47,7 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
                 "unit": unit(paper, claim),
                 "left": statistics.mean_interval(left)[0],
                 "right": statistics.mean_interval(right)[0],
+                "n": len(seeds),
                 "planned": min(paper.seeds(budget, arm) for arm in arms) if set(arms) <= set(paper.budget_arms(budget)) else 0,
                 "left_side": _in_words(claim["left"]),
                 "right_side": _in_words(claim["right"]),
@@ -50,21 +55,37 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
                 **reported(paper, claim),
             }
         )
-    alone = [statistics.claim_test(left, right, **arguments)["p"] for left, right, arguments in tests]
-    adjusted, levels = statistics.holm(alone), statistics.holm_levels(alone)
-    for row, (left, right, arguments), p, alpha in zip(rows, tests, adjusted, levels, strict=True):
-        test = statistics.claim_test(left, right, **arguments, alpha=0.05 if math.isnan(alpha) else alpha)
-        row |= {name: test[name] for name in ("low", "high", "n", "level")} | {"difference": test["mean"], "p": p, "p_alone": test["p"]}
-        verdict = statistics.claim_verdict(test, row["relation"], arguments["margin"])
-        short = 0 < test["n"] < row["planned"]
-        row["verdict"] = verdict if verdict == "not run" else "demo" if scale == "demo" else "interim" if short else verdict
+    for row, judged in zip(rows, _judged(tests), strict=True):
+        row |= judged
+        row["verdict"] = _published(row, scale)
     columns = [
         "id", "text", "effect", "left", "right", "relation", "margin", "unit", "difference", "low", "high", "level", "n", "planned",
         "p", "p_alone", "verdict", "left_side", "right_side", "source", "mixed", *REPORTED,
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs = tables.about(paper, budget, done) | {"kind": "claims", "id": "claims", "title": "Claims", "number": None, "source": ""}
+    others = [(row["text"], _published(row | other, scale), row["verdict"]) for row, other in zip(rows, _judged(plain), strict=True)]
+    frame.attrs["independent"] = [other for other in others if other[1] != other[2]]
     return frame
+
+
+def _judged(tests: list[tuple[list[float], list[float], dict]]) -> list[dict]:
+    """The columns difference, low, high, level, p, p_alone and verdict of all claims, given left, right and what
+    ``statistics.claim_test`` needs."""
+    alone = [statistics.claim_test(left, right, **arguments)["p"] for left, right, arguments in tests]
+    judged = []
+    for (left, right, arguments), p, alpha in zip(tests, statistics.holm(alone), statistics.holm_levels(alone), strict=True):
+        test = statistics.claim_test(left, right, **arguments, alpha=0.05 if math.isnan(alpha) else alpha)
+        columns = {"difference": test["mean"], "p": p, "p_alone": test["p"]} | {name: test[name] for name in ("low", "high", "level")}
+        judged.append(columns | {"verdict": statistics.claim_verdict(test, arguments["relation"], arguments["margin"])})
+    return judged
+
+
+def _published(row: dict, scale: str) -> str:
+    """The verdict of a claim, unless there is none at this scale or not yet."""
+    if row["verdict"] == "not run":
+        return "not run"
+    return "demo" if scale == "demo" else "interim" if row["n"] < row["planned"] else row["verdict"]
 
 
 def reported(paper, claim: dict) -> dict[str, float]:
@@ -93,15 +114,14 @@ def _names(row: dict) -> list[tuple[str, str]]:
     return [(metric, text), (error, text if error == metric else text.replace("accuracy", "error"))]
 
 
-def _sides(records: list[dict], claim: dict) -> tuple[list[float], list[float], list[int]]:
-    """Left and right [n] of a claim, and the seeds that both sides share."""
-    sides = [None if "value" in claim[name] else select.by_seed(records, claim[name]) for name in ("left", "right")]
-    seeds = sorted(set.intersection(*(set(side) for side in sides if side is not None)))
+def _paired(claim: dict, found: list[dict]) -> tuple[list[float], list[float], list]:
+    """Left and right [n] of a claim, a constant repeated, and the keys that all of ``found`` (a dict for each side with arms) share."""
+    keys, sides = sorted(set.intersection(*map(set, found))), iter(found)
     left, right = (
-        [side[seed] if side is not None else claim[name]["value"] for seed in seeds]
-        for side, name in zip(sides, ("left", "right"), strict=True)
+        [claim[name]["value"]] * len(keys) if "value" in claim[name] else [side[key] for side in (next(sides),) for key in keys]
+        for name in ("left", "right")
     )
-    return left, right, seeds
+    return left, right, keys
 
 
 def _in_words(side: dict) -> str:

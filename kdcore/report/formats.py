@@ -35,9 +35,11 @@ def to_markdown(frame: pd.DataFrame) -> str:
     )
     scale, compared = words.SCALES[about["scale"]], words.COMPARISON[about["scale"]]
     lines = [f"# {title}", "", f"{source}{' ' if source else ''}Budget **{budget}** ({scale}): {what}. {compared}".rstrip(), ""]
+    if words.trained(about):
+        lines += [words.markdown(words.trained(about)), ""]
     lines += [_claims_table(frame) if about["kind"] == "claims" else _numbers_table(frame), "", words.markdown(words.cost(about)), ""]
-    if note := marks_note(frame.to_dict("records")):
-        lines += [words.markdown(note), ""]
+    for note in (marks_note(frame.to_dict("records")), *words.notes(about)):
+        lines += [words.markdown(note), ""] if note else []
     name = "text" if about["kind"] == "claims" else "label"
     pairs = [
         f"{row[name].rstrip('.')} (seed{'s' * (len(seeds) > 1)} {words.listed(seeds)})"

@@ -1,8 +1,8 @@
 """Selection of the records, tables and numbers of a paper that count."""
 
 from kdcore.errors import KdcoreError
-from kdcore.validation import DOUBTFUL
 from kdcore.report import statistics
+from kdcore.validation import DOUBTFUL
 
 SCALES = ("protocol", "short", "scaled", "demo")  # of budgets, the closest to the paper first
 COMPARED = ("protocol", "short")  # where numbers are compared with the paper's
@@ -42,15 +42,34 @@ def closest_first(paper, budgets) -> list[str]:
     return sorted(budgets, key=lambda name: (SCALES.index(paper.budget(name)["scale"]), -order.index(name)))
 
 
-def overlap(paper, budget: str, arms) -> float:
-    """The correction for test sets that overlap (``statistics.resampling_overlap``); 0 unless the sheet has ``resampled``. The
-    largest, if the arms differ."""
-    names = paper.sheet.get("resampled")
-    if not names:
-        return 0.0
-    configs = [paper.config(budget, arm) for arm in arms]
-    shares = [(config[names["repetitions"]], config[names["share"]]) for config in configs]
-    return max((statistics.resampling_overlap(*each) for each in shares), default=0.0)
+def overlap(paper, budget: str, arms, repetitions: int | None = None) -> float:
+    """The correction for test sets that overlap (``statistics.resampling_overlap``) of values that are means over ``repetitions`` of
+    them, by default those of a trial; the largest, if the arms differ. 0 unless the sheet has ``resampled``."""
+    named = paper.sheet.get("resampled")
+    configs = [paper.config(budget, arm) for arm in arms] if named else []
+    found = [statistics.resampling_overlap(repetitions or each[named["repetitions"]], each[named["share"]]) for each in configs]
+    return max(found, default=0.0)
+
+
+def samples(paper, budget: str, records: list[dict], *sides: dict) -> tuple[list[dict[tuple[int, int], float]], float]:
+    """What a test of ``sides`` (as in the sheet, none a constant) works with, and its ``overlap``.
+
+    For each side {(seed, test set): mean of the metric over its arms}, for the seeds that have all arms: one value for each test set if
+    the sheet has ``resampled`` and all records hold them, else one for each seed.
+    """
+    named = paper.sheet.get("resampled")
+    asked = [(record, side["metric"]) for side in sides for record in records if record["arm"] in side["arms"]]
+    single = bool(named) and all(isinstance(record["metrics"].get(named["values"], {}).get(metric), list) for record, metric in asked)
+    found = []
+    for side in sides:
+        values: dict[tuple[int, int], list[float]] = {}
+        for record in records:
+            if record["arm"] in side["arms"]:
+                mean = measured(record, side["metric"])
+                for number, value in enumerate(record["metrics"][named["values"]][side["metric"]] if single else [mean]):
+                    values.setdefault((record["seed"], number), []).append(value)
+        found.append({key: sum(each) / len(each) for key, each in values.items() if len(each) == len(side["arms"])})
+    return found, overlap(paper, budget, {record["arm"] for record, _ in asked}, 1 if single else None)
 
 
 def by_arm(records: list[dict]) -> dict[str, list[dict]]:

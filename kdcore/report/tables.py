@@ -11,6 +11,8 @@ import pandas as pd
 from kdcore import validation
 from kdcore.report import select, statistics, words
 
+TRAINED = ("data", "network", "teacher_network", "share")  # what a table names where it is not the paper's, unless the sheet says more
+
 # What a row with a reported number can have. The first six are verdicts; the others say why there is none: "interim" (fewer seeds than
 # planned), "shorter run" (at scale short only agreement counts), "scaled down", "demo", "unverified" (a number that nobody could verify).
 # Rows without a number to compare with have "no number" (in the paper), or "quoted" (from others' work, or on data that are not public).
@@ -42,8 +44,8 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
     for row in shown:
         mine = of_arm.get(row["arm"], [])
         values = [select.measured(record, row["metric"]) for record in mine]
-        overlap = select.overlap(paper, budget, [row["arm"]]) if mine else 0.0
-        mean, low, high = statistics.mean_interval(values, overlap=overlap)
+        sample, overlap = _sample(paper, budget, mine, row)
+        mean, low, high = statistics.mean_interval(sample, overlap=overlap)
         planned = paper.seeds(budget, row["arm"]) if row["arm"] in runs and row["arm"] is not None else 0
         rows.append(
             {
@@ -58,7 +60,7 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
                 "difference": mean - as_float(row["paper"]) if scale in select.COMPARED else math.nan,
                 "margin": as_float(row["margin"]),
                 "better": row["better"] or "",
-                "verdict": _verdict(row, values, planned, scale, overlap),
+                "verdict": _verdict(row, sample, len(values) < planned, scale, overlap),
                 "unit": row["unit"],
                 "hours": wall_hours(mine),
                 "cpu_hours": _cpu_hours(mine),
@@ -83,15 +85,40 @@ def table(paper, table: dict | str, records: list[dict], budget: str) -> pd.Data
     if any("std" in row for row in shown):
         frame.insert(2, "std", [as_float(row.get("std")) for row in shown])
     arms = set(frame["arm"])
-    frame.attrs = about(paper, budget, [record for record in done if record["arm"] in arms]) | {
+    frame.attrs = about(paper, budget, [record for record in done if record["arm"] in arms])
+    frame.attrs |= {
         "kind": "table",
         "id": sheet["id"],
         "title": sheet["title"],
         "number": sheet.get("number"),
         "source": sheet["source"],
         "reference": sheet.get("reference"),
+        "trained": trained(paper, budget, [row["arm"] for row in shown if row["arm"] in runs and row["arm"] is not None]),
+        "margins": [],
+        "independent": [],
     }
+    if scale in select.COMPARED:
+        _add_earlier_verdicts(paper, sheet, shown, frame, of_arm)
     return frame
+
+
+def trained(paper, budget: str, arms: list[str]) -> list[dict]:
+    """What the arms train at a budget that is smaller than the protocol, [{parameter, values}]: the data, and each parameter of the
+    sheet's ``trained`` that differs, as "wrn_10_1 (protocol: wrn_16_2)". Empty if none does, and where numbers are compared."""
+    if paper.budget(budget)["scale"] in select.COMPARED or "paper" not in paper.budgets:
+        return []
+    lines, differs = [], False
+    for parameter in paper.sheet.get("trained", TRAINED):
+        pairs = [(paper.config(budget, arm), paper.config("paper", arm)) for arm in arms if parameter in paper.sheet["config"]]
+        if parameter == "teacher_network":
+            pairs = [pair for pair in pairs if pair[0]["teacher"] is not None]
+        values = [(here[parameter], there[parameter]) for here, there in pairs]
+        changed = any(here != there for here, there in values)
+        if values and (changed or parameter == "data"):
+            shown = [f"{here} (protocol: {_or_none(there)})" if here != there else str(here) for here, there in values]
+            lines.append({"parameter": parameter.replace("_", " "), "values": list(dict.fromkeys(shown))})
+            differs = differs or changed
+    return lines if differs else []
 
 
 def budget_table(paper, budget: str) -> pd.DataFrame:
@@ -147,6 +174,7 @@ def about(paper, budget: str, records: list[dict]) -> dict:
         "budget": budget,
         "about": paper.budget(budget)["about"],
         "scale": paper.budget(budget)["scale"],
+        "resampled": "resampled" in paper.sheet,
         "device": devices(records),
         "hours": wall_hours(records),
         "cpu_hours": _cpu_hours(records),
@@ -172,7 +200,15 @@ def _cpu_hours(records: list[dict]) -> float:
     return sum(spent) / 3600
 
 
-def _verdict(row: dict, values: list[float], planned: int, scale: str, overlap: float) -> str:
+def _sample(paper, budget: str, records: list[dict], row: dict) -> tuple[list[float], float]:
+    """The values of a row that its interval and verdict are based on, and their overlap (``select.samples``)."""
+    if not records:
+        return [], 0.0
+    (found,), overlap = select.samples(paper, budget, records, {"arms": [row["arm"]], "metric": row["metric"]})
+    return list(found.values()), overlap
+
+
+def _verdict(row: dict, values: list[float], interim: bool, scale: str, overlap: float) -> str:
     if row["arm"] is None:
         return "quoted"
     if not values:
@@ -183,10 +219,33 @@ def _verdict(row: dict, values: list[float], planned: int, scale: str, overlap: 
         return "unverified"
     if scale not in select.COMPARED:
         return "scaled down" if scale == "scaled" else "demo"
-    if len(values) < planned:
+    if interim:
         return "interim"
     verdict = statistics.cell_verdict(values, row["paper"], row["margin"], row["better"], overlap)
     return verdict if scale == "protocol" or verdict == "reproduced" else "shorter run"
+
+
+def _add_earlier_verdicts(paper, sheet: dict, rows: list[dict], frame: pd.DataFrame, of_arm: dict[str, list[dict]]) -> None:
+    """What a table says of verdicts by other rules, in its ``attrs``, with rows as (label, that verdict, the verdict).
+
+    margins: the margins that were changed, [{old, since, why, rows}]. independent: the rows whose verdict would be another, were
+    the means of trials taken for independent although their test sets overlap, with the old margins.
+    """
+    about, changes = frame.attrs, {}
+    for row, shown in zip(rows, frame.to_dict("records"), strict=True):
+        sample, overlap = _sample(paper, about["budget"], of_arm.get(row["arm"], []), row)
+        interim, first = shown["n"] < shown["planned"], row
+        for entry in paper.margins_of(sheet["id"], row):
+            if entry.get("old") is not None:
+                before = row | {"margin": entry["old"]}
+                first = before if first is row else first
+                change = changes.setdefault(id(entry), {key: entry[key] for key in ("old", "since", "why")} | {"rows": []})
+                verdict = _verdict(before, sample, interim, about["scale"], overlap)
+                change["rows"].append((row["label"], verdict, shown["verdict"]))
+        verdict = _verdict(first, [seed["value"] for seed in shown["seeds"]], interim, about["scale"], 0.0)
+        if overlap and verdict != shown["verdict"]:
+            about["independent"].append((row["label"], verdict, shown["verdict"]))
+    about["margins"] = list(changes.values())
 
 
 def _or_none(value) -> str:
@@ -194,7 +253,7 @@ def _or_none(value) -> str:
 
 
 def _named(paper, group: list[str], among: list[str]) -> str:
-    """A group of arms in few words: "all", "all but A; B", or their names, with a whole sweep under its template."""
+    """A group of arms in few words: "all", "all but A; B", or their names, with a whole sweep as its first and last arm."""
     names, others = _names(paper, group), _names(paper, [arm for arm in among if arm not in group])
     if not others and len(among) > 1:
         return "all"
@@ -202,7 +261,7 @@ def _named(paper, group: list[str], among: list[str]) -> str:
 
 
 def _names(paper, arms: list[str]) -> list[str]:
-    """Names of arms, with a sweep, or a sweep with one variable fixed, as one name: "300 units, T={temperature}"."""
+    """Names of arms, with a sweep, or a sweep with one variable fixed, as one: "300 units, T=1 ... 300 units, T=40 (9 arms)"."""
     names, left = [], list(arms)
     templates = []
     for template, settings in paper.sheet["arms"].items():
@@ -213,6 +272,6 @@ def _names(paper, arms: list[str]) -> list[str]:
         pattern = re.sub(r"\\{.*?\\}", ".+", re.escape(template))
         swept = [arm for arm in paper.arms if re.fullmatch(pattern, arm)]
         if "{" in template and set(swept) <= set(left):
-            names.append(template)
+            names.append(f"{swept[0]} \N{HORIZONTAL ELLIPSIS} {swept[-1]} ({len(swept)} arms)" if len(swept) > 2 else "; ".join(swept))
             left = [arm for arm in left if arm not in swept]
     return [*left, *names]

@@ -102,6 +102,38 @@ def known(rows: list[dict], column: str) -> bool:
     return any(not math.isnan(row[column]) for row in rows)
 
 
+def trained(about: dict) -> str:
+    """What a table's arms train where that is smaller than the protocol, as two sentences; "" elsewhere."""
+    lines = "; ".join(f"{line['parameter']} {listed(line['values'])}" for line in about.get("trained", ()))
+    return f"Title and labels are those of the protocol. Trained here: {lines}." if lines else ""
+
+
+def notes(about: dict) -> list[str]:
+    """What a table or the claims say of verdicts by other rules: old margins, and test sets taken for independent."""
+    found = []
+    for change in about.get("margins", ()):
+        labels = [label for label, _, _ in change["rows"]]
+        which = listed(map(_quoted, labels)) if len(labels) < 4 else f"{len(labels)} rows, {_quoted(labels[0])} to {_quoted(labels[-1])},"
+        others = [row for row in change["rows"] if row[1] != row[2]]
+        found.append(
+            f"Until {change['since']} the margin of {which} was {reported(change['old'])}: {change['why']}. "
+            + (f"With it: {_instead(others)}." if others else "With it the verdicts would be the same.")
+        )
+    if about.get("resampled"):
+        others = about.get("independent", ())
+        earlier = f" The earlier test, which took them for independent, gave: {_instead(others)}." if others else ""
+        found.append(f"Test sets overlap, and intervals and verdicts are corrected for it (Nadeau & Bengio 2003).{earlier}")
+    return found
+
+
+def _instead(rows: list[tuple[str, str, str]]) -> str:
+    return "; ".join(f"{_quoted(label)} {verdict} (now {now})" for label, verdict, now in rows)
+
+
+def _quoted(label: str) -> str:
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{label.rstrip('.')}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
 def source(about: dict) -> str:
     """The source of the paper's numbers: "Table 1 (section 3). "."""
     if not about["source"]:
