@@ -4,7 +4,7 @@
 # make portable    every arm at smoke, as a processor without AVX-512 runs it; the report as three kinds of processor make it
 # make damage      1,000 random bit flips in weights, checkpoints and records      make kill   20 kills at random moments, then the same record
 # make fuzz        1,000 odd command lines, sheets, records and notebook parameters each (EXAMPLES=100 for fewer)
-# make report      tables, figures, README scoreboard and the site (results/site/index.html) from the committed records
+# make report      tables, figures, pages, the README's generated parts, and the site (results/site) from the committed records
 # make docs        the generated parts of docs/: equations, the sheet's keys, the diagram of the structure
 # make check       are all records valid, README and tables up to date?
 # make bench       the speed table          make lab   JupyterLab on the notebooks

@@ -137,11 +137,11 @@ def parser() -> argparse.ArgumentParser:
     grid(sub, named=False)
     sub.add_argument("--engine", default="local", help="local (default)")
 
-    sub = command("report", report, "Make tables, figures and the README's scoreboard from the records.")
+    sub = command("report", report, "Make tables, figures, pages and the README's generated parts from the records.")
     either = sub.add_mutually_exclusive_group()
     either.add_argument("--smoke", action="store_true", help="make tables and figures of the smoke records instead, in DIR/smoke")
     either.add_argument("--site", action="store_true", help="make the site too, in DIR/site")
-    command("check", check, "Check that sheets and records are valid, and that README, tables and notebooks are up to date.")
+    command("check", check, "Check that sheets and records are valid, and that README, tables, pages and notebooks are up to date.")
     summary = "Update the standard cells of notebooks from their sheets; all other cells are left alone."
     sub = command("notebook", notebook, summary, results=False)
     sub.add_argument("paper", metavar="PAPER", nargs="+", action=Distinct, help="one or more keys of papers")

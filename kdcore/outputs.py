@@ -1,4 +1,4 @@
-"""Writes results/ and the README's scoreboard from the records of all papers: every file has one description, ``described``.
+"""Writes results/ and the README's generated parts from the records of all papers: every file has one description, ``described``.
 
     outputs.write("results")                  # everything that is committed; site=True: and the site
     outputs.write("results", budget="smoke")  # tables and figures of a smoke run, in results/smoke
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from kdcore import papers, paths
 from kdcore.errors import KdcoreError
-from kdcore.report import canvas, readme
+from kdcore.report import canvas, pages, readme, records
 from kdcore.report.catalogue import figures_of
 from kdcore.report.evidence import Evidence
 from kdcore.report.formats import to_csv, to_markdown
@@ -52,14 +52,29 @@ def described(store: Store, everything: list[Evidence], budget: str | None = Non
                 outputs.texts[stem.with_name(f"{stem.name}.csv")] = lambda frame=frame: to_csv(frame)
                 outputs.texts[stem.with_name(f"{stem.name}.md")] = lambda frame=frame: to_markdown(frame)
     if budget is None:
-        outputs.texts.update(_pages(store, everything))
+        outputs.texts.update(_pages(store, everything, list(outputs.figures)))
     return outputs
 
 
-def _pages(store: Store, everything: list[Evidence]) -> dict[Path, Callable[[], str]]:
-    """The pages about all papers. A page can be a function of its old text, of which it replaces a part."""
-    file = store.results.resolve().parent / "README.md"
-    return {file: lambda: readme.with_block(readme.text_of(file), readme.block(everything), file)} if file.exists() else {}
+def _pages(store: Store, everything: list[Evidence], figures: list[Path]) -> dict[Path, Callable[[], str]]:
+    """The pages for GitHub and records.csv, where there are results; and the README beside the results folder, of which parts are
+    replaced."""
+    results = store.results
+    board = pages.Board(everything, results, [stem.relative_to(results).as_posix() for stem in figures])
+    made: dict[Path, Callable[[], str]] = {}
+    if any(_budgets(evidence, None) for evidence in everything):
+        made[results / "records.csv"] = lambda: records.to_csv(everything)
+        made[results / "README.md"] = lambda: pages.index(board)
+        for evidence in everything:
+            if _budgets(evidence, None):
+                made[results / f"{evidence.paper.key}.md"] = lambda evidence=evidence: pages.of_paper(board, evidence)
+    file = results.resolve().parent / "README.md"
+    if file.exists():
+        up = f"{results.resolve().name}/"
+        made[file] = lambda: readme.with_parts(
+            readme.text_of(file), {"scoreboard": pages.answer(board, up), "times": pages.times(board)}, file
+        )
+    return made
 
 
 def write(results_dir: Path | str, budget: str | None = None, site: bool = False) -> list[Path]:

@@ -10,7 +10,7 @@ from kdcore import papers
 from kdcore.papers.spec import Trial
 
 KEY = "hinton_mnist"
-README = "# kdcore\n\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\n\nThe end.\n"
+README = "# kdcore\n\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\n\n<!-- times -->\n<!-- /times -->\n\nThe end.\n"
 
 
 def judged(key: str = KEY) -> papers.Paper:

@@ -184,7 +184,7 @@ def headings(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if not re.match(r"https?://", target):
+        if not re.match(r"https?://|\.\./\.\./actions/", target):  # GitHub has the badge of a workflow there, beside the files
             path, _, place = target.partition("#")
             file = (ROOT / page).parent / path if path else ROOT / page
             assert file.exists(), target

@@ -13,8 +13,7 @@ from records import KEY, README, contents, made, of_arm
 
 from kdcore import outputs, papers
 from kdcore.papers.fisher_darts.figures import scatter
-from kdcore.report import canvas, claims, figures, formats, readme, tables, words
-from kdcore.report.evidence import Evidence
+from kdcore.report import canvas, claims, figures, formats, tables, words
 from kdcore.report.site import write_site
 from kdcore.trials.store import Store
 
@@ -137,8 +136,7 @@ def test_tables_show_any_text(text, monkeypatch):
         "code",
         "p",
     }
-    board = readme.scoreboard([Evidence(paper, records)])
-    for frame in [*frames, tables.facts(paper, "protocol"), tables.budget_table(paper, "fast"), board]:
+    for frame in [*frames, tables.facts(paper, "protocol"), tables.budget_table(paper, "fast")]:
         page = Words(formats.to_html(frame, details=True))
         assert set(page.tags) <= own
         if frame.attrs.get("kind") != "budget":
@@ -172,7 +170,13 @@ def test_a_hostile_device_breaks_no_later_report(tmp_path):
     readme = first["README.md"].decode()
     assert readme.count("<!-- scoreboard -->") == readme.count("<!-- /scoreboard -->") == 1 and readme.endswith("The end.\n")
     tags = Words(rendered(readme)).tags
-    assert tags.count("comment") == 2 and set(tags) <= {"h1", "p", "table", "thead", "tbody", "tr", "th", "td", "br", "comment"}
+    own = {"h1", "p", "table", "thead", "tbody", "tr", "th", "td", "br", "comment", "strong", "ul", "li", "a", "code"}
+    assert tags.count("comment") == 4 and set(tags) <= own
+    own |= {"h2", "h3", "details", "summary", "b", "pre", "img", "em"}
+    for name in ("README", KEY):
+        page = Words(rendered(first[f"results/{name}.md"].decode()))
+        assert set(page.tags) <= own - {"comment"}
+    assert shown(HOSTILE[0]) in squeezed(page.words)
     outputs.write(store.results)
     assert contents(tmp_path) == first and outputs.stale(store.results) == []
     pages = [Words(path.read_text()) for path in sorted(write_site(store.results, outputs.gather(store)).parent.rglob("*.html"))]
@@ -197,5 +201,5 @@ def test_a_command_gives_the_shell_the_arm_as_it_is(arm):
 
 
 def test_html_escape_agrees_with_the_standard_library():
-    page = formats.to_html(readme.scoreboard([Evidence(papers.get(KEY), hostile_records(papers.get(KEY), "<i>&\"'"))]))
+    page = formats.to_html(tables.table(papers.get(KEY), "errors", hostile_records(papers.get(KEY), "<i>&\"'"), "fast"))
     assert html.escape("<i>&\"'").replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page

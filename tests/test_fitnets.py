@@ -14,7 +14,7 @@ from kdcore.papers import images as on_images
 from kdcore.papers.fitnets import trial as fitnets
 from kdcore.papers.fitnets.trial import ramp
 from kdcore.papers.images import EVALUATED
-from kdcore.report import formats, readme, tables
+from kdcore.report import formats, tables
 from kdcore.training import Context
 
 PAPER = papers.get("fitnets")
@@ -287,4 +287,3 @@ def test_quoted_rows_are_shown_and_judged_by_nobody():
     assert frame["verdict"].tolist() == ["not run"] * 2 + ["quoted"] * 7
     assert frame["paper"].tolist()[2:] == QUOTED["cifar10"] and set(frame["arm"][2:]) == {""}
     assert "quoted" in formats.to_markdown(frame) and "None" not in formats.to_csv(frame)
-    assert "Maxout" not in readme.headline(frame)

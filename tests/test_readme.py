@@ -1,4 +1,5 @@
-"""Every command line of the README is run, with the smallest arguments that keep its meaning; a new one must be given its test here."""
+"""Every command line of the README and of the pages on running and on the library is run, with the smallest arguments that keep its
+meaning; a new one must be given its test here."""
 
 import re
 import shlex
@@ -10,13 +11,15 @@ import bare
 import nbformat
 import pytest
 import torch
+import yaml
 from steps import state
 from torch.nn import functional as F
 
 from kdcore import cli, notebooks
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, RUNNING, LIBRARY = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/running.md", "docs/library.md"))
+PAGES = README + RUNNING + LIBRARY
 BIN = Path(sys.executable).parent
 
 AT_ONCE = ["--time-limit", "1e-9"]  # the plan is made and nothing starts: exit code 3, as for any time that is up
@@ -24,8 +27,8 @@ AT_ONCE = ["--time-limit", "1e-9"]  # the plan is made and nothing starts: exit 
 
 def commands():
     """The lines of fenced blocks and the inline code that somebody could type, without comments."""
-    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    lines = [line for block in fenced for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", README)
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", PAGES, re.MULTILINE | re.DOTALL)
+    lines = [line for block in fenced for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", PAGES)
     stripped = [re.split(r"\s+# ", line)[0].strip() for line in lines]
     return list(
         dict.fromkeys(line for line in stripped if re.match(r"(make|kdcore|papermill|pip|jupyter|python|\S*/python) \S|kdcore$", line))
@@ -69,6 +72,11 @@ def bare_run(line, tmp_path):
     assert len(list(tmp_path.rglob("*.json"))) == 2, "its teacher's too"
 
 
+def checks_or_reports(line, tmp_path):
+    """On an empty folder, which it refuses: test_report.py and test_checks.py have the rest."""
+    assert cli.main([*shlex.split(line)[1:], "--results", str(tmp_path)]) == 1
+
+
 def inject(line, tmp_path):
     """papermill takes the parameters, and the notebook would take them: nothing is executed."""
     words = shlex.split(line)
@@ -100,6 +108,7 @@ def made(wanted):
 
 RUN = {
     "make replicate": made("kdcore replicate  --budget smoke  --engine local --device cpu"),
+    "make replicate PAPER=hinton_mnist": made("kdcore replicate hinton_mnist --budget smoke"),
     "make replicate BUDGET=fast PAPER=hinton_mnist SEEDS=3": made("kdcore replicate hinton_mnist --budget fast --seeds 3 --engine local"),
     "make test": made("pytest"),
     "make lab": made("jupyter lab"),
@@ -117,6 +126,8 @@ RUN = {
     'kdcore run hinton_mnist --arm "small with KD" --seed 3': bare_run,
     "kdcore run hinton_mnist --budget paper --shard 2/8": stopped_run,
     "kdcore run hinton_mnist fsp --budget paper --order value --time-limit 60": stopped_run,
+    "kdcore report": checks_or_reports,
+    "kdcore check": checks_or_reports,
     "kdcore new my_paper": parses,
     "python -m kdcore.cli run ...": shows_help,  # bare_run runs it
     "papermill notebooks/hinton_mnist.ipynb out.ipynb -p budget fast -p seeds 3": inject,
@@ -155,10 +166,25 @@ def test_make_ends_in_one_sentence(variables, exit_code, sentence, capsys):
     assert code == exit_code and capsys.readouterr().err.splitlines()[-1].startswith(sentence)
 
 
-def test_the_examples_of_the_readme_run(monkeypatch, tmp_path):
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## As a library")[2].partition("## How it works")[0]
-    code, distributed = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+def test_the_readme_is_short_and_its_first_screen_answers():
+    """A title, what it is, the answer, the picture and the commands: no other prose before them."""
+    before, _, rest = README.partition("<!-- scoreboard -->")
+    assert len(before.split("\n")) < 12 and rest.partition("<!-- /scoreboard -->")[2].index("## Two commands") < 700
+    written = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", README, flags=re.DOTALL)
+    assert len(written.split("\n")) < 150
+    hours = re.findall(r"[^.]*\b(?:\d+|a|an|one|two|seven) (?:hours?|minutes?)\b", re.sub(r"```.*?```", "", written, flags=re.DOTALL))
+    assert hours == [], "times are generated, between the markers"
+
+
+def test_the_clone_line_has_the_address_of_the_citation():
+    """Where none is given, the page says where its reader finds it."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert f"git clone {citation.get('repository-code', 'ADDRESS')} kdcore && cd kdcore" in README
+
+
+def test_the_examples_run(monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (distributed,) = re.findall(r"```python\n(.*?)```", LIBRARY, re.DOTALL)
     assert len(code.splitlines()) <= 25
     names: dict = {}
     exec(code, names)  # noqa: S102

@@ -1,4 +1,4 @@
-"""What a report writes: tables, figures and the README's scoreboard, the same bytes each time."""
+"""What a report writes: tables, figures, pages and the README's generated parts, the same bytes each time."""
 
 import csv
 import os
@@ -6,12 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from records import KEY, README, contents, judged, made, of_arm, synthetic
+from records import KEY, README, contents, made, synthetic
 
 from kdcore import outputs, papers
 from kdcore.errors import KdcoreError
 from kdcore.report import catalogue, claims, readme, tables
-from kdcore.report.evidence import Evidence
 from kdcore.trials.store import Store
 
 
@@ -35,21 +34,6 @@ def full(paper, store):
     return store
 
 
-def test_scoreboard():
-    paper = judged()
-    records = of_arm(paper, "fast", "small", [145, 146, 147]) + of_arm(paper, "fast", "small with KD", [74, 75])
-    evidence = Evidence(paper, records + synthetic(paper, "smoke", 2, ["small"]))
-    (row,) = readme.scoreboard([evidence]).to_dict("records")
-    assert row["budget"] == "fast" and row["seeds"] == "2 to 3" and row["device"] == "Test CPU"
-    lines = row["headline"].split("\n")
-    assert lines[0] == "small (2x800): 146.0 [144, 148] (paper 146)"  # the sheet has it second: a row that was run comes first
-    assert "not run" not in lines[1] and "not run" in lines[2]
-    total = len(paper.sheet["claims"])
-    assert row["claims"] == f"holds 1 of {total} ({total - 1} not run)"
-    assert row["verdicts"].startswith("2 reproduced, ")
-    assert "<br>" in readme.block([evidence]) and "\n\n" not in readme.block([evidence])
-
-
 def test_without_records_everything_works(paper, store):
     for sheet in paper.tables:
         assert set(tables.table(paper, sheet, [], "fast")["verdict"]) == {"not run"}
@@ -59,7 +43,7 @@ def test_without_records_everything_works(paper, store):
     assert outputs.write(store.results) == []
     assert outputs.write(store.results, budget="smoke") == []
     assert outputs.stale(store.results) == []
-    assert "No records yet" in readme.block(outputs.gather(store))
+    assert not list(store.results.glob("*.md")) and not (store.results / "records.csv").exists()
 
 
 def test_report_is_deterministic_and_current(paper, full):
@@ -116,23 +100,10 @@ def test_written_tables_can_be_read(paper, full):
     assert len(lengths) == 1
 
 
-def test_readme_markers(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text(README)
-    for _ in range(2):  # a second time changes nothing
-        readme.update(path, "| new |")
-        assert path.read_text() == "# kdcore\n\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\n\nThe end.\n"
-    for broken in ("no marker", "<!-- scoreboard -->", "<!-- /scoreboard --><!-- scoreboard -->", README + README):
-        path.write_text(broken)
-        with pytest.raises(KdcoreError, match="must contain the lines <!-- scoreboard --> and <!-- /scoreboard -->"):
-            readme.update(path, "| new |")
-        assert path.read_text() == broken
-
-
 def test_generated_files_that_are_no_text_are_out_of_date(tmp_path):
     for name, make in {"bytes": lambda p: p.write_bytes(b"\xff\xfe"), "folder": os.mkdir, "pipe": os.mkfifo}.items():
         make(tmp_path / name)
         assert outputs._read(tmp_path / name) == ""
         with pytest.raises(KdcoreError, match=f"{tmp_path / name} cannot be read as UTF-8 text"):
-            readme.update(tmp_path / name, "block")
+            readme.text_of(tmp_path / name)
     assert outputs._read(tmp_path / "missing") is None

@@ -10,8 +10,7 @@ from records import KEY, judged, made, of_arm, synthetic
 
 from kdcore import papers
 from kdcore.errors import KdcoreError
-from kdcore.report import catalogue, claims, figures, formats, readme, select, tables, words
-from kdcore.report.evidence import Evidence
+from kdcore.report import catalogue, claims, figures, formats, select, tables, words
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +73,6 @@ def test_a_number_that_nobody_could_verify_is_shown_with_its_mark_and_gets_no_ve
     assert text.count(f"[{mark}]: {formats.MARKS[mark]}; such a number gets no verdict.") == 1
     page = formats.to_html(frame)
     assert f">146 [{mark}]<" in page and "– unverified" in page and f"{formats.MARKS[mark]}; such a number gets no verdict." in page
-    headline = readme.headline(frame).split("\n")
-    assert headline[0] == f"small (2x800): 146.0 [144, 148] (paper 146 [{mark}])"
     assert words.counts(frame["verdict"], tables.VERDICTS) == "1 reproduced, 1 unverified, 1 not run"
     figure = figures.paper_against_ours(frame)
     assert f"unverified [{mark}]" in [text.get_text() for text in figure.findobj(Text)]
@@ -290,7 +287,7 @@ def test_html_for_notebooks_says_the_verdict_in_words(paper):
     html = formats.to_html(claims.claims(paper, records, "fast"))
     assert "test_errors of small with KD &lt; test_errors of small" in html
     assert "What this budget changes: nothing" in formats.to_html(tables.budget_table(paper, "paper"))
-    plain = (tables.budget_table(paper, "laptop"), tables.facts(paper, "protocol"), readme.scoreboard([Evidence(paper, records)]))
+    plain = (tables.budget_table(paper, "laptop"), tables.facts(paper, "protocol"))
     for frame in plain:
         html = formats.to_html(frame, style=False)
         assert "<style>" not in html and html.count("<tr>") == len(frame) + 1
@@ -313,4 +310,3 @@ def test_cpu_time_is_shown_where_every_record_has_it():
     frame = tables.table(paper, "errors", records, "fast")
     assert "CPU time" not in formats.to_markdown(frame), "the sum would be of one of two"
     assert "360 s (700 s of CPU time)" in formats.to_html(frame, details=True)
-    assert "hours of wall time" in readme.block([Evidence(paper, records)])

@@ -137,6 +137,8 @@ def _settle(path: Path, source: str, target: str) -> None:
     notebook.metadata.papermill |= {"input_path": source, "output_path": target}
     widgets = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
     styles: set[str] = set()
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)  # how long it took, which no reader asks
     for data in (output.data for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output):
         if VIEW in data and (picture := _picture(widgets, data.pop(VIEW)["model_id"])):
             data["image/png"] = picture

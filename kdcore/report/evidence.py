@@ -1,4 +1,4 @@
-"""A paper's records and their tables, each made once for everything that shows it: files, figures, the page and the scoreboard."""
+"""A paper's records and their tables, each made once for everything that shows it: files, figures and pages."""
 
 from functools import cached_property
 

@@ -35,19 +35,23 @@ def to_markdown(frame: pd.DataFrame) -> str:
     )
     scale, compared = words.SCALES[about["scale"]], words.COMPARISON[about["scale"]]
     lines = [f"# {title}", "", f"{source}{' ' if source else ''}Budget **{budget}** ({scale}): {what}. {compared}".rstrip(), ""]
-    if words.trained(about):
-        lines += [words.markdown(words.trained(about)), ""]
-    lines += [_claims_table(frame) if about["kind"] == "claims" else _numbers_table(frame), "", words.markdown(words.cost(about)), ""]
-    for note in (marks_note(frame.to_dict("records")), *words.notes(about)):
-        lines += [words.markdown(note), ""] if note else []
+    return "\n".join([*lines, body(frame), ""])
+
+
+def body(frame: pd.DataFrame) -> str:
+    """What ``to_markdown`` has under the title: what was trained, the numbers, their cost, and notes."""
+    about = frame.attrs
+    numbers = _claims_table(frame) if about["kind"] == "claims" else _numbers_table(frame)
+    notes = (words.cost(about), marks_note(frame.to_dict("records")), *words.notes(about))
+    blocks = [words.markdown(words.trained(about)), numbers, *map(words.markdown, notes)]
     name = "text" if about["kind"] == "claims" else "label"
     pairs = [
         f"{row[name].rstrip('.')} (seed{'s' * (len(seeds) > 1)} {words.listed(seeds)})"
         for row in frame.to_dict("records")
         if (seeds := select.mixed_seeds(row))
     ]
-    lines += [words.markdown(f"Student and teacher ran on different processors: {'; '.join(pairs)}."), ""] if pairs else []
-    return "\n".join(lines)
+    blocks += [words.markdown(f"Student and teacher ran on different processors: {'; '.join(pairs)}.")] if pairs else []
+    return "\n\n".join(filter(None, blocks))
 
 
 def to_html(frame: pd.DataFrame, details: bool = False, style: bool = True) -> str:
@@ -56,7 +60,7 @@ def to_html(frame: pd.DataFrame, details: bool = False, style: bool = True) -> s
     details: let each number expand to its seeds with their records and commands. style: include the style sheet (the page has
     it only once).
     """
-    kind = frame.attrs.get("kind", "scoreboard")
+    kind = frame.attrs["kind"]
     template = environment().get_template("tables.html.j2")
     return template.render(rows=frame.to_dict("records"), about=frame.attrs, kind=kind, details=details, style=style)
 

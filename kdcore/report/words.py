@@ -1,5 +1,6 @@
 """Formats numbers, intervals and commands as text, and any text as Markdown."""
 
+import html
 import math
 import re
 import shlex
@@ -51,14 +52,15 @@ def difference(value: float, ours: float) -> str:
     return _short(fixed(value, _decimals(ours, 4), signed=True))
 
 
-def estimate(mean: float, low: float, high: float, signed: bool = False) -> str:
-    """A mean with its interval: "146.2 [139, 153]"; the mean alone without an interval, "" without a mean."""
+def estimate(mean: float, low: float, high: float, signed: bool = False, short: bool = False) -> str:
+    """A mean with its interval: "146.2 [139, 153]"; the mean alone without an interval, "" without a mean. short: the mean with no more
+    decimals than the interval."""
     if math.isnan(low) or math.isnan(high):
         return number(mean, signed=signed)
     # both ends have the same number of decimals, enough to show the width
     width = max(0, -statistics.exponent(high - low)) if 0 < high - low < math.inf else 0
     ends = max(width, min(_decimals(low, 3), _decimals(high, 3)))
-    return f"{fixed(mean, max(ends, _decimals(mean, 4)), signed)} [{fixed(low, ends)}, {fixed(high, ends)}]"
+    return f"{fixed(mean, ends if short else max(ends, _decimals(mean, 4)), signed)} [{fixed(low, ends)}, {fixed(high, ends)}]"
 
 
 def reported(value: float, std: float | None = None, mark: str = "") -> str:
@@ -171,6 +173,11 @@ def markdown(text, line_break: str = " ") -> str:
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
     return re.sub(r"\s*\n\s*", line_break, text.strip())
+
+
+def attribute(text) -> str:
+    """Any text as one line for HTML: in an attribute's quotes, or between tags."""
+    return html.escape(" ".join(plain(text).split()))
 
 
 def markdown_table(header: list[str], rows: list[list]) -> str:
