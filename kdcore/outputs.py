@@ -60,7 +60,7 @@ def _pages(store: Store, everything: list[Evidence], figures: list[Path]) -> dic
     """The pages for GitHub and records.csv, where there are results; and the README beside the results folder, of which parts are
     replaced."""
     results = store.results
-    board = pages.Board(everything, results, [stem.relative_to(results).as_posix() for stem in figures])
+    board = pages.Board(everything, results, [path.relative_to(results).as_posix().removesuffix(".svg") for path in figures])
     made: dict[Path, Callable[[], str]] = {}
     if any(_budgets(evidence, None) for evidence in everything):
         made[results / "records.csv"] = lambda: records.to_csv(everything)

@@ -42,7 +42,7 @@ def body(frame: pd.DataFrame) -> str:
     """What ``to_markdown`` has under the title: what was trained, the numbers, their cost, and notes."""
     about = frame.attrs
     numbers = _claims_table(frame) if about["kind"] == "claims" else _numbers_table(frame)
-    notes = (words.cost(about), marks_note(frame.to_dict("records")), *words.notes(about))
+    notes = [words.cost(about), marks_note(frame.to_dict("records")), *words.notes(about)]
     blocks = [words.markdown(words.trained(about)), numbers, *map(words.markdown, notes)]
     name = "text" if about["kind"] == "claims" else "label"
     pairs = [

@@ -3,11 +3,13 @@
 All that they say comes from records and sheets, so ``outputs.stale`` can compare them word for word.
 """
 
+import html
 import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
+from kdcore import paths
 from kdcore.report import formats, records, select, tables, words
 from kdcore.report.evidence import Evidence
 from kdcore.report.summary import MARKS, Effect, Summary, summary
@@ -78,7 +80,13 @@ class Board:
         return path if (self.results / path).is_file() else ""
 
     def image(self, stem: str, alt: str) -> str:
-        return f"!{_link(alt, f'{stem}.svg')}"
+        """A figure, with what it says of itself as alternative text; ``alt`` for one that says nothing."""
+        try:
+            start = paths.regular(self.results / f"{stem}.svg").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            start = ""
+        told = re.search(r"<desc\b[^>]*>(.+?)</desc>", start, re.DOTALL)
+        return f"!{_link(html.unescape(told[1]) if told else alt, f'{stem}.svg')}"
 
 
 def answer(board: Board, up: str = "") -> str:
@@ -94,14 +102,17 @@ def sentence(board: Board) -> str:
     claims = [row for each in board.summaries.values() for row in each.claims.to_dict("records")]
     every = Counter(row["verdict"] for row in claims)
     left = [
-        f"{_are(every[verdict])} {what}"
-        for verdict, what in (("undecided", "undecided (too few seeds to tell)"), ("interim", "interim (some seeds are still to run)"))
+        f"{SIGNS[verdict]} {_are(every[verdict])} {what}"
+        for verdict, what in (
+            ("undecided", "undecided (too few seeds to tell)"),
+            ("interim", "interim (some seeds are still to run)"),
+            ("not run", "not run"),
+        )
         if every[verdict]
     ]
-    if every["not run"]:
-        left.append(f"{every['not run']} {'has' if every['not run'] == 1 else 'have'} not been run")
-    first = f"Of {len(claims)} claims in {_count(len(board.everything), 'paper')}, {every['holds'] or 'none'} {_hold(every['holds'])}"
-    first += f" and {_are(every['contradicted'])} contradicted" + (f"; {_joined(left)}." if left else ".")
+    first = f"Of {len(claims)} claims in {_count(len(board.everything), 'paper')}, {SIGNS['holds']} {every['holds'] or 'none'} "
+    first += f"{_hold(every['holds'])} and {SIGNS['contradicted']} {_are(every['contradicted'])} contradicted"
+    first += f"; {_joined(left)}." if left else "."
     lines = [f"**{first}**", ""]
     for scale in (scale for scale in select.SCALES if any(row["scale"] == scale for row in claims)):
         counts = Counter(row["verdict"] for row in claims if row["scale"] == scale)
@@ -141,7 +152,7 @@ def scoreboard(board: Board, up: str = "") -> str:
         rows.append(
             [
                 _link(each.short, f"{up}{key}.md") if each.scale else words.markdown(each.short),
-                _marks(each.marks),
+                ", ".join(f"{SIGNS[mark]} {count}" for mark, count in each.marks.items() if count),
                 *map(words.markdown, (text, ours, theirs)),
                 f"[executed]({up}{notebook})" if notebook else "",
             ]
@@ -212,7 +223,7 @@ def of_paper(board: Board, evidence: Evidence) -> str:
     ]
     if each.effects:
         blocks += ["## Effects", _effects(each.effects)]
-    blocks += ["## Claims", "Each claim at the closest scale at which it was run.", _claims(each)]
+    blocks += ["## Claims", "Each claim at the closest scale at which it was run.", _claims(paper, each)]
     if len(evidence.findings):
         blocks += ["## Findings", _findings(evidence)]
     blocks.append("## Tables")
@@ -240,11 +251,14 @@ def _budget(board: Board, evidence: Evidence, budget: str, is_open: bool) -> lis
     title = f"Budget <b>{budget}</b> ({words.SCALES[facts['scale']]}): {words.attribute(facts['about'])}"
     blocks = [f"<details{' open' * is_open}><summary>{title}</summary>"]
     short = paper.sheet["short"]
-    for frame in (frame for frame in evidence.shown(budget) if frame.attrs["kind"] == "table"):
+    frames = [frame for frame in evidence.shown(budget) if frame.attrs["kind"] == "table"]
+    for frame in (frame for frame in frames if frame["n"].any()):
         name = f"paper_{frame.attrs['id']}"
         blocks += [f"### {words.markdown(frame.attrs['title'])}", words.markdown(words.source(frame.attrs)), formats.body(frame)]
         if name in left:
             blocks.append(board.image(left.pop(name), f"{short}, budget {budget}: {frame.attrs['title']}, the paper's numbers and ours"))
+    if missing := [frame.attrs["title"] for frame in frames if not frame["n"].any()]:
+        blocks.append(words.markdown(f"Not run yet: {'; '.join(missing)}."))
     curves = {name: stem for name, stem in left.items() if name.startswith("learning_")}
     own, learning = (
         [board.image(stem, f"{short}, budget {budget}: {name.replace('_', ' ')}") for name, stem in figures.items()]
@@ -269,13 +283,14 @@ def _effects(effects: list[Effect]) -> str:
     return _table(["effect", "ours [interval]", "the paper's", "change, ours", "the paper's", "verdict", "where", "seeds"], rows)
 
 
-def _claims(each: Summary) -> str:
+def _claims(paper, each: Summary) -> str:
+    claims = {claim["id"]: claim for claim in paper.sheet["claims"]}
     rows = [
         [
             _sign(row["verdict"]),
-            f"{words.markdown(row['text'])}<br>{words.markdown(_compared(row))}",
-            words.estimate(row["difference"], row["low"], row["high"], signed=True),
-            words.estimate(row["reported"], row["reported_low"], row["reported_high"], signed=True),
+            f"{words.markdown(row['text'])}<br>{words.markdown(_compared(claims[row['id']]))}",
+            words.estimate(row["difference"], row["low"], row["high"], signed=True, short=True),
+            words.estimate(row["reported"], row["reported_low"], row["reported_high"], signed=True, short=True),
             words.markdown(row["unit"]),
             _where(row["budget"], row["scale"]),
             words.of_planned(row["n"], row["planned"]),
@@ -286,9 +301,15 @@ def _claims(each: Summary) -> str:
     return _table(header, rows)
 
 
-def _compared(row: dict) -> str:
-    relation = f"the same as (within {words.reported(row['margin'])})" if row["relation"] == "same" else row["relation"]
-    return f"{row['left_side']} {relation} {row['right_side']}; {row['source']}"
+def _compared(claim: dict) -> str:
+    """What a claim compares, in the words of records.csv: "test_errors: small with KD < small; section 3"."""
+    sides = [claim["left"], claim["right"]]
+    names = [" and ".join(side["arms"]) if "arms" in side else words.reported(side["value"]) for side in sides]
+    metrics = list(dict.fromkeys(side["metric"] for side in sides if "arms" in side))
+    if len(metrics) > 1:
+        names = [f"{name} ({side['metric']})" for name, side in zip(names, sides, strict=True)]
+    relation = f"the same, within {words.reported(claim['margin'])}, as" if claim["relation"] == "same" else claim["relation"]
+    return f"{f'{metrics[0]}: ' if len(metrics) == 1 else ''}{names[0]} {relation} {names[1]}; {claim['source']}"
 
 
 def _findings(evidence: Evidence) -> str:
