@@ -44,7 +44,7 @@ def test_every_way_to_show_a_value_by_hand():
     assert shown("{gain:range}; {gain:each}", above=0) == "31 to 42; 31, 42 and 36"
     assert shown("{gain:spread}", above=0) == "5.5", "the root of 60.67 / 2"
     # t(2, 0.975) = 4.302653 times 5.5076 / sqrt(3) = 13.68
-    assert shown("{gain:interval}", above=0) == "36.33 [22.7, 50.0]"
+    assert shown("{gain:interval}", above=0) == "36 [23, 50]"
     assert shown("{gain:seeds}", above=31, of={"only": {"left": SMALL[0], "above": 0}}) == "2 of 3 seeds"
     assert shown("in {gain:seeds}", above=0) == "in all 3 seeds"
     assert shown("{gain:paper}", above=0) == "72", "146 - 74"
@@ -175,6 +175,8 @@ def test_sheets_type_no_result(key):
         protocol = str({name: part for name, part in papers.get(key).sheet.items() if name not in ("findings", "deviations")})
         for text in (finding["text"], finding.get("why") or ""):
             assert not [number for number in TYPED.findall(text) if number not in protocol], finding["id"]
+    assert not [each["what"] for each in papers.get(key).sheet["deviations"] if "result" in each["what"]]
+    assert 1 <= len(papers.get(key).sheet["findings"]) <= 5
 
 
 def test_the_page_of_sheets_explains_every_placeholder():

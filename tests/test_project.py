@@ -69,6 +69,8 @@ def test_sheets_have_one_order_and_fit_a_page():
             (sheet.Table, read["tables"]),
             (sheet.Claim, read["claims"]),
             (sheet.Deviation, read["deviations"]),
+            (sheet.Finding, read["findings"]),
+            (sheet.Value, [value for each in read["findings"] for value in each["values"].values()]),
         ):
             assert [entry for entry in entries if not ordered(entry, model)] == [], key
 

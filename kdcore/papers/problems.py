@@ -97,7 +97,7 @@ def _sweep_problems(where: str, sweep: dict, texts: list[str]) -> list[str]:
 def problems(paper) -> list[str]:
     """Everything that is wrong with a paper's sheet, one sentence each: its structure or, if that is right, its references."""
     first = structure_problems(paper.sheet) or _missing_parameters(paper)
-    checks = (_budget_problems, _table_problems, _claim_problems, _margin_problems, _finding_problems, _metric_problems)
+    checks = (_budget_problems, _table_problems, _claim_problems, _margin_problems, _metric_problems, _finding_problems)
     return first or [problem for check in checks for problem in check(paper)]
 
 

@@ -38,8 +38,8 @@ INTRODUCTION = f"""\
 # A paper's sheet
 
 `kdcore/papers/KEY/sheet.yaml` describes a paper and everything that we run for it: its protocol beside ours, each way to train a
-model, budgets, reported numbers, claims, and where we depart from the paper. Tables, claims and notebooks follow from the sheet and
-the records.
+model, budgets, reported numbers, claims, where we depart from the paper, and what came out. Tables, claims, findings and notebooks
+follow from the sheet and the records.
 
 A sheet is checked whenever its paper is opened, before anything trains, for keys that are missing, unknown or misspelt; values of the
 wrong type or out of range; arms, data sets, networks or metrics that do not exist; and learning rates that are never used. `kdcore

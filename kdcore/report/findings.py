@@ -100,7 +100,10 @@ class Quantity:
         """As ``{name:how}`` shows it: one of ``kdcore.papers.sheet.SHOWN``."""
         mean, low, high = statistics.mean_interval(self.numbers, overlap=self.overlap)
         if how == "interval":
-            return words.estimate(mean, low, high, signed=self._signed)
+            if math.isnan(low):
+                return self._text(mean)
+            places = max(0, 1 - statistics.exponent((high - low) / 2)) if high > low else 0
+            return f"{words.fixed(mean, places, self._signed)} [{words.fixed(low, places)}, {words.fixed(high, places)}]"
         if how == "range":
             return " to ".join(dict.fromkeys(self._text(each) for each in (min(self.numbers), max(self.numbers))))
         if how == "each":
@@ -111,7 +114,8 @@ class Quantity:
         if how == "seeds":
             return self._count()
         if how == "paper":
-            return self._text(_reported(self.paper, self.value))
+            number = _reported(self.paper, self.value)
+            return words.reported(number) if self.value.get("right") is None else self._text(number)
         return self._text(mean)
 
     @property
@@ -120,8 +124,10 @@ class Quantity:
         return self.value.get("right") is not None and self.above is None and self.below is None
 
     def _text(self, number: float) -> str:
-        """Two significant digits of a difference, three of a measurement."""
-        return words.number(number, 2 if self.value.get("right") is not None else 3, self._signed)
+        """Two significant digits of a difference, three of a measurement; none after the point of a whole number."""
+        digits = 2 if self.value.get("right") is not None else 3
+        places = 0 if number == round(number) else max(0, digits - 1 - statistics.exponent(number))
+        return words.fixed(number, places, self._signed)
 
     def _within(self, number: float) -> bool:
         return (self.above is None or number > self.above) and (self.below is None or number < self.below)
