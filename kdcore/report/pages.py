@@ -100,7 +100,16 @@ def answer(board: Board, up: str = "") -> str:
 def sentence(board: Board) -> str:
     """How many claims hold: of all papers, then at each scale."""
     claims = [row for each in board.summaries.values() for row in each.claims.to_dict("records")]
-    every = Counter(row["verdict"] for row in claims)
+    lines = [f"**{total(list(board.summaries.values()))}**", ""]
+    for scale in (scale for scale in select.SCALES if any(row["scale"] == scale for row in claims)):
+        counts = Counter(row["verdict"] for row in claims if row["scale"] == scale)
+        lines.append(f"- **{words.SCALES[scale]}** ({SCALES[scale]}): {_marks(counts)}")
+    return "\n".join(lines)
+
+
+def total(summaries: list[Summary]) -> str:
+    """How many claims of all papers hold, in one sentence."""
+    every = sum((Counter(each.claims["verdict"]) for each in summaries), Counter())
     left = [
         f"{SIGNS[verdict]} {_are(every[verdict])} {what}"
         for verdict, what in (
@@ -110,14 +119,9 @@ def sentence(board: Board) -> str:
         )
         if every[verdict]
     ]
-    first = f"Of {len(claims)} claims in {_count(len(board.everything), 'paper')}, {SIGNS['holds']} {every['holds'] or 'none'} "
+    first = f"Of {_count(every.total(), 'claim')} in {_count(len(summaries), 'paper')}, {SIGNS['holds']} {every['holds'] or 'none'} "
     first += f"{_hold(every['holds'])} and {SIGNS['contradicted']} {_are(every['contradicted'])} contradicted"
-    first += f"; {_joined(left)}." if left else "."
-    lines = [f"**{first}**", ""]
-    for scale in (scale for scale in select.SCALES if any(row["scale"] == scale for row in claims)):
-        counts = Counter(row["verdict"] for row in claims if row["scale"] == scale)
-        lines.append(f"- **{words.SCALES[scale]}** ({SCALES[scale]}): {_marks(counts)}")
-    return "\n".join(lines)
+    return first + (f"; {_joined(left)}." if left else ".")
 
 
 def picture(board: Board, up: str = "") -> str:

@@ -1,6 +1,7 @@
 """What each page of the site shows, as plain data for its template."""
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from kdcore import sources
-from kdcore.report import select, tables, words
+from kdcore.report import formats, select, tables, words
 from kdcore.report.evidence import Evidence
 from kdcore.report.findings import findings
+from kdcore.report.pages import SCALES, total
 from kdcore.report.site.charts import charts
 from kdcore.report.site.mathml import mathml
 from kdcore.report.summary import MARKS, scales, summary
@@ -20,22 +22,17 @@ def write(site, results: Path, everything: list[Evidence]) -> None:
     """Write all pages. site: a ``Site``; results: the folder with figures and executed notebooks."""
     summaries = {evidence.paper.key: summary(evidence) for evidence in everything}
     notebooks = {evidence.paper.key: path for evidence in everything if (path := _notebook(results, evidence.paper.key))}
-    figures = {path: _copied(site, results, path) for path in sorted((results / "figures").rglob("*.svg"))}
+    drawn = (path for path in sorted((results / "figures").rglob("*.svg")) if not path.stem.endswith("_dark"))
+    figures = {path: _copied(site, results, path) for path in drawn}
     papers = [{"key": evidence.paper.key, "short": evidence.paper.sheet["short"]} for evidence in everything]
     site.page("index.html", "index.html.j2", **_index(results, summaries, notebooks, figures), papers=papers)
     for evidence in everything:
         paper = evidence.paper
         shown = _paper(evidence, summaries[paper.key], results, figures)
         site.page(f"papers/{paper.key}.html", "paper.html.j2", **shown, notebook=paper.key in notebooks)
-        for record in _recorded(evidence):
-            site.page(
-                f"records/{paper.key}/{record['id']}.html",
-                "record.html.j2",
-                **_record(evidence, record, shown["used"], _digest(results, record)),
-            )
-    for evidence in everything:
-        if path := notebooks.get(evidence.paper.key):
-            _write_notebook(site, path, evidence.paper)
+        _write_records(site, results, evidence, shown["used"])
+        if path := notebooks.get(paper.key):
+            _write_notebook(site, path, paper)
     site.page("equations.html", "equations.html.j2", **_equations(everything, notebooks))
 
 
@@ -65,20 +62,12 @@ def _index(results: Path, summaries: dict, notebooks: dict, figures: dict) -> di
         "groups": groups,
         "idle": [{"key": each.key, "short": each.short} for each in summaries.values() if not each.budgets],
         "claims": claims,
-        "sentence": _sentence(groups, counts),
+        "sentence": total(list(summaries.values())) if groups else "",
+        "about": SCALES,
         "picture": figures.get(results / "figures" / "effects.svg"),
         "verdicts": list(counts),
         "scales": [group["scale"] for group in groups],
     }
-
-
-def _sentence(groups: list[dict], counts: dict[str, int]) -> str:
-    """What came out, in one sentence."""
-    papers = sum(len(group["rows"]) for group in groups)
-    told = {"holds": "hold", "contradicted": "are contradicted", "undecided": "are undecided", "interim": "await more seeds"}
-    judged = words.listed(f"{count} {told[mark]}" for mark, count in counts.items() if mark in told)
-    left = f", and {counts['not run']} have not been run" if counts.get("not run") else ""
-    return f"Of {sum(counts.values())} claims of {papers} papers, {judged}{left}." if papers else ""
 
 
 def _paper(evidence: Evidence, about, results: Path, figures: dict) -> dict:
@@ -93,6 +82,7 @@ def _paper(evidence: Evidence, about, results: Path, figures: dict) -> dict:
         "sheet": {name: sheet[name] for name in ("title", "authors", "year", "citation", "url", "short", "question")},
         "about": {**_fields(about), "claims": [_claim(row) for row in about.claims.to_dict("records")]},
         "budgets": budgets,
+        "notes": list(dict.fromkeys(note for budget in budgets for note in budget["notes"])),
         "first": next((name for name in paper.budgets if name != "smoke"), "smoke"),
         "protocol": tables.facts(paper, "protocol").to_dict("records"),
         "deviations": tables.facts(paper, "deviations").to_dict("records"),
@@ -116,7 +106,7 @@ def _budget(evidence: Evidence, budget: str, results: Path, figures: dict, recor
         for path in figures
         if path.parent == folder and path.stem.startswith(f"{budget}_")
     }
-    mine = {name: {**figure, "words": name.replace("_", " ")} for name, figure in mine.items() if not name.endswith("_dark")}
+    mine = {name: {**figure, "words": name.replace("_", " ")} for name, figure in mine.items()}
     *frames, claims = evidence.shown(budget)
     shown = [_table(frame, paper.key, records, used) | {"figure": mine.pop(f"paper_{frame.attrs['id']}", None)} for frame in frames]
     learning = [mine.pop(name) for name in list(mine) if name.startswith("learning_")]
@@ -126,6 +116,7 @@ def _budget(evidence: Evidence, budget: str, results: Path, figures: dict, recor
         "claims": [
             {**row, "scale": claims.attrs["scale"], "anchor": anchor(budget, "claim", row["id"])} for row in claims.to_dict("records")
         ],
+        "notes": words.notes(claims.attrs),
         "tables": shown,
         "figures": list(mine.values()),
         "learning": learning,
@@ -145,10 +136,8 @@ def _table(frame, key: str, records: dict, used: dict) -> dict:
         seeds = [{**seed, **_origin(records[seed["id"]])} for seed in row["seeds"]]
         rows.append({**row, "anchor": name, "seeds": seeds, "mark": select.doubt(row)})
     return {
-        **{
-            name: about[name]
-            for name in ("id", "title", "number", "source", "reference", "budget", "scale", "device", "hours", "cpu_hours")
-        },
+        **about,
+        "notes": [words.trained(about), formats.marks_note(rows), *words.notes(about)],
         "anchor": anchor(about["budget"], about["id"]),
         "rows": rows,
         "units": list(dict.fromkeys(row["unit"] for row in rows)),
@@ -170,34 +159,45 @@ def _recorded(evidence: Evidence) -> list[dict]:
     return [record for record in evidence.records if record["budget"] != "smoke"]
 
 
-def _digest(results: Path, record: dict) -> str:
+def _write_records(site, results: Path, evidence: Evidence, used: dict) -> None:
+    """A page for each record. used: as of ``_paper``."""
+    paper, recorded = evidence.paper, _recorded(evidence)
+    by_id = {record["id"]: record for record in recorded}
+    current = {record["id"] for record in select.current(paper, recorded)[0]}
+    for record in recorded:
+        name = f"{paper.key}/{record['id']}"
+        site.page(
+            f"records/{name}.html",
+            "record.html.j2",
+            functools.partial(_record, record),
+            key=paper.key,
+            short=paper.sheet["short"],
+            declared=paper.module.METRICS,
+            digest=_digest(results / "records" / f"{name}.json"),
+            mixed=select.mixed_processors(record, by_id),
+            teacher=record["teacher"] if record["teacher"] in by_id else None,
+            used=used.get(record["id"], []),
+            current=record["id"] in current,
+        )
+
+
+def _digest(path: Path) -> str:
     """The digest in the last line of a record's file, which reading it has checked."""
-    end = (results / "records" / record["paper"] / f"{record['id']}.json").read_bytes()[-100:]
-    return re.search(r'"digest": "(\w+)"', end.decode())[1]
+    return re.search(r'"digest": "(\w+)"', path.read_bytes()[-100:].decode())[1]
 
 
-def _record(evidence: Evidence, record: dict, used: dict, digest: str) -> dict:
-    paper = evidence.paper
-    by_id = {each["id"] for each in _recorded(evidence)}
-    declared = getattr(paper.module, "METRICS", {})
-    plain = {name: value for name, value in record["metrics"].items() if not isinstance(value, list | dict)}
+def _record(record: dict) -> dict:
+    """What a record's page shows of the record itself."""
+    metrics = sorted(record["metrics"].items())
     return {
-        "key": paper.key,
-        "short": paper.sheet["short"],
-        "record": {name: record[name] for name in record if name not in ("metrics", "history", "config", "environment")},
+        "record": record,
+        "metrics": [[name, _value(value)] for name, value in metrics if not isinstance(value, list | dict)],
+        "lists": [[name, _value(value)] for name, value in metrics if isinstance(value, list | dict)],
         "environment": [[name, _value(value)] for name, value in sorted(record["environment"].items())],
         "config": [[name, _value(value)] for name, value in sorted(record["config"].items())],
-        "metrics": [[name, _value(value), declared.get(name, "")] for name, value in sorted(plain.items())],
-        "lists": [[name, _value(value), declared.get(name, "")] for name, value in sorted(record["metrics"].items()) if name not in plain],
         "charts": charts(record["history"]),
         "history": _history(record["history"]),
-        "rows": len(record["history"]),
-        "digest": digest,
         "processor": select.ran_on(record),
-        "mixed": select.mixed_processors(record, {each["id"]: each for each in evidence.records}),
-        "teacher": record["teacher"] if record["teacher"] in by_id else None,
-        "used": used.get(record["id"], []),
-        "current": bool(select.current(paper, [record])[0]),
     }
 
 
@@ -262,15 +262,13 @@ def _copied(site, results: Path, path: Path) -> dict:
     text = path.read_text(encoding="utf-8", errors="replace")
     size = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', text)
     width, height = (round(float(each) * 4 / 3) for each in size.groups()) if size else (640, 480)
-    title = re.search(r"<(?:desc|title)[^>]*>([^<]+)</", text)
-    dark = path.with_name(f"{path.stem}_dark.svg").is_file()
+    alt = re.search(r"<desc[^>]*>([^<]+)</desc>", text)
     return {
         "src": name,
         "adapts": "prefers-color-scheme" in text,
-        "dark": name.removesuffix(".svg") + "_dark.svg" if dark else None,
         "width": width,
         "height": height,
-        "alt": Markup(title[1]).unescape() if title else None,
+        "alt": Markup(alt[1]).unescape() if alt else None,
     }
 
 
