@@ -38,14 +38,15 @@ def made(trial: Trial, metrics: dict, status: str = "done", history: list | None
 
 
 def synthetic(paper, budget: str, seeds: int = 3, arms: list[str] | None = None) -> list[dict]:
-    """Valid records of a budget's arms, near the reported numbers, with all that the sheet's tables and claims read."""
+    """Valid records of a budget's arms, near the reported numbers, with all that the sheet's tables, claims and findings read."""
     wanted: dict = {}
     for table in paper.tables:
         for row in table["rows"]:
             value = row["paper"] if row["paper"] is not None else 100 + 7 * len(wanted)
             wanted.setdefault(row["arm"], {}).setdefault(row["metric"], (value, row["margin"] or 1))
-    for claim in paper.sheet["claims"]:
-        for side in (claim["left"], claim["right"]):
+    values = [value for finding in paper.sheet.get("findings", []) for value in finding["values"].values()]
+    for compared in [*paper.sheet["claims"], *values]:
+        for side in (compared["left"], compared.get("right") or {}):
             for arm in side.get("arms", []):
                 wanted.setdefault(arm, {}).setdefault(side["metric"], (50, 5))
     rng = np.random.default_rng(0)

@@ -94,6 +94,16 @@ def test_awkward_values_survive_pandas(paper):
     assert two["status"] == "failed: nan" and np.isnan(two["test_errors"]) and "message" not in two
 
 
+def test_the_analysis_in_the_readme_runs(project, monkeypatch, capsys):
+    """The means that it prints are those of the records."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", (project / "results" / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(project)
+    exec(code, names := {})
+    done = [record for record in Store(project / "results").records(KEY) if record["arm"] == "small"]
+    assert len(names["done"]) == 4 and "small with KD" in (printed := capsys.readouterr().out)
+    assert f"{np.mean([record['metrics']['test_errors'] for record in done]):.3f}"[:6] in printed
+
+
 # ---------------------------------------------------------------- the answer
 
 
@@ -242,7 +252,9 @@ def test_every_link_of_the_pages_leads_somewhere(project):
     for page in (project / "results" / "README.md", project / "results" / f"{KEY}.md", project / "README.md"):
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"(?<!\\)\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text):
-            assert target.startswith("https://") or (page.parent / target).exists(), (page, target)
+            path, _, heading = target.partition("#")
+            assert path.startswith("https://") or (page.parent / path).exists(), (page, target)
+            assert not heading or f"\n## {heading.capitalize()}\n" in (page.parent / path).read_text(encoding="utf-8")
 
 
 def test_the_markers_of_a_page():

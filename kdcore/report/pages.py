@@ -23,9 +23,32 @@ SIGNS = {"holds": "✅", "contradicted": "❌", "undecided": "❔", "interim": "
 EFFECTS = "figures/effects"  # the picture of all papers, and with _dark the same for a dark page
 CORES = 2  # of the machine whose time the README tells
 
-_LEGEND = """An effect is the difference between two ways to train, such as soft targets minus labels; where it is below 0, the first makes
-fewer errors. The interval is the one that decides the verdict: it is of the difference between runs that share a seed, and the wider the
-more claims a paper makes (Holm's correction). A claim is undecided where it contains 0."""
+_LEGEND = """An **effect** is the difference between two ways to train, such as soft targets minus labels; where it is below 0, the first
+makes fewer errors. Its interval is the one that decides the verdict: of the difference between runs that share a seed, and the wider the
+more claims a paper makes (Holm's correction). Random test sets that overlap widen it too (Nadeau & Bengio's correction).
+
+| a claim | when |
+| --- | --- |
+| ✅ holds | the interval lies below 0 (that two things are the same: inside the margin that the sheet declares) |
+| ❌ contradicted | the interval lies above 0 (outside the margin) |
+| ❔ undecided | the interval contains 0 (an end of the margin): too few seeds to tell |
+| ⏳ interim | fewer seeds than planned have run; the verdict waits for the others |
+| ⬜ not run | no seed has run |
+
+A **number** of a table is compared with the paper's only where networks and data are the paper's. The margins stand in the sheets before
+the trials run.
+
+| a number | when |
+| --- | --- |
+| reproduced | the 90 % interval of our mean minus the paper's number lies inside the margin (an equivalence test) |
+| better, worse; higher, lower | that interval lies on one side of 0; without "better" where neither side is |
+| undecided | that interval contains 0 and leaves the margin |
+| interim, not run | as for claims |
+| shorter run | we train for less than the paper, and the number does not agree with the paper's, which then says nothing |
+| scaled down | our networks or data are smaller |
+| unverified, quoted, no number | nobody could verify the paper's number; the paper takes it from others; it has none |"""
+_COMPARED = """Each claim at the closest scale at which it was run. The second line says what is compared, in the words of
+[records.csv](records.csv): left and right of its `<`. [Verdicts](README.md#verdicts) explains the first column."""
 _FILES = {
     "KEY.md": "a page for each paper: effects, claims, findings, tables with their figures, costs, commands",
     "records.csv": "every trial as a row, described below",
@@ -193,6 +216,7 @@ def index(board: Board) -> str:
     blocks = [
         "# Results",
         answer(board),
+        "## Verdicts",
         _LEGEND,
         "## What is here",
         _table(["file", "what"], [[f"`{name}`", what] for name, what in _FILES.items()]),
@@ -227,7 +251,7 @@ def of_paper(board: Board, evidence: Evidence) -> str:
     ]
     if each.effects:
         blocks += ["## Effects", _effects(each.effects)]
-    blocks += ["## Claims", "Each claim at the closest scale at which it was run.", _claims(paper, each)]
+    blocks += ["## Claims", _COMPARED, _claims(paper, each)]
     if len(evidence.findings):
         blocks += ["## Findings", _findings(evidence)]
     blocks.append("## Tables")
@@ -319,9 +343,9 @@ def _compared(claim: dict) -> str:
 def _findings(evidence: Evidence) -> str:
     lines = []
     for row in evidence.findings.to_dict("records"):
-        more = [f"{name}: {row[key]}" for key, name in (("paper", "The paper"), ("why", "Why")) if row[key]]
-        text = " ".join([row["text"], *more])
-        lines.append(f"- {words.markdown(text)} ({row['budget']}, {words.of_planned(row['n'], row['planned'])} seeds)")
+        more = [f" **{name}:** {_ended(words.markdown(row[key]))}" for key, name in (("paper", "The paper"), ("why", "Why")) if row[key]]
+        seeds = words.of_planned(row["n"], row["planned"])
+        lines.append(f"- {_ended(words.markdown(row['text']))}{''.join(more)} ({_code(row['budget'])}, seeds: {seeds})")
     return "\n".join(lines)
 
 
@@ -431,6 +455,10 @@ def _link(text: str, target: str) -> str:
     shown = re.sub(r"(\\.)|[\[\]]", lambda found: found[1] or f"\\{found[0]}", words.markdown(text))
     place = re.sub(r"[<>()|\\`]", lambda found: f"%{ord(found[0]):02X}", target)
     return f"[{shown}]({place})"
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _hold(count: int) -> str:

@@ -5,8 +5,6 @@ import math
 import re
 import shlex
 
-import pandas as pd
-
 from kdcore.report import statistics
 
 SCALES = {  # of a budget, in words
@@ -151,11 +149,6 @@ def command(key: str, budget: str, arm: str, seed: int) -> str:
 
 def listed(values) -> str:
     return ", ".join(map(str, values))
-
-
-def counts(values: pd.Series, among: tuple) -> str:
-    """Counts of each of ``among`` in ``values``: "3 reproduced, 1 above"."""
-    return ", ".join(f"{count} {each}" for each in among if (count := int((values == each).sum())))
 
 
 def plain(text) -> str:
