@@ -171,6 +171,11 @@ def test_a_scaled_table_names_what_was_trained():
         "teacher network wrn_10_2 (protocol: wrn_22_4); percent 10 (protocol: 100)."
     )
     assert expected in formats.to_html(table) and expected.replace("_1 ", "_1 ") in formats.to_markdown(table)
+    tested = formats.to_markdown(claims.claims(paper, [], "laptop"))
+    assert (
+        "Trained here: data cifar10, digits; network wrn_10_1 (protocol: wrn_16_2), wrn_16_2;" in tested
+        and "Title and labels" not in tested
+    )
     assert tables.trained(paper, "laptop", ["toy"]) == [], "the toy is trained as in the protocol"
     assert tables.trained(paper, "fast", ["teacher"]) == tables.trained(paper, "paper", ["teacher"]) == []
 

@@ -65,6 +65,10 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs = tables.about(paper, budget, done) | {"kind": "claims", "id": "claims", "title": "Claims", "number": None, "source": ""}
     others = [(row["text"], _published(row | other, scale), row["verdict"]) for row, other in zip(rows, _judged(plain), strict=True)]
+    run = set(paper.budget_arms(budget))
+    frame.attrs["trained"] = tables.trained(
+        paper, budget, [arm for claim in paper.sheet["claims"] for arm in paper.compared(claim) if arm in run]
+    )
     frame.attrs["independent"] = [other for other in others if other[1] != other[2]]
     return frame
 

@@ -76,7 +76,13 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: words.plain(value) if type(value) is str else value,
     )
-    templates.globals |= {"words": words, "mixed_seeds": select.mixed_seeds, "marks_note": marks_note, "doubt": select.doubt}
+    templates.globals |= {
+        "words": words,
+        "mixed_seeds": select.mixed_seeds,
+        "marks_note": marks_note,
+        "doubt": select.doubt,
+        "compared": select.COMPARED,
+    }
     return templates
 
 
@@ -98,7 +104,7 @@ def _numbers_table(frame: pd.DataFrame) -> str:
             words.estimate(row["ours"], row["low"], row["high"]),
             words.of_planned(row["n"], row["planned"]),
             words.difference(row["difference"], row["ours"]),
-            words.reported(row["margin"]),
+            words.reported(row["margin"]) if frame.attrs["scale"] in select.COMPARED else "",
             row["verdict"],
             row["unit"],
         ]

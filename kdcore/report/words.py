@@ -103,9 +103,10 @@ def known(rows: list[dict], column: str) -> bool:
 
 
 def trained(about: dict) -> str:
-    """What a table's arms train where that is smaller than the protocol, as two sentences; "" elsewhere."""
+    """What the arms of a table, or of the claims, train where that is smaller than the protocol, in a sentence or two; "" elsewhere."""
     lines = "; ".join(f"{line['parameter']} {listed(line['values'])}" for line in about.get("trained", ()))
-    return f"Title and labels are those of the protocol. Trained here: {lines}." if lines else ""
+    lead = "Title and labels are those of the protocol. " if about["kind"] == "table" else ""
+    return f"{lead}Trained here: {lines}." if lines else ""
 
 
 def notes(about: dict) -> list[str]:
