@@ -438,11 +438,11 @@ class Sheet(Model):
     arms: Annotated[dict[Text, dict[Text, Any]], Field(min_length=1)]
     """The ways to train a model, by name: what each sets differently from ``config``. An arm with a ``sweep`` stands for one arm per
     combination, with ``{variable}`` in its name and settings filled in."""
-    budgets: Annotated[dict[Literal["smoke", "laptop", "fast", "paper"], Budget], Field(min_length=1)]
-    """Sizes of the replication, from seconds to the full protocol."""
     trained: Annotated[list[Text], Field(min_length=1)] | None = None
     """Parameters that say what is trained and on what. Where a budget is scaled down, each table shows their values beside the paper's, as
     its title and labels are the paper's. By default those of data, network, teacher_network and share that ``config`` has."""
+    budgets: Annotated[dict[Literal["smoke", "laptop", "fast", "paper"], Budget], Field(min_length=1)]
+    """Sizes of the replication, from seconds to the full protocol."""
     runs: Annotated[int, Field(ge=2)] | None = None
     """The number of runs behind the paper's means and standard deviations."""
     resampled: Resampled | None = None
