@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import math
 import os
 import shutil
 import signal
@@ -111,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--arm", action=Distinct, help="only this arm (may be repeated)")
 
     minutes = {"type": _typed(validation.parsed_minutes), "metavar": "MINUTES"}
-    sub = command("plan", plan, "Show what is done, what is missing, and how long the rest takes on this machine.")
+    sub = command("plan", plan, "Show what is done and missing, how long the rest takes on this machine, and what its seeds can show.")
     grid(sub, named=False)
     pace(sub)
     sub.add_argument(
@@ -212,6 +213,7 @@ def plan(options) -> int:
             missing = [share[each] for each in ids if each in share]
             table.add_row(Text(arm), str(ended), str(len(ids) - ended), str(failed), f"{sum(missing) / 3600:.2f}" if missing else "")
         console.print(table)
+        _print_power(console, planned, papers.get(key), options.budget)
         if seconds:
             count = min(options.jobs or os.cpu_count() or 1, max(1, len(planned.jobs)))
             hours = sum(seconds.values()) / 3600
@@ -221,6 +223,47 @@ def plan(options) -> int:
         disk = shutil.disk_usage(_existing(paths.cache())).free / 2**30
         print(f"Cache {paths.cache()}: {disk:.0f} GiB free.")
     return code
+
+
+def _print_power(console, planned, paper, budget: str) -> None:
+    """Print what the planned seeds can show about the paper's claims and numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    try:
+        from kdcore.report import power, select, words
+    except ModuleNotFoundError as error:
+        print(f"What the planned seeds can show is not computed, because {error.name} is not installed.")
+        return
+    if paper.budget(budget)["scale"] == "demo":  # nothing is judged
+        return
+    seeds: dict[str, set[int]] = {}
+    for trial in planned.trials:
+        seeds.setdefault(trial.arm, set()).add(trial.seed)
+    records = [planned.records[trial.id] for trial in planned.done]
+    claims = power.claims(paper, records, budget, seeds)
+    if not claims:
+        print("No claim has all of its arms, with two seeds or more, among these trials.")
+        return
+    if not all(math.isnan(row["spread"]) for row in claims):
+        table = Table(title=Text("What the planned seeds can show"))
+        for column in ("claim", "seeds", "spread", "gap so far", "detects", "verdict so far", "seeds needed"):
+            table.add_column(column, justify="left" if column in ("claim", "verdict so far") else "right")
+        for row in claims:
+            detects, margin = words.number(row["detects"], 2), row["margin"]
+            table.add_row(
+                Text(row["text"]),
+                f"{row['now']} of {row['planned']}",
+                words.number(row["spread"], 2),
+                words.number(row["gap"], 2, signed=True),
+                detects if margin is None or not detects else f"margin {detects}, has {words.reported(margin)}",
+                row["verdict"],
+                f"> {power.MOST}" if row["needs"] is None else str(row["needs"] or ""),
+            )
+        console.print(table)
+    print(power.in_words(claims))
+    if paper.budget(budget)["scale"] in select.COMPARED and (numbers := power.numbers(paper, records, budget, seeds)):
+        print(power.margins_in_words(numbers))
 
 
 def _existing(path: Path) -> Path:

@@ -30,10 +30,10 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     for claim in paper.sheet.get("claims", []):
         arms = paper.compared(claim)
         sides = [claim[name] for name in ("left", "right") if "value" not in claim[name]]
-        means = _paired(claim, [select.by_seed(done, side) for side in sides])
+        means = paired(claim, [select.by_seed(done, side) for side in sides])
         found, overlap = select.samples(paper, budget, done, *sides)
         arguments = {"relation": claim["relation"], "margin": claim.get("margin")}
-        tests.append((*_paired(claim, found)[:2], arguments | {"overlap": overlap}))
+        tests.append((*paired(claim, found)[:2], arguments | {"overlap": overlap}))
         left, right, seeds = means
         plain.append((left, right, arguments))
         rows.append(
@@ -55,8 +55,8 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
                 **reported(paper, claim),
             }
         )
-    for row, judged in zip(rows, _judged(tests), strict=True):
-        row |= judged
+    for row, found in zip(rows, judged(tests), strict=True):
+        row |= found
         row["verdict"] = _published(row, scale)
     columns = [
         "id", "text", "effect", "left", "right", "relation", "margin", "unit", "difference", "low", "high", "level", "n", "planned",
@@ -64,7 +64,7 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs = tables.about(paper, budget, done) | {"kind": "claims", "id": "claims", "title": "Claims", "number": None, "source": ""}
-    others = [(row["text"], _published(row | other, scale), row["verdict"]) for row, other in zip(rows, _judged(plain), strict=True)]
+    others = [(row["text"], _published(row | other, scale), row["verdict"]) for row, other in zip(rows, judged(plain), strict=True)]
     run = set(paper.budget_arms(budget))
     frame.attrs["trained"] = tables.trained(
         paper, budget, [arm for claim in paper.sheet["claims"] for arm in paper.compared(claim) if arm in run]
@@ -73,7 +73,7 @@ def claims(paper, records: list[dict], budget: str) -> pd.DataFrame:
     return frame
 
 
-def _judged(tests: list[tuple[list[float], list[float], dict]]) -> list[dict]:
+def judged(tests: list[tuple[list[float], list[float], dict]]) -> list[dict]:
     """The columns difference, low, high, level, p, p_alone and verdict of all claims, given left, right and what
     ``statistics.claim_test`` needs."""
     alone = [statistics.claim_test(left, right, **arguments)["p"] for left, right, arguments in tests]
@@ -118,7 +118,7 @@ def _names(row: dict) -> list[tuple[str, str]]:
     return [(metric, text), (error, text if error == metric else text.replace("accuracy", "error"))]
 
 
-def _paired(claim: dict, found: list[dict]) -> tuple[list[float], list[float], list]:
+def paired(claim: dict, found: list[dict]) -> tuple[list[float], list[float], list]:
     """Left and right [n] of a claim, a constant repeated, and the keys that all of ``found`` (a dict for each side with arms) share."""
     keys, sides = sorted(set.intersection(*map(set, found))), iter(found)
     left, right = (
