@@ -150,6 +150,7 @@ def test_search_filter_and_hide_not_run(browser, served):
     everything = len(rows(browser))
     assert everything == sum(len(papers.get(key).sheet["claims"]) for key in papers.names())
     assert browser.one("#claims ~ section output").text == f"{everything} of {everything} claims"
+    assert all(row.find_element("css selector", ".badge").is_displayed() for row in rows(browser))
     browser.one("[name=run]").click()
     run = rows(browser)
     assert 0 < len(run) < everything and not any("not run" in row.text for row in run)
@@ -158,7 +159,7 @@ def test_search_filter_and_hide_not_run(browser, served):
     (found,) = rows(browser)
     assert "fewer errors with soft targets" in found.text and browser.one("output").text == f"1 of {everything} claims"
     browser.one("[name=text]").send_keys(" nonsense")
-    assert rows(browser) == [] and browser.one(".none").is_displayed()
+    assert rows(browser) == [] and browser.one(".nothing").is_displayed()
     browser.js("document.querySelector('[name=text]').value = ''")
     browser.one("[name=run]").click()
     select = browser.one("[name=paper]")

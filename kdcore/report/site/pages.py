@@ -137,7 +137,8 @@ def _table(frame, key: str, records: dict, used: dict) -> dict:
         rows.append({**row, "anchor": name, "seeds": seeds, "mark": select.doubt(row)})
     return {
         **about,
-        "notes": [words.trained(about), formats.marks_note(rows), *words.notes(about)],
+        "remarks": [words.trained(about), formats.marks_note(rows)],
+        "notes": words.notes(about),
         "anchor": anchor(about["budget"], about["id"]),
         "rows": rows,
         "units": list(dict.fromkeys(row["unit"] for row in rows)),

@@ -47,7 +47,7 @@ function listed(section) {
       shown += !item.hidden;
     }
     told.textContent = `${shown} of ${items.length} ${section.dataset.list}`;
-    section.querySelector(".none").hidden = shown > 0;
+    section.querySelector(".nothing").hidden = shown > 0;
   };
   form.addEventListener("input", show);
   form.addEventListener("submit", (event) => event.preventDefault());
