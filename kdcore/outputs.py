@@ -7,19 +7,26 @@
 The same records give the same bytes.
 """
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from kdcore import papers, paths
 from kdcore.errors import KdcoreError
-from kdcore.report import canvas, pages, readme, records
-from kdcore.report.catalogue import figures_of
+from kdcore.report import canvas, origin, pages, readme, records
+from kdcore.report.catalogue import figures_of, overview
 from kdcore.report.evidence import Evidence
 from kdcore.report.formats import to_csv, to_markdown
 from kdcore.report.site import write_site
+from kdcore.report.summary import scales, summary
 from kdcore.trials.store import Store, order
 
 
@@ -27,12 +34,17 @@ from kdcore.trials.store import Store, order
 class Outputs:
     """What follows from the records: each file with the function that makes it."""
 
-    figures: dict[Path, Callable[[], Figure]] = field(default_factory=dict)  # by their paths without a suffix
+    figures: dict[Path, Callable[[], Figure]] = field(default_factory=dict)
     texts: dict[Path, Callable[[], str]] = field(default_factory=dict)  # made after the figures, which some of them describe
+
+    @cached_property
+    def origins(self) -> dict[Path, str]:
+        """The digest of what each figure is made from."""
+        return {path: origin.digest(draw) for path, draw in self.figures.items()}
 
     @property
     def paths(self) -> list[Path]:
-        return [*(each for stem in self.figures for each in canvas.files(stem)), *self.texts]
+        return [*self.figures, *self.texts]
 
 
 def described(store: Store, everything: list[Evidence], budget: str | None = None) -> Outputs:
@@ -46,12 +58,17 @@ def described(store: Store, everything: list[Evidence], budget: str | None = Non
         for name in _budgets(evidence, budget):
             folder, key = store.root(name), evidence.paper.key
             for title, draw in figures_of(evidence.paper, evidence.of_budget(name), evidence.frames(name)).items():
-                outputs.figures[folder / "figures" / key / f"{name}_{title}"] = draw
+                outputs.figures[folder / "figures" / key / f"{name}_{title}.svg"] = draw
             for frame in evidence.shown(name):
                 stem = folder / "tables" / key / f"{name}_{frame.attrs['id']}"
                 outputs.texts[stem.with_name(f"{stem.name}.csv")] = lambda frame=frame: to_csv(frame)
                 outputs.texts[stem.with_name(f"{stem.name}.md")] = lambda frame=frame: to_markdown(frame)
     if budget is None:
+        if any(_budgets(evidence, None) for evidence in everything):
+            picture = overview(scales([summary(evidence) for evidence in everything]))
+            # PNG for what shows no SVG: the preview of a link to the repository
+            names = ("effects.svg", "effects_dark.svg", "effects.png")
+            outputs.figures.update({store.results / "figures" / name: picture for name in names})
         outputs.texts.update(_pages(store, everything, list(outputs.figures)))
     return outputs
 
@@ -60,7 +77,8 @@ def _pages(store: Store, everything: list[Evidence], figures: list[Path]) -> dic
     """The pages for GitHub and records.csv, where there are results; and the README beside the results folder, of which parts are
     replaced."""
     results = store.results
-    board = pages.Board(everything, results, [path.relative_to(results).as_posix().removesuffix(".svg") for path in figures])
+    stems = dict.fromkeys(path.relative_to(results).as_posix().removesuffix(path.suffix) for path in figures)
+    board = pages.Board(everything, results, list(stems))
     made: dict[Path, Callable[[], str]] = {}
     if any(_budgets(evidence, None) for evidence in everything):
         made[results / "records.csv"] = lambda: records.to_csv(everything)
@@ -79,6 +97,7 @@ def _pages(store: Store, everything: list[Evidence], figures: list[Path]) -> dic
 
 def write(results_dir: Path | str, budget: str | None = None, site: bool = False) -> list[Path]:
     """Write everything that follows from the records (``described``) and, if asked for, the site; return the paths.
+    Figures that are current are not drawn again.
 
     Files of earlier reports that no longer follow from any record are removed.
     Raises KdcoreError for a damaged record, or a README without markers.
@@ -86,8 +105,7 @@ def write(results_dir: Path | str, budget: str | None = None, site: bool = False
     store = Store(results_dir)
     everything = gather(store)
     outputs = described(store, everything, budget)
-    for stem, draw in outputs.figures.items():
-        canvas.save(draw(), stem)
+    _draw({path: draw for path, draw in outputs.figures.items() if canvas.trouble(path, outputs.origins[path])}, outputs.origins)
     for path, make in outputs.texts.items():
         paths.write_text(path, make())
     for path in _leftovers(store, everything, outputs, budget):
@@ -98,12 +116,14 @@ def write(results_dir: Path | str, budget: str | None = None, site: bool = False
 def stale(results_dir: Path | str, records: dict[str, list[dict]] | None = None) -> list[str]:
     """One sentence for each file that is out of date with the records; nothing is written.
 
-    records: those of each paper, if already read. Texts are compared word for word; figures only have to exist.
+    records: those of each paper, if already read. Texts are compared word for word; figures must have been made from the
+    same numbers by the same code (``origin.digest``), and not have been edited since.
     """
     store = Store(results_dir)
     everything = gather(store, records)
     outputs = described(store, everything)
-    problems = [_problem(path) for stem in outputs.figures for path in canvas.files(stem) if not path.exists()]
+    troubles = {path: canvas.trouble(path, outputs.origins[path]) for path in outputs.figures}
+    problems = [f"{path} is {trouble}: run kdcore report" for path, trouble in troubles.items() if trouble]
     for path, make in outputs.texts.items():
         try:
             text = make()
@@ -113,6 +133,28 @@ def stale(results_dir: Path | str, records: dict[str, list[dict]] | None = None)
             problems += [_problem(path)] if _read(path) != text else []
     left = _leftovers(store, everything, outputs, None)
     return problems + [f"{path} follows from no record: run kdcore report to remove it" for path in left]
+
+
+def _draw(figures: dict[Path, Callable[[], Figure]], origins: dict[Path, str]) -> None:
+    """Draw figures into their files, in one process per core if there are many. Raises KdcoreError if such a process dies."""
+    count = min(os.cpu_count() or 1, len(figures) // 8)
+    if count < 2:
+        for path, draw in figures.items():
+            canvas.write(path, draw, origins[path])
+        return
+    # "spawn", since a fork of a process with threads can hang
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_parent)
+    try:
+        for drawn in [pool.submit(canvas.write, path, draw, origins[path]) for path, draw in figures.items()]:
+            drawn.result()
+    except BrokenProcessPool as error:
+        raise KdcoreError("a process that was drawing figures died, perhaps for lack of memory: run the same command again") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def gather(store: Store, records: dict[str, list[dict]] | None = None) -> list[Evidence]:

@@ -468,27 +468,33 @@ def test_the_toys_losses_by_hand():
 
 
 def test_figures_put_the_arms_where_the_paper_has_them():
-    def record(arm, error, **metrics):
+    def record(arm, error, seed=0, **metrics):
         history = [{"stage": "boundary", "epoch": 1, "lr": 0.1, "loss": 1.0, "same_side_percent": [60.0, 70.0, 80.0]}]
-        return {"arm": arm, "config": PAPER.config("laptop", arm), "metrics": {"test_error_percent": error} | metrics, "history": history}
+        config = PAPER.config("laptop", arm)
+        return {"arm": arm, "seed": seed, "config": config, "metrics": {"test_error_percent": error} | metrics, "history": history}
 
     rows = table("little_data")["rows"]
-    panels = figures._panels(
-        rows, [record("KD, 5 %", 30.0), record("KD, 5 %", 32.0), record("AB + KD, 1 %", 40.0)], lambda config: config["percent"]
+    records = [record("none, 5 %", 40.0, 0), record("none, 5 %", 50.0, 1), record("KD, 5 %", 30.0, 0), record("KD, 5 %", 60.0, 1)]
+    panels = figures._panels(rows, [*records, record("KD, 1 %", 40.0), record("KD, 5 %", 99.0, 2)], lambda config: config["percent"])
+    assert list(panels) == ["KD"], "the only method that was run beside its baseline"
+    lines, levels = panels["KD"]
+    assert lines["ours"] == {5: pytest.approx([-25.0, 20.0])} and levels == {}, "seed by seed"
+    table_of = {row["arm"]: row["paper"] for row in rows}
+    assert lines["paper"][5][0] == pytest.approx(100 * (table_of["KD, 5 %"] - table_of["none, 5 %"]) / table_of["none, 5 %"])
+    assert sorted(lines["paper"]) == [0.1, 1, 5, 10, 20, 100]
+    drawn = papers.get("activation_boundaries").figures(
+        [record("AB + KD, 1 %", 40.0, layer1_same_side_end=60.0), record("none, 1 %", 50.0)]
     )
-    assert panels["ours"][0] == {"KD": {5: [30.0, 32.0]}, "AB + KD": {1: [40.0]}}
-    assert panels["paper"][0]["AT + KD"] == {0.1: [67.54], 1: [37.11], 5: [18.86], 10: [15.61], 20: [9.94], 100: [5.80]}
-    drawn = papers.get("activation_boundaries").figures([record("AB + KD, 1 %", 40.0, layer1_same_side_end=60.0), record("KD, 1 %", 50.0)])
     assert list(drawn) == ["little_data", "boundary_sides"]
     for draw in drawn.values():
         assert draw().axes
     watched = [record(f"AB + KD, {arm}", 40.0, layer1_same_side_end=60.0) for arm in ("0.1 %", "1 %", "5 %", "1 %, clean")]
-    title = "Neurons on the teacher's side of their boundary\nAB + KD, {}: 10+50 epochs".format
-    assert papers.get("activation_boundaries").figures(watched)["boundary_sides"]().get_suptitle() == title("5 %"), (
+    title = "Neurons on the teacher's side (%) while training: AB + KD, {}, 10 epochs on boundaries, then 50 on labels".format
+    assert papers.get("activation_boundaries").figures(watched)["boundary_sides"]().heading == title("5 %"), (
         "not the first that ended: the most data"
     )
     longer = watched[1] | {"history": 2 * watched[1]["history"]}
-    assert papers.get("activation_boundaries").figures([*watched, longer])["boundary_sides"]().get_suptitle() == title("1 %"), (
+    assert papers.get("activation_boundaries").figures([*watched, longer])["boundary_sides"]().heading == title("1 %"), (
         "nor that: the longest training"
     )
     assert papers.get("activation_boundaries").figures([]) == {}

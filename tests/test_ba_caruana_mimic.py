@@ -345,20 +345,22 @@ def test_figures_from_records():
             records.append({"arm": arm, "seed": seed, "metrics": measured, "config": config_of("paper", arm)})
     drawn = papers.get("ba_caruana_mimic").figures(records)
     assert list(drawn) == ["error_against_parameters", "softmax_hides"] and papers.get("ba_caruana_mimic").figures([]) == {}
-    (ax,) = drawn["error_against_parameters"]().axes
-    ours = {tuple(np.ravel(line.get_xydata())) for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1}
+    paper, own = drawn["error_against_parameters"]().axes
+    ours = {tuple(np.ravel(line.get_xydata())) for line in own.lines if len(line.get_xdata()) == 1}
     sizes = {record["arm"]: 1e6 * record["metrics"]["parameters_millions"] for record in records}
     mimic = sizes["SNN-CNN-MIMIC-30k, 64c"]
     assert ours == {(sizes["ECNN"] / 4, 30.0), (sizes["ECNN"], 25.0), (mimic, 25.0)}
-    theirs = {tuple(np.ravel(line.get_xydata())) for line in ax.lines if line.get_marker() == "D"}
+    theirs = {tuple(np.ravel(line.get_xydata())) for line in paper.lines}
+    looks = {(line.get_marker(), line.get_color()) for line in paper.lines}
+    assert len(looks) == len({marker for marker, _ in looks}) == 10, "each network has its own marker"
     assert len(theirs) == 10 and (53_616_074, 15.4) in theirs and (7_968_776, 11.0) in theirs
-    assert ax.get_xscale() == ax.get_yscale() == "log"
+    assert {ax.get_xscale() for ax in (paper, own)} == {ax.get_yscale() for ax in (paper, own)} == {"log"}
 
 
 def test_softmax_hides_what_logits_tell():
     """The deck's numbers: softmax([10, 20, 30]) = softmax([-10, 0, 10]) = [2.06e-9, 4.54e-5, 1]."""
-    from kdcore.papers.ba_caruana_mimic.figures import logits_and_softmax  # slow to import
+    from kdcore.papers.ba_caruana_mimic.figures import HIDDEN, logits_and_softmax  # slow to import
 
-    figure = logits_and_softmax(ba.HIDDEN)
+    figure = logits_and_softmax(HIDDEN)
     texts = [[text.get_text() for text in ax.texts] for ax in figure.axes]
-    assert texts == [["10", "20", "30"], ["2.06e-09", "4.54e-05", "1"], ["-10", "0", "10"], ["2.06e-09", "4.54e-05", "1"]]
+    assert texts == [["10", "20", "30"], ["2.1 × 10⁻⁹", "4.5 × 10⁻⁵", "1"], ["-10", "0", "10"], ["2.1 × 10⁻⁹", "4.5 × 10⁻⁵", "1"]]

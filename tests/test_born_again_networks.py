@@ -493,10 +493,10 @@ def test_figures_from_records():
     assert list(as_intended.get_xdata()) == [1.5, 2.0, 2.5, 3.0], "the first generation has no teacher"
     assert list(error.lines[1].get_ydata()) == [60.0, 60.0, 55.0, 55.0, 55.0, 55.0]
     assert [line.get_xdata()[0] for line in error.lines[2:]] == [1, 2]
-    lines = drawn["importance"]().axes[0].lines
-    assert np.isnan(lines[0].get_ydata()[:5]).all() and list(lines[2].get_ydata()) == [0.0] * 5 + [0.2] * 5
+    weights, cases = drawn["importance"]().axes
+    assert np.isnan(weights.lines[0].get_ydata()[:5]).all() and list(cases.lines[0].get_ydata()) == [0.0] * 5 + [20.0] * 5
     sizes, share = drawn["dark_knowledge"]().axes
-    assert list(sizes.lines[1].get_ydata()) == [0.5, 0.25] and list(share.lines[0].get_ydata()) == pytest.approx([2 / 7] * 2)
+    assert list(sizes.lines[1].get_ydata()) == [0.5, 0.25] and list(share.lines[0].get_ydata()) == pytest.approx([200 / 7] * 2)
     assert share.lines[0].get_color() == sizes.lines[0].get_color() != sizes.lines[1].get_color()
     assert set(papers.get("born_again_networks").figures(records)) == {"dark_knowledge", "importance"}, "half of the comparison is none"
     seldom = record(CHAIN.format("BAN"), [{}, {key: 3 * value for key, value in parts[1].items()}])  # the last epoch alone

@@ -441,7 +441,7 @@ def test_figures_from_records():
     assert any(line.get_xdata()[0] == 8.47 for line in single_runs.lines) and len(single_runs.get_yticks()) == 4
     assert len(drawn["maps"]().axes) == 3 * 9 and len(drawn["cells"]().axes) == 4
     texts = [text.get_text() for text in drawn["cells"]().axes[0].texts]
-    assert texts.count("sep_conv_3x3") == 5 and texts.count("skip_connect") == 2 and texts.count("dil_conv_3x3") == 1
+    assert texts.count("sep conv 3x3") == 5 and texts.count("skip connect") == 2 and texts.count("dil conv 3x3") == 1
     arrows = [text for text in drawn["cells"]().axes[0].texts if hasattr(text, "arrow_patch")]
     assert [round(text.xyann[0]) for text in arrows] == [0, 1, 0, 1, 1, 0, 0, 2], "from the columns of the nodes that they take"
     assert [round(text.xy[0]) for text in arrows] == [2, 2, 3, 3, 4, 4, 5, 5], "to those that they make"

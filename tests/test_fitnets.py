@@ -12,7 +12,7 @@ from kdcore import data, losses, papers
 from kdcore.models import create
 from kdcore.papers import images as on_images
 from kdcore.papers.fitnets import trial as fitnets
-from kdcore.papers.fitnets.trial import ramp
+from kdcore.papers.fitnets.schedule import ramp
 from kdcore.papers.images import EVALUATED
 from kdcore.report import formats, tables
 from kdcore.training import Context

@@ -221,7 +221,7 @@ def test_dozens_of_learning_curves_are_not_drawn():
     assert [table["id"] for table in PAPER.tables if table.get("curves", True)] == ["compression"]
     trials = [PAPER.trial("smoke", arm, 0) for arm in ("letter.p1: munge 400000, 256 units", "letter.p1: nbe 10000")]
     metrics = {"rmse": 0.2, "ensemble_rmse": 0.1, "net_rmse": 0.3, "single_rmse": 0.15, "ratio": 0.5, "net_mb": 0.1, "net_seconds": 0.1}
-    rows = [{"stage": "mimic", "epoch": epoch, "loss": 1.0, "test_rmse": 0.3, "hill_rmse": 0.3} for epoch in (1, 2)]
+    rows = [{"stage": "mimic", "epoch": epoch, "loss": 1.0, "test_rmse": 0.3, "hill_rmse": 0.3} for epoch in (1, 2, 3)]
     records = [made(trial, metrics, history=rows) for trial in trials]
     names = sorted(name for name in catalogue.figures_of(PAPER, records) if name.startswith("learning"))
     assert names == ["learning_compression_hill_rmse", "learning_compression_test_rmse"]

@@ -60,14 +60,15 @@ def test_report_is_deterministic_and_current(paper, full):
     extra.write_text("of an earlier sheet")
     edited = full.results / "tables" / KEY / "laptop_errors.md"
     edited.write_text("typed by hand")
-    (full.results / "figures" / KEY / "laptop_paper_errors.png").unlink()
+    (full.results / "figures" / KEY / "laptop_paper_errors.svg").unlink()
     (project / "README.md").write_text(README)
     problems = "\n".join(outputs.stale(full.results))
-    assert len(problems.splitlines()) == 4
+    assert len(problems.splitlines()) == 5
     for name, what in (
         (extra, "follows from no record"),
         (edited, "out of date"),
-        ("paper_errors.png", "missing"),
+        ("paper_errors.svg", "missing"),
+        (f"{KEY}.md", "out of date"),  # it tells what that figure shows
         ("README.md", "out of date"),
     ):
         assert re.search(f"{re.escape(str(name))} (is )?{what}", problems)

@@ -44,13 +44,12 @@ metrics = {"toy": {name: net() for name in activation_boundaries.PICTURES}, "mse
 groups = {str(g): [(0.9 + 0.01 * g + x, 30 + g * g + 40 * y) for x, y in rng.random((3, 2)) / 50] for g in range(5)}
 values = rng.random((3, 40)) * 90 + 1
 intervals = [statistics.mean_interval(column) for column in values.T]
-history = [{"history": [{"stage": "s", "error": float(x)} for x in row]} for row in values]
 drawn = {
-    "toy": activation_boundaries._draw_toy({"config": {"data": "digits"}, "metrics": metrics}),
+    "toy": activation_boundaries.draw_toy("digits", metrics),
     "pseudo": model_compression.clouds(model_compression._two_dimensions()),
     "similarity": scatter(groups),
     "log": figures.curve(range(40), {"a": values}, {"mark": values[:, 0].tolist()}, log=True),
-    "curves": figures.learning_curves({"arm": history}, "error", "Title"),
+    "curves": figures.learning_curves({"arm": (np.arange(40) + 1, values)}, "error", "Title"),
     "softmax": logits_and_softmax({"a": values[0, :4].tolist()}),
     "confusion": confusion(rng.integers(0, 90, (6, 6)), range(6)),
 }
@@ -112,7 +111,7 @@ def test_last_digits_of_matrices_and_logarithms_are_not_drawn(monkeypatch):
     for draw in (
         lambda: figures.curve(x, {"a": [3 - 2 * x, 7 * x + 1]}, {"mark": 0.3}, log=True),
         lambda: figures.curve(x, {"a": [4 - 3 * x]}),
-        lambda: figures.learning_curves({"a": [{"history": [{"error": 9.0 / (k + 1)} for k in range(9)]}] * 2}, "error"),
+        lambda: figures.learning_curves({"a": (np.arange(9) + 1, np.array([9.0 / (np.arange(9) + 1)] * 2))}, "error"),
         lambda: boundaries(
             {"a": (np.ones((9, 9), int), [np.add.outer(x[::12] - 0.3, 2 * x[::12])])}, x[::12], x[::12], np.eye(2), np.arange(2)
         ),
@@ -134,7 +133,7 @@ transform="translate(9.87654 -0) scale(0.08125 -0.08125)"/>
 <use clip-path="url(#p0123456789)" xlink:href="#DejaVuSans-4a"/>"""
     settled = canvas.settled(text)
     assert "<!-- 1.23456789 -->" in settled and "base64,AAAA1.23456789+/=" in settled and "scale(0.08125 -0.08125)" in settled
-    assert 'd="M 1.235 0 L 2.5 3"' in settled and "translate(9.877 0)" in settled
+    assert 'd="M 1.23 0 L 2.5 3"' in settled and "translate(9.88 0)" in settled
     assert 'id="p0"' in settled and "url(#p0)" in settled and 'id="image1"' in settled and "#DejaVuSans-4a" in settled
 
 

@@ -33,7 +33,7 @@ def store(paper, tmp_path):
     for record in of_arm(paper, "fast", "small", [145, 146, 147]):
         store.put(record)
     store.put(made(paper.trial("laptop", "small", 9), {"message": "the loss is not <finite>"}, status="nan"))
-    canvas.save(figures.curve([0, 1], {"a": [[1, 2]]}), store.results / "figures" / KEY / "laptop_shift")
+    canvas.write(store.results / "figures" / KEY / "laptop_shift.svg", lambda: figures.curve([0, 1], {"a": [[1, 2]]}), "")
     (store.results / "executed").mkdir()
     cells = [{"cell_type": "markdown", "source": ["# A title\n", "\n", "Text with $x_i^2$.\n"], "metadata": {}}]
     (store.results / "executed" / f"{KEY}.ipynb").write_text(json.dumps({"cells": cells}))

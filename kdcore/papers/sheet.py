@@ -447,6 +447,8 @@ class Sheet(Model):
     """The number of runs behind the paper's means and standard deviations."""
     resampled: Resampled | None = None
     """For trials that draw random test sets from one data set."""
+    measures: dict[Text, Text] = {}
+    """Measures taken while training, in words for the learning curves, with their unit. Needed where a name does not speak for itself."""
     tables: Annotated[list[Table], Field(min_length=1)]
     """Reported numbers and their sources; the first table is the paper's headline."""
     margins: list[Margin] = []

@@ -1,21 +1,21 @@
-"""The figures of a paper at a budget."""
+"""The figures of a paper at a budget, and the one picture of all papers."""
 
 import functools
+import textwrap
 from collections.abc import Callable
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kdcore.report import select, tables
-from kdcore.report.drawing import heading, style
-from kdcore.report.figures import learning_curves, paper_against_ours
+from kdcore.report import figures, select, tables, words
 
 
 def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = None) -> dict[str, Callable[[], Figure]]:
     """All figures of a paper at one budget, as {name: function that draws it}; {} without current results.
 
     ``paper_TABLE`` for each table with reported numbers; then the paper's own ``figures(records)``, called with current, done
-    records; then ``learning_TABLE`` for the arms of each table (except with ``curves: false``) and each measure of the history.
+    records; then ``learning_TABLE`` for the arms of each table (except with ``curves: false``) and each measure of the history that
+    was taken at three epochs or more.
     Figures are drawn only when called, so that listing their names costs nothing.
     frames: the tables of these records, if already made.
     Raises ValueError for records of more than one budget.
@@ -27,13 +27,15 @@ def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = N
     if not done:
         return {}
     (budget,) = budgets
-    figures = {}
+    drawn, note = {}, trained(paper, budget)
     made = {frame.attrs["id"]: frame for frame in frames or ()}
     for sheet in paper.tables:
         frame = made[sheet["id"]] if sheet["id"] in made else tables.table(paper, sheet, records, budget)
         if (frame["paper"].notna() & (frame["n"] > 0)).any():
-            figures[f"paper_{sheet['id']}"] = functools.partial(paper_against_ours, frame)
-    figures |= {name: functools.partial(_of_budget, draw, budget) for name, draw in paper.figures(done).items()}
+            missing = int((frame["paper"].notna() & (frame["n"] == 0) & (frame["verdict"] != "quoted")).sum())
+            rest = f" ({missing} row{'s' if missing > 1 else ''} not run)" if missing else ""
+            drawn[f"paper_{sheet['id']}"] = functools.partial(figures.paper_against_ours, frame, note=note + rest)
+    drawn |= {name: functools.partial(draw, note=note) for name, draw in paper.figures(done).items()}
     covered, of_arm = set(), select.by_arm(done)
     for sheet in paper.tables:
         arms = tuple(dict.fromkeys(row["arm"] for row in sheet["rows"]))
@@ -41,23 +43,44 @@ def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = N
         if arms in covered or not shown or not sheet.get("curves", True):
             continue
         covered.add(arms)
-        metrics = _measures(shown)
-        for metric in metrics:
-            name = f"learning_{sheet['id']}" + (f"_{metric}" if len(metrics) > 1 else "")
-            title = f"{sheet['title']}: while training\n(budget {budget})"
-            figures[name] = functools.partial(learning_curves, shown, metric, title)
-    return figures
+        measures = {}
+        for metric in _measures(shown):
+            curves = {arm: found for arm, mine in shown.items() if (found := figures.histories(mine, metric)) is not None}
+            if any(len(epochs) > 2 for epochs, _ in curves.values()):
+                measures[metric] = curves
+        for metric, curves in measures.items():
+            name = f"learning_{sheet['id']}" + (f"_{metric}" if len(measures) > 1 else "")
+            drawn[name] = functools.partial(figures.learning_curves, curves, words.measure(paper, metric), sheet["title"], note=note)
+    return drawn
+
+
+def trained(paper, budget: str) -> str:
+    """What was trained at a budget, in two lines: below the title of each figure, so that a copy still says what it shows."""
+    there = paper.budget(budget)
+    about = textwrap.shorten(there["about"], 90, placeholder=" \N{HORIZONTAL ELLIPSIS}")
+    return f"Ours: budget {budget} ({words.SCALES[there['scale']]}): {about}"
+
+
+def overview(summaries: dict[str, list]) -> Callable[[], Figure]:
+    """The one picture of all papers: their headline effects, except those that were not run. summaries: by scale
+    (``summary.scales``)."""
+    groups: dict[str, list[dict]] = {scale: [] for scale in select.SCALES}
+    missing = 0
+    for each in [each for among in summaries.values() for each in among]:
+        for effect in each.effects:
+            if effect.n == 0:
+                missing += 1
+                continue
+            row = {"paper": each.short, "effect": effect.text, "verdict": effect.verdict, "n": words.of_planned(effect.n, effect.planned)}
+            ours = (effect.relative, effect.relative_low, effect.relative_high)
+            groups[effect.scale].append(row | {"ours": ours, "reported": effect.relative_paper})
+    shown = {words.SCALES[scale]: rows for scale, rows in groups.items() if rows}
+    note = "Changes of the error that each paper's idea makes, ours beside the paper's own"
+    note += f" ({missing} more not run)" if missing else ""
+    return functools.partial(figures.effects, shown, "What distillation gains, paper by paper", note=note)
 
 
 def _measures(records_by_arm: dict[str, list[dict]]) -> list[str]:
     """The measures in the histories besides stage, epoch, learning rate and training loss, in order of appearance."""
     rows = [row for records in records_by_arm.values() for record in records for row in record["history"]]
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("stage", "epoch", "lr", "loss")]
-
-
-def _of_budget(draw: Callable[[], Figure], budget: str) -> Figure:
-    """The figure that ``draw`` returns, with the budget in its heading, so that a copy still says what it shows."""
-    figure = draw()
-    with style():
-        heading(figure, f"{figure.get_suptitle()}\n(budget {budget})".strip())
-    return figure

@@ -10,6 +10,7 @@ all of them: numbers are rounded before they are drawn (``rounded``), and so are
 import base64
 import functools
 import math
+import os
 import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -21,36 +22,60 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from kdcore.report import statistics
+from kdcore.report import statistics, words
 
-BLUE, VERMILLION = "#0072B2", "#D55E00"
-PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # without yellow, which is faint on white
-WIDTH = 8.0  # inches: a notebook's width
+BLUE, VERMILLION = "#0072B2", "#D55E00"  # ours, the paper's
+BACK, INK, MUTED, GRID = "#ffffff", "#222222", "#555555", "#e4e4e4"
+PALETTE = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)  # without yellow, which is faint on white
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), "-")  # of the first lines in a panel
+MARKERS = "osD^vP"
+ON_DARK, ON_PALE = "#fcfcfc", "#1c1c1c"  # text on coloured areas, which stay as they are in a dark theme
+DARK = {  # what replaces each colour in a dark theme
+    BACK: "#0d1117",
+    INK: "#e6edf3",
+    MUTED: "#9aa4af",
+    GRID: "#2a3038",
+    BLUE: "#4aa3df",
+    VERMILLION: "#f0883e",
+    "#009E73": "#2fbf93",
+    "#CC79A7": "#dd98c1",
+    "#E69F00": "#f2b84b",
+    "#56B4E9": "#a5d8ff",
+}
+WIDTH = 5.4  # inches: the smallest letters, of 9 points, still have 9 pixels on a phone 390 pixels wide
 STYLE = {
     "figure.dpi": 100,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+    "figure.facecolor": BACK,
+    "savefig.facecolor": BACK,
+    "axes.facecolor": "none",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that letters are the same everywhere
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "normal",
     "axes.titlelocation": "left",
-    "axes.labelsize": 10.5,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 9.5,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
     "legend.frameon": False,
+    "legend.handlelength": 2.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
+    "axes.edgecolor": MUTED,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
     "axes.prop_cycle": mpl.cycler(color=PALETTE),
     "lines.linewidth": 1.8,
     "svg.hashsalt": "kdcore",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "axes.unicode_minus": True,
     "path.simplify": False,  # otherwise rounding errors decide which points of a straight line are dropped
     "text.parse_math": False,  # a dollar sign in a name is only a dollar sign
@@ -69,13 +94,17 @@ def style():
 
 
 def plot(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorator for functions that draw a figure: rounds their arguments, applies ``style()``, and closes the figure in pyplot,
-    so that a notebook shows it only once."""
+    """Decorator for functions that draw a figure: rounds their arguments, applies ``style()``, puts the heading above the figure,
+    and closes the figure in pyplot, so that a notebook shows it only once.
+
+    The decorated function also takes ``note``, a line for below the title.
+    """
 
     @functools.wraps(draw)
-    def wrapper(*args, **kwargs) -> Figure:
+    def wrapper(*args, note: str = "", **kwargs) -> Figure:
         with style():
             figure = draw(*rounded(args), **rounded(kwargs))
+            _head(figure, note)
             plt.close(figure)
             return figure
 
@@ -111,12 +140,59 @@ def pixels(text: str, shape: list[int]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), np.uint8).reshape(shape)
 
 
-def heading(figure: Figure, text: str) -> None:
-    """Put ``text`` above the whole figure, aligned left and wrapped to its width; nothing for ""."""
-    if text:
-        letters = int(10 * figure.get_figwidth())  # per line
-        text = "\n".join(wrapped(line, letters) for line in text.split("\n"))
-        figure.suptitle(text, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+def heading(figure: Figure, title: str, alt: str = "") -> None:
+    """Give a figure its title, shown above it, and its alternative text: what it shows, in sentences with its main numbers."""
+    figure.heading, figure.alt = title, alt
+
+
+def title_of(figure: Figure) -> str:
+    return getattr(figure, "heading", "")
+
+
+def alt_of(figure: Figure) -> str:
+    """The alternative text of a figure: its title, then what it shows."""
+    title, alt = title_of(figure), getattr(figure, "alt", "")
+    return " ".join(each for each in (title and f"{title.rstrip('.')}.", alt) if each)
+
+
+def _head(figure: Figure, note: str) -> None:
+    """Write title and note above the figure, which becomes higher by the room for them."""
+    width, height = figure.get_size_inches()
+    top = 0.08
+    for text, size, letters, look in (
+        (title_of(figure), 11, int(9.8 * width), {"fontweight": "bold"}),
+        (note, 9, int(13.5 * width), {"color": MUTED}),
+    ):
+        if text:
+            shown = wrapped(text, letters)
+            place = figure.transFigure + mpl.transforms.ScaledTranslation(0.06, -top, figure.dpi_scale_trans)
+            figure.text(0, 1, shown, transform=place, va="top", fontsize=size, linespacing=1.2, in_layout=False, **look)
+            top += size / 72 * 1.25 * (shown.count("\n") + 1) + 0.03
+    figure.set_size_inches(width, height + top)
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.set(rect=(0, 0, 1, height / (height + top)))
+
+
+def number_list(pairs, limit: int = 8) -> str:
+    """(label, number) pairs in words for an alternative text: "a 12.3; b 4.5; and 3 more"."""
+    pairs = [(label, value) for label, value in pairs if not math.isnan(value)]
+    named = [f"{' '.join(str(label).split())} {words.number(value, 3)}" for label, value in pairs[:limit]]
+    return "; ".join(named + ([f"and {len(pairs) - limit} more"] if len(pairs) > limit else []))
+
+
+def short_labels(names) -> dict[str, str]:
+    """Names of arms as labels of one figure: without what all of them begin or end with, which its title says; arrows as arrows."""
+    names = list(names)
+    start, end = 0, 0
+    if len(names) > 1:
+        start = max(
+            os.path.commonprefix(names).rfind(mark) + len(mark) if mark in os.path.commonprefix(names) else 0 for mark in (": ", ", ")
+        )
+        tail = os.path.commonprefix([name[start:][::-1] for name in names])[::-1]
+        end = max(len(tail) - tail.find(mark) if mark in tail else 0 for mark in (": ", ", ", " ("))
+        if any(len(name) - start <= end for name in names):
+            end = 0
+    return {name: name[start : len(name) - end].replace("->", "\N{RIGHTWARDS ARROW}") for name in names}
 
 
 def wrapped(text: str, width: int) -> str:
@@ -140,47 +216,17 @@ def power_of_ten(value: float, _=None) -> str:
     return f"10{digits}" if factor == "1" else f"{factor} \N{MULTIPLICATION SIGN} 10{digits}"
 
 
-def sparse_ticks(values) -> FuncFormatter:
-    """A formatter for ticks of a log axis at ``values`` that omits labels too close to the previous one (less than 4 % of the
-    axis)."""
+def sparse_ticks(values, gap: float = 0.04) -> FuncFormatter:
+    """A formatter for ticks of a log axis at ``values`` that omits labels too close to the previous one: less than ``gap`` of the
+    axis."""
     places = sorted(float(value) for value in values)
     span = math.log(places[-1] / places[0]) or 1.0
     shown: list[float] = []
     for place in places:
-        if not shown or math.log(place / shown[-1]) > 0.04 * span:
+        if not shown or math.log(place / shown[-1]) > gap * span:
             shown.append(place)
-    return FuncFormatter(lambda value, _: f"{value:g}" if any(math.isclose(value, place) for place in shown) else "")
-
-
-def name_lines(ax, ends: list[tuple], height: float) -> None:
-    """Label each line at the right edge in its colour, moving labels apart that would overlap.
-
-    ends: (x, y, label, colour) of each line's last point; height: of the axes, in inches.
-    """
-    low, high = ax.get_ylim()
-    if ax.get_yscale() == "log":
-        low, high = math.log(low), math.log(high)
-        place = [(math.log(y) - low) / (high - low) for _, y, _, _ in ends]
-    else:
-        place = [(y - low) / (high - low) for _, y, _, _ in ends]
-    line = 0.165 / height
-    sizes = [line * (wrapped(label, 30).count("\n") + 1) for _, _, label, _ in ends]
-    order = sorted(range(len(ends)), key=lambda i: place[i])
-    floor = 0.0
-    for i in order:  # upwards, each above the previous one
-        place[i] = max(place[i], floor + sizes[i] / 2)
-        floor = place[i] + sizes[i] / 2
-    ceiling = 1.0
-    for i in reversed(order):  # then down again from the top
-        place[i] = min(place[i], ceiling - sizes[i] / 2)
-        ceiling = place[i] - sizes[i] / 2
-    for (x, y, label, colour), where in zip(ends, place, strict=True):
-        # from the middle of the label's left edge, not clipped at its box
-        leader = STRAIGHT | {"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.6, "shrinkA": 2, "relpos": (0, 0.5), "patchA": None}
-        text = {"color": darker(colour), "va": "center", "fontsize": 9, "linespacing": 1.05}
-        ax.annotate(wrapped(label, 30), (x, y), (1.03, where), textcoords="axes fraction", arrowprops=leader, **text)
-
-
-def darker(colour, factor: float = 0.6) -> list[float]:
-    """A darker shade [r, g, b] of a colour, for legible text."""
-    return [factor * part for part in mpl.colors.to_rgb(colour)]
+    return FuncFormatter(
+        lambda value, _: (
+            (f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}") if any(math.isclose(value, place) for place in shown) else ""
+        )
+    )

@@ -1,6 +1,7 @@
 """Plots that several papers use; a paper's own plots are in its folder.
 
-Each function takes plain numbers (or a table's frame) and returns a matplotlib Figure.
+Each function takes plain numbers (or a table's frame) and returns a matplotlib Figure. Ours are blue circles, the paper's
+vermillion diamonds.
 """
 
 import math
@@ -13,102 +14,257 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from kdcore.report import select, statistics, words
-from kdcore.report.drawing import BLUE, PALETTE, VERMILLION, WIDTH, heading, log_axis, name_lines, plot, sparse_ticks, wrapped
+from kdcore.report.drawing import (
+    BACK,
+    BLUE,
+    DASHES,
+    GRID,
+    MARKERS,
+    MUTED,
+    PALETTE,
+    VERMILLION,
+    WIDTH,
+    heading,
+    log_axis,
+    number_list,
+    plot,
+    short_labels,
+    sparse_ticks,
+    wrapped,
+)
+
+LETTERS = int(12.6 * WIDTH)  # of a label of 9 points across a figure
+LINE, LANE, GAP = 0.165, 0.27, 0.1  # inches: a line of a label, the marks below it, the space before the next label
 
 
 @plot
 def paper_against_ours(frame: pd.DataFrame) -> Figure:
-    """The rows of a table (``tables.table``): our mean with its 95 % interval, a dot below it for every seed, and the paper's
-    number as a line under a diamond.
+    """The rows of a table (``tables.table``): our mean with its 95 % interval, a dot for every seed, and the paper's number.
 
-    The pale band is the paper's number -+ margin; a hollow diamond is the number of the table's reference. Each unit has its
-    own panel. Rows that were not run are omitted; the heading counts those for which the paper reports a number.
+    The pale band is the paper's number -+ margin. Each unit has its own panel; numbers of a smaller scale than the paper's stand
+    beside the paper's, each on its own axis. Rows that were not run are omitted.
     """
-    not_run = int((frame["paper"].notna() & (frame["n"] == 0) & (frame["verdict"] != "quoted")).sum())
-    frame = frame[frame["n"] > 0]
-    groups = [(unit, frame[frame["unit"] == unit]) for unit in frame["unit"].unique()]
-    labels = [wrapped(label, 36) for label in frame["label"]]
-    step = 0.34 + 0.17 * max((label.count("\n") for label in labels), default=0)
-    heights = [step * len(group) + 0.2 for _, group in groups]
-    size = (WIDTH, sum(heights) + 0.55 * len(groups) + 1.0)
-    figure, axes = plt.subplots(len(groups) or 1, 1, figsize=size, height_ratios=heights or None, squeeze=False, layout="constrained")
-    for ax, (unit, group) in zip(axes[:, 0], groups, strict=False):
-        for y, row in enumerate(group.to_dict("records")):
-            values = [seed["value"] for seed in row["seeds"]]
-            if not math.isnan(row["paper"]):
-                if row["margin"] > 0 and frame.attrs["scale"] in select.COMPARED and not select.doubt(row):
-                    low, width = row["paper"] - row["margin"], 2 * row["margin"]
-                    ax.barh(y, width, left=low, height=0.5, color=VERMILLION, alpha=0.14, lw=0, zorder=1)
-                ax.plot([row["paper"]] * 2, [y - 0.25, y + 0.25], color=VERMILLION, lw=1.4, zorder=3)
-                ax.plot(row["paper"], y - 0.25, "D", ms=6, color=VERMILLION, zorder=3)
-            if not math.isnan(row.get("reference", math.nan)):
-                ax.plot(row["reference"], y - 0.25, "D", ms=6, mfc="white", color=VERMILLION, zorder=3)
-            if values:
-                ax.plot(values, [y + 0.18] * len(values), "o", ms=4, color=BLUE, alpha=0.55, mew=0, zorder=4)
-                if not math.isnan(row["low"]):
-                    ax.plot([row["low"], row["high"]], [y, y], color=BLUE, lw=2.4, solid_capstyle="butt", zorder=4)
-                ax.plot(row["ours"], y, "o", ms=7, color=BLUE, zorder=5)
-            mark = f" [{select.doubt(row)}]" if select.doubt(row) else ""
-            ax.text(1.015, y, row["verdict"] + mark, transform=ax.get_yaxis_transform(), va="center", fontsize=9.5, color="#333333")
-        ax.set_yticks(range(len(group)), [wrapped(label, 36) for label in group["label"]])
-        ax.set_ylim(len(group) - 0.45, -0.55)
-        ax.tick_params(axis="y", length=0)
-        ax.spines["left"].set_visible(False)
-        ax.grid(axis="y", visible=False)
-        ax.set_xlabel(unit)
-        ax.use_sticky_edges = False  # so that bands do not touch the axis
-        ax.margins(x=0.04)
-        ax.autoscale_view(scaley=False)
-    about = frame.attrs
-    rest = f"; {not_run} row{'s' if not_run > 1 else ''} not run" if not_run else ""
-    heading(figure, f"{about['title']}\n(budget {about['budget']}{rest})")
-    marks = [
-        mpl.lines.Line2D([], [], marker="D", ls="", ms=6, color=VERMILLION, label="paper (band: margin)"),
-        mpl.lines.Line2D([], [], marker="o", ms=7, lw=2.4, color=BLUE, label="ours: mean, 95 % interval"),
-        mpl.lines.Line2D([], [], marker="o", ls="", ms=4, color=BLUE, alpha=0.55, mew=0, label="one seed"),
-    ]
-    if about["reference"]:
-        marks.insert(1, mpl.lines.Line2D([], [], marker="D", ls="", ms=6, mfc="white", color=VERMILLION, label=about["reference"]))
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks))
+    about, frame = frame.attrs, frame[frame["n"] > 0]
+    together = about["scale"] in select.COMPARED
+    groups = [(unit, frame[frame["unit"] == unit].to_dict("records")) for unit in frame["unit"].unique()]
+    heights = [sum(LINE * (_label(row).count("\n") + 1) + LANE + GAP for row in rows) for _, rows in groups]
+    columns = 1 if together else 2
+    figure, axes = plt.subplots(
+        len(groups) or 1, columns, figsize=(WIDTH, sum(heights) + 0.6 * len(groups) + 0.35), height_ratios=heights or None, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for (unit, rows), height, (left, *right) in zip(groups, heights, axes, strict=False):
+        ours = right[0] if right else left
+        y = 0.0
+        for row in rows:
+            label = _label(row)
+            box = {"fc": BACK, "ec": "none", "pad": 0.4}
+            text = {"va": "top", "linespacing": 1.15, "fontsize": 9, "bbox": box, "in_layout": False}
+            left.text(0, y, label, transform=left.get_yaxis_transform(), **text)
+            if together:
+                left.text(1, y, row["verdict"], ha="right", transform=left.get_yaxis_transform(), **text | {"color": MUTED})
+            y += LINE * (label.count("\n") + 1) + LANE / 2
+            _papers_number(left, row, y, together)
+            _our_numbers(ours, row, y)
+            y += LANE / 2 + GAP
+        for ax in (left, *right):
+            ax.set_ylim(height, 0)
+            ax.set_yticks([])
+            ax.spines["left"].set_visible(False)
+            ax.set_xlabel(_with_unit(unit) if together else f"{'paper' if ax is left else 'ours'}: {_with_unit(unit)}")
+            ax.use_sticky_edges = False  # so that bands do not touch the axis
+            ax.margins(x=0.05)
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=7 if together else 4))
+            ax.xaxis.set_major_formatter(FuncFormatter(_plain_tick))
+            ax.autoscale_view(scaley=False)
+        left.set_zorder(1)  # labels reach across both columns
+    shown = frame.to_dict("records")
+    marks = [_mark("o", BLUE, "ours: mean, 95 % interval", lw=2.4, ms=6.5), _mark("o", BLUE, "ours: one seed", ms=3.5, alpha=0.55, mew=0)]
+    known = [row for row in shown if not math.isnan(row["paper"])]
+    if any(not select.doubt(row) for row in known):
+        marks.append(_mark("D", VERMILLION, "paper" + (" (band: margin)" if together and any(row["margin"] > 0 for row in known) else "")))
+    if any(select.doubt(row) for row in known):
+        marks.append(_mark("D", VERMILLION, "paper: a number that could not be verified", mfc=BACK))
+    if any(not math.isnan(row.get("reference", math.nan)) for row in shown):
+        marks.append(_mark("s", VERMILLION, about["reference"], mfc=BACK))
+    _legend(figure, marks, [mark.get_label() for mark in marks])
+    numbers = "; ".join(
+        f"{' '.join(row['label'].split())}: ours {words.estimate(row['ours'], row['low'], row['high'])}"
+        + (f", paper {words.number(row['paper'])}" if not math.isnan(row["paper"]) else "")
+        for row in shown[:8]
+    )
+    more = f"; and {len(shown) - 8} more rows" if len(shown) > 8 else ""
+    units = " and ".join(dict.fromkeys(unit for unit, _ in groups))
+    heading(figure, about["title"], f"Ours beside the paper's, in {units}: {numbers}{more}.")
+    return figure
+
+
+def _label(row: dict) -> str:
+    return wrapped(short_labels([row["label"]])[row["label"]], LETTERS - 16)
+
+
+def _papers_number(ax, row: dict, y: float, together: bool) -> None:
+    if not math.isnan(row["paper"]):
+        doubt = select.doubt(row)
+        if together and row["margin"] > 0 and not doubt:
+            ax.barh(y, 2 * row["margin"], left=row["paper"] - row["margin"], height=0.24, color=VERMILLION, alpha=0.16, lw=0, zorder=1)
+        ax.plot(row["paper"], y - 0.05 * together, "D", ms=5.5, color=VERMILLION, mfc=BACK if doubt else VERMILLION, zorder=3)
+    if not math.isnan(row.get("reference", math.nan)):
+        ax.plot(row["reference"], y - 0.05 * together, "s", ms=5.5, mfc=BACK, color=VERMILLION, zorder=3)
+
+
+def _our_numbers(ax, row: dict, y: float) -> None:
+    values = [seed["value"] for seed in row["seeds"]]
+    ax.plot(values, [y + 0.11] * len(values), "o", ms=3.5, color=BLUE, alpha=0.55, mew=0, zorder=4)
+    if not math.isnan(row["low"]):
+        ax.plot([row["low"], row["high"]], [y + 0.02] * 2, color=BLUE, lw=2.4, solid_capstyle="butt", zorder=4)
+    ax.plot(row["ours"], y + 0.02, "o", ms=6.5, color=BLUE, zorder=5)
+
+
+def _plain_tick(value: float, _=None) -> str:
+    """A tick in plain words: 150000 -> "0.15 M"."""
+    return f"{value / 1e6:,.10g} M" if abs(value) >= 99_999 else words.reported(statistics.rounded(value, 6))
+
+
+def _with_unit(unit: str) -> str:
+    """A unit of a sheet as the label of an axis: "% error" -> "error (%)"."""
+    return f"{unit[2:]} (%)" if unit.startswith("% ") and not unit.startswith("% of ") else unit
+
+
+def _mark(marker: str, colour: str, label: str, *, lw: float = 0.0, ms: float = 5.5, **look):
+    return mpl.lines.Line2D([], [], marker=marker, ls="-" if lw else "", lw=lw, ms=ms, color=colour, label=label, **look)
+
+
+def _legend(figure: Figure, marks, labels) -> None:
+    """A legend below the axes, in as many columns as fit."""
+    labels = [wrapped(label, LETTERS - 8) for label in labels]
+    longest = max(max(map(len, label.split("\n"))) for label in labels)
+    columns = max(1, min(len(labels), int(LETTERS / (longest + 7))))
+    figure.legend(marks, labels, loc="outside lower center", ncols=columns, columnspacing=1.4, borderpad=0.2)
+
+
+@plot
+def effects(groups: dict[str, list[dict]], title: str = "") -> Figure:
+    """The headline effects of all papers: ours with its interval, and the paper's own, as a change of the error in percent of the
+    baseline. Intervals may reach beyond the figure.
+
+    groups: {scale in words: [{paper, effect, verdict, n, ours (mean, low, high), reported (nan if unknown)}]}.
+    """
+    rows = [row for group in groups.values() for row in group]
+    line, lane, head = 0.17, 0.3, 0.3  # inches
+    labels = {id(row): wrapped(f"{row['paper']}: {row['effect']}", LETTERS) for row in rows}
+    height = sum(head + sum(line * (labels[id(row)].count("\n") + 1) + lane for row in group) for group in groups.values()) + 0.25
+    figure, ax = plt.subplots(figsize=(WIDTH, height + 0.8), layout="constrained")
+    box = {"fc": BACK, "ec": "none", "pad": 0.4}
+    text = {"va": "top", "fontsize": 9, "linespacing": 1.15, "transform": ax.get_yaxis_transform(), "bbox": box, "in_layout": False}
+    ends = [value for row in rows for value in (row["ours"][0], row["reported"]) if not math.isnan(value)]
+    ends += [min(max(value, -60.0), 60.0) for row in rows for value in row["ours"][1:] if not math.isnan(value)]
+    low, high = min([-5.0, *ends]), max([5.0, *ends])
+    ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+    ax.axvline(0, color=MUTED, lw=1.2, zorder=1)
+    way = {"textcoords": "offset points", "va": "top", "color": MUTED, "fontsize": 9}
+    ax.annotate("\N{LEFTWARDS ARROW} fewer errors", (0, 0), (-5, -2), ha="right", **way)
+    ax.annotate("more errors \N{RIGHTWARDS ARROW}", (0, 0), (5, -2), ha="left", **way)
+    y = 0.2
+    for name, group in groups.items():
+        ax.text(0, y + 0.06, _capital(name), **text | {"fontweight": "bold", "fontsize": 9.5})
+        y += head
+        for row in group:
+            ax.text(0, y, labels[id(row)], **text)
+            y += line * (labels[id(row)].count("\n") + 1) + 0.11
+            mean, low, high = row["ours"]
+            if not math.isnan(row["reported"]):
+                ax.plot(row["reported"], y, "D", ms=6.5, color=VERMILLION, mec=BACK, mew=0.7, zorder=6)
+            if not math.isnan(low):
+                ax.plot([low, high], [y, y], color=BLUE, lw=2.6, solid_capstyle="butt", zorder=4)
+            ax.plot(mean, y, "o", ms=7, color=BLUE, zorder=5)
+            look = text | {"va": "center", "color": MUTED, "in_layout": True}
+            ax.text(1.015, y, f"{row['verdict']}, n = {row['n']}", **look)
+            y += lane - 0.11
+    ax.set_ylim(y, 0)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("change of the error, in % of the baseline's")
+    marks = [_mark("o", BLUE, "ours, with its interval", lw=2.6, ms=7), _mark("D", VERMILLION, "paper", ms=6.5)]
+    _legend(figure, marks, [mark.get_label() for mark in marks])
+    numbers = "; ".join(
+        f"{row['paper']}, {row['effect']}: ours {words.estimate(*row['ours'], signed=True)}"
+        + (f", paper {words.number(row['reported'], 3, signed=True)}" if not math.isnan(row["reported"]) else "")
+        + f", {row['verdict']}"
+        for row in rows
+    )
+    heading(figure, title, f"Change of the error in percent of the baseline's, by paper: {numbers}.")
     return figure
 
 
 @plot
-def learning_curves(records_by_arm: dict[str, list[dict]], metric: str, title: str = "") -> Figure:
-    """A metric of the history against the epoch: for each arm the mean over seeds, with a band from minimum to maximum.
+def learning_curves(curves: dict[str, tuple], measure: str, title: str = "") -> Figure:
+    """A measure against the epoch: for each arm the mean over seeds, with a band from minimum to maximum.
 
-    Epochs are counted through all stages. The members of a trial count as their mean. More than seven arms are spread over
-    panels; a panel that still has more than seven has no bands, which would hide one another. Errors and losses that fall to a
-    third or less have a log axis.
+    curves: {arm: (epochs [n], values [seeds, n])} (``histories``). Epochs are counted through all stages. More than four arms have a
+    panel each, where the others are grey: lines, or the range of more than nine. Errors and losses that fall to a third or less have
+    a log axis.
     """
-    curves = {arm: seeds for arm, records in records_by_arm.items() if (seeds := histories(records, metric)) is not None}
-    panels = -(-len(curves) // 9) if len(curves) > len(PALETTE) else 1
-    size = -(-len(curves) // panels) if curves else 1
-    parts = [list(curves.items())[i * size : (i + 1) * size] for i in range(panels)]
-    lines = max((sum(wrapped(arm, 30).count("\n") + 1 for arm, _ in part) for part in parts), default=1)
-    height = max(3.0, 0.24 * lines + 0.5)
-    figure, axes = plt.subplots(panels, 1, figsize=(WIDTH, height * panels + 0.5), squeeze=False, sharex=True, layout="constrained")
-    everything = np.concatenate([values.ravel() for _, values in curves.values()]) if curves else np.ones(1)
-    log = any(word in metric for word in ("error", "loss")) and everything.min() > 0 and everything.max() > 3 * everything.min()
-    for ax, part in zip(axes[:, 0], parts, strict=True):
-        # many arms are a sweep: an ordered colour scale shows this, and can be read without colour vision
-        many = [mpl.colormaps["cividis"](x) for x in np.linspace(0, 0.78, len(part))]
-        ends = []
-        for (arm, (epochs, values)), colour in zip(part, PALETTE if len(part) <= len(PALETTE) else many, strict=False):
-            mean = values.mean(0)
-            ax.plot(epochs, mean, color=colour, marker="o" if len(epochs) == 1 else None)
-            if len(values) > 1 and len(part) <= len(PALETTE):
-                ax.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.16, lw=0)
-            ends.append((epochs[-1], mean[-1], arm, colour))
+    labels = short_labels(curves)
+    everything = np.concatenate([np.ravel(values) for _, values in curves.values()]) if curves else np.ones(1)
+    log = any(word in measure for word in ("error", "loss")) and everything.min() > 0 and everything.max() > 3 * everything.min()
+    means = {arm: (np.asarray(epochs), np.mean(values, 0)) for arm, (epochs, values) in curves.items()}
+    if len(curves) > 4:
+        columns = 2 if max(map(len, labels.values())) > 22 else 3
+        lines = max(wrapped(label, 62 // columns).count("\n") + 1 for label in labels.values())
+        rows = -(-len(curves) // columns)
+        size = (WIDTH, rows * (1.15 + 0.16 * lines) + 0.4)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
+        panels = [(ax, [arm]) for ax, arm in zip(axes.flat, curves, strict=False)]
+        for ax in list(axes.flat)[len(panels) :]:
+            ax.set_visible(False)
+    else:
+        figure, ax = plt.subplots(figsize=(WIDTH, 3.3), layout="constrained")
+        panels, columns = [(ax, list(curves))], 1
+    shown = {}
+    for place, (ax, arms) in enumerate(panels):
+        if len(panels) > 9:  # so many lines would hide one another
+            ax.fill_between(*_envelope(list(means.values())), color=GRID, lw=0, zorder=1)
+        elif len(panels) > 1:
+            for epochs, mean in means.values():
+                ax.plot(epochs, mean, color=GRID, lw=1.0, zorder=1)
+        for arm, colour, dashes in zip(arms, PALETTE, DASHES, strict=False):
+            epochs, values = curves[arm]
+            label = f"{labels[arm]}: {words.number(means[arm][1][-1], 3)}"
+            if len(values) > 1:
+                ax.fill_between(epochs, np.min(values, 0), np.max(values, 0), color=colour, alpha=0.16, lw=0, zorder=2)
+            look = {"color": colour, "ls": dashes, "zorder": 3, "marker": "o" if len(epochs) == 1 else None}
+            (shown[label],) = ax.plot(epochs, means[arm][1], **look)
+            if len(panels) > 1:
+                ax.set_title(wrapped(label, 62 // columns), fontsize=9)
         if log:
             log_axis(ax.yaxis)
-        ax.margins(x=0.01)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        ax.set_ylabel(wrapped(metric.replace("_", " "), 26))
-        name_lines(ax, ends, height - 0.7)
-    axes[-1, 0].set_xlabel("epoch")
-    heading(figure, title)
+        ax.margins(x=0.02)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8 if columns == 1 else 4, min_n_ticks=1))
+        if place >= len(panels) - columns:
+            ax.set_xlabel("epoch")
+            ax.tick_params(labelbottom=True)
+        if len(panels) == 1:
+            ax.set_ylabel(measure)
+    if len(panels) == 1 and shown:
+        _legend(figure, shown.values(), shown.keys())
+    what = f"{_capital(measure)} while training"
+    ends = number_list([(labels[arm], mean[-1]) for arm, (_, mean) in means.items()])
+    heading(figure, f"{what}: {title}" if title else what, f"{_capital(measure)} after the last epoch, mean over seeds: {ends}.")
     return figure
+
+
+def _envelope(lines: list[tuple]) -> tuple[list[int], list[float], list[float]]:
+    """Every epoch of any of the lines, with the smallest and the largest value there."""
+    values: dict[int, list[float]] = {}
+    for epochs, means in lines:
+        for epoch, mean in zip(epochs.tolist(), means.tolist(), strict=True):
+            values.setdefault(epoch, []).append(mean)
+    return sorted(values), [min(values[x]) for x in sorted(values)], [max(values[x]) for x in sorted(values)]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 @plot
@@ -117,28 +273,36 @@ def curve(x, lines: dict, marks: dict | None = None, *, xlabel: str = "", ylabel
 
     lines: {label: [seeds][n]}. marks: {label: x of a vertical line, or one x per seed (a line at their mean, a tick at each)}.
     """
-    figure, ax = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
-    x, shown = np.asarray(x, float), {}
-    for (label, seeds), colour in zip(lines.items(), PALETTE, strict=False):
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.3), layout="constrained")
+    x, shown, ends = np.asarray(x, float), {}, []
+    for (label, seeds), colour, dashes in zip(lines.items(), PALETTE, DASHES, strict=False):
         seeds = np.atleast_2d(np.asarray(seeds, float))
         if len(seeds) > 1:
             ax.plot(x, seeds.T, color=colour, lw=0.8, alpha=0.45)
-        (shown[label],) = ax.plot(x, seeds.mean(0), color=colour, lw=2.4)
+        mean = seeds.mean(0)
+        (shown[label],) = ax.plot(x, mean, color=colour, lw=2.2, ls=dashes)
+        known = np.flatnonzero(~np.isnan(mean))
+        if len(known):
+            first, least, last = known[0], known[np.argmin(mean[known])], known[-1]
+            places = [(f"at {words.number(x[i], 3)}", mean[i]) for i in dict.fromkeys((first, least, last))]
+            ends.append(f"{label}: {number_list(places)}")
     dashes = ((0, (6, 3)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2)), "-")
     for i, (label, places) in enumerate((marks or {}).items()):
         places = np.atleast_1d(np.asarray(places, float))
-        colour = PALETTE[::-1][i % len(PALETTE)]
+        colour = (VERMILLION, "#009E73", "#CC79A7")[i % 3]
         mark = ax.axvline(places.mean(), color=colour, lw=1.6, ls=dashes[i % len(dashes)])
         shown[f"{label}: {words.number(places.mean(), 3)}"] = mark
+        ends.append(f"{label}: {words.number(places.mean(), 3)}")
         if len(places) > 1:
             ax.plot(places, np.full(len(places), 0.015 + 0.025 * i), "|", color=colour, ms=9, mew=1.4, transform=ax.get_xaxis_transform())
     if log:
         log_axis(ax.yaxis)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    ax.margins(x=0.01)
-    heading(figure, title)
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2)
+    ax.margins(x=0.02)
+    heading(figure, title, f"{_capital(ylabel)} against {xlabel}. {'. '.join(ends)}." if xlabel else "")
+    if shown:
+        _legend(figure, shown.values(), shown.keys())
     return figure
 
 
@@ -149,65 +313,83 @@ def error_against(x_values, groups: dict, *, xlabel: str = "", ylabel: str = "",
     groups: {label: [values of the seeds at x_values[0], at x_values[1], ...]}, with empty lists where nothing was run. Every seed
     is a dot, shifted sideways for visibility; means are joined and have 95 % intervals.
     """
-    figure, axes = plt.subplots(len(groups), 1, figsize=(WIDTH, 2.7 * len(groups) + 0.7), squeeze=False, sharex=True, layout="constrained")
-    for ax, (label, cells), colour in zip(axes[:, 0], groups.items(), PALETTE * 4, strict=False):
+    figure, axes = plt.subplots(len(groups), 1, figsize=(WIDTH, 1.9 * len(groups) + 0.4), squeeze=False, sharex=True, layout="constrained")
+    alt = []
+    for ax, (label, cells) in zip(axes[:, 0], groups.items(), strict=False):
         known = [(x, values, *statistics.mean_interval(values)) for x, values in zip(x_values, cells, strict=True) if len(values)]
         ax.set_xscale("log")
         beside = mpl.transforms.offset_copy(ax.transData, figure, x=-6, units="points")
         for x, values, _, low, high in known:
-            ax.plot([x] * len(values), values, "o", ms=4, color=colour, alpha=0.5, mew=0, transform=beside)
+            ax.plot([x] * len(values), values, "o", ms=3.5, color=BLUE, alpha=0.5, mew=0, transform=beside)
             if not math.isnan(low):
-                ax.plot([x, x], [low, high], color=colour, lw=2, alpha=0.9, solid_capstyle="butt")
-        ax.plot([k[0] for k in known], [k[2] for k in known], "-o", color=colour, ms=6, lw=1.6)
+                ax.plot([x, x], [low, high], color=BLUE, lw=2, alpha=0.9, solid_capstyle="butt")
+        ax.plot([k[0] for k in known], [k[2] for k in known], "-o", color=BLUE, ms=5.5, lw=1.6)
         seen = [value for _, values, *_ in known for value in values]
         if seen:
             ax.update_datalim([(known[0][0], min(seen)), (known[-1][0], max(seen))])
             ax.autoscale_view()
+            alt.append(f"{label}: {number_list([(f'at {words.number(k[0], 3)}', k[2]) for k in known], 12)}")
         ax.xaxis.set_major_locator(FixedLocator(list(x_values)))
         ax.xaxis.set_major_formatter(sparse_ticks(x_values))
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=6))
-        ax.set_title(label, fontweight="normal")
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        ax.set_title(label)
         ax.set_ylabel(ylabel)
     axes[-1, 0].set_xlabel(xlabel)
-    heading(figure, title)
+    marks = [_mark("o", BLUE, "mean, 95 % interval", lw=2, ms=5.5), _mark("o", BLUE, "one seed", ms=3.5, alpha=0.5, mew=0)]
+    _legend(figure, marks, [mark.get_label() for mark in marks])
+    heading(figure, title, f"{_capital(ylabel)} against {xlabel}, means. {'. '.join(alt)}." if alt else "")
     return figure
 
 
 @plot
-def lines_against(panels: dict[str, tuple[dict, dict]], *, xlabel: str = "", ylabel: str = "", title: str = "") -> Figure:
+def lines_against(
+    panels: dict[str, tuple[dict, dict]], *, xlabel: str = "", ylabel: str = "", title: str = "", zero: bool = False
+) -> Figure:
     """A measure against a swept variable (log axis) for several methods and fixed levels, with one panel per group.
 
     panels: {group: (lines {label: {x: [values of the seeds]}}, levels {label: [values of the seeds]})}. A line joins the means,
-    with their 95 % intervals; a level is a grey dashed line at its mean. A label has the same style in all panels.
+    with their 95 % intervals; a level is a grey dashed line at its mean. A label has the same style in all panels. zero: panels
+    share their y axis, with a line at 0.
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 3.1 * rows + 0.9), squeeze=False, layout="constrained")
-    colours = dict(zip(dict.fromkeys(label for lines, _ in panels.values() for label in lines), PALETTE * 4, strict=False))
-    shown = {}
-    for ax, (group, (lines, levels)) in zip(axes.flat, panels.items(), strict=False):
+    size = (WIDTH, 2.1 * rows + 0.8)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=zero, layout="constrained")
+    labels = dict.fromkeys(label for lines, _ in panels.values() for label in lines)
+    looks = dict(zip(labels, zip(PALETTE, MARKERS * 2, DASHES, strict=False), strict=False))
+    shown, alt = {}, []
+    for place, (ax, (group, (lines, levels))) in enumerate(zip(axes.flat, panels.items(), strict=False)):
         ax.set_xscale("log")
-        for (label, cells), marker in zip(lines.items(), "os^Dv" * 4, strict=False):
+        for label, cells in lines.items():
+            colour, marker, dashes = looks[label]
             points = [(x, *statistics.mean_interval(values)) for x, values in sorted(cells.items())]
-            (shown[label],) = ax.plot([x for x, *_ in points], [mean for _, mean, *_ in points], f"-{marker}", color=colours[label], ms=5)
+            xs, means = [x for x, *_ in points], [mean for _, mean, *_ in points]
+            (shown[label],) = ax.plot(xs, means, ls=dashes, marker=marker, color=colour, ms=4.5, lw=1.6)
             for x, _, low, high in points:
                 if not math.isnan(low):
-                    ax.plot([x, x], [low, high], color=colours[label], lw=2, alpha=0.6, solid_capstyle="butt")
+                    ax.plot([x, x], [low, high], color=colour, lw=2, alpha=0.6, solid_capstyle="butt")
+            ends = [(f"at {words.number(x, 3)}", mean) for x, mean in zip(xs, means, strict=True)]
+            alt.append(f"{group}, {label}: {number_list(ends if len(ends) < 4 else [ends[0], ends[-1]])}")
         for (label, values), dashes in zip(levels.items(), ((6, 2), (2, 2), (6, 2, 2, 2), (1, 1)) * 4, strict=False):
-            shown[label] = ax.axhline(np.mean(values), color="#555555", lw=1.4, dashes=dashes)
+            shown[label] = ax.axhline(np.mean(values), color=MUTED, lw=1.4, dashes=dashes)
+            alt.append(f"{group}, {label}: {words.number(float(np.mean(values)), 3)}")
+        if zero:
+            ax.axhline(0, color=MUTED, lw=1.0, zorder=1)
         places = sorted({x for cells in lines.values() for x in cells})
         ax.xaxis.set_major_locator(FixedLocator(places))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
+        ax.xaxis.set_major_formatter(sparse_ticks(places, 0.09))
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.tick_params(axis="x", labelrotation=45 if len(places) > 6 else 0)
-        ax.set_title(group, fontweight="normal")
-        ax.set_ylabel(ylabel)
-        ax.set_xlabel(xlabel)
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        ax.set_title(group)
+        if place % columns == 0:
+            ax.set_ylabel(ylabel)
+        if place >= len(panels) - columns:
+            ax.set_xlabel(xlabel)
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_visible(False)
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(4, len(shown)))
-    heading(figure, title)
+    _legend(figure, shown.values(), shown.keys())
+    heading(figure, title, f"{_capital(ylabel)} against {xlabel}, means. {'. '.join(alt)}.")
     return figure
 
 

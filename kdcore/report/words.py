@@ -85,6 +85,13 @@ def of_planned(n: int, planned: int) -> str:
     return f"{n} of {planned}" if 0 < n < planned else str(n)
 
 
+def measure(paper, name: str) -> str:
+    """A metric of a paper's histories in words, with its unit: those of the sheet's ``measures``, or made from its name:
+    "test_error_percent" -> "test error (%)"."""
+    plain_name = f"{name.removesuffix('_percent')} (%)" if name.endswith("_percent") else name
+    return paper.sheet.get("measures", {}).get(name) or plain_name.replace("_", " ")
+
+
 def hours(value: float) -> str:
     return number(value, 2) if not value < 0.01 else "< 0.01" if value else "0"
 

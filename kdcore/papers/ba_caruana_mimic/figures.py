@@ -6,11 +6,13 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from kdcore import papers
-from kdcore.papers.ba_caruana_mimic.trial import HIDDEN
-from kdcore.report.drawing import BLUE, VERMILLION, WIDTH, heading, log_axis, plot, power_of_ten, softmax, wrapped
+from kdcore.report import statistics
+from kdcore.report.drawing import BLUE, MUTED, PALETTE, VERMILLION, WIDTH, heading, log_axis, plot, power_of_ten, softmax, wrapped
+
+HIDDEN = {"[10, 20, 30]": [10.0, 20.0, 30.0], "[-10, 0, 10]": [-10.0, 0.0, 10.0]}  # softmax cannot tell these apart (authors' slides)
 
 
 def figures(records: list[dict]) -> dict:
@@ -30,52 +32,60 @@ def figures(records: list[dict]) -> dict:
         return {}
     return {
         "error_against_parameters": partial(
-            error_against_size, points, xlabel="parameters", ylabel="% error", title="Error against the number of parameters"
+            error_against_size,
+            points,
+            ylabel="test error (%)",
+            title="Test error against size: shallow, deep and mimic nets",
         ),
-        "softmax_hides": partial(logits_and_softmax, HIDDEN, "Two sets of logits, one softmax"),
+        "softmax_hides": partial(logits_and_softmax, HIDDEN, "Logits that differ by a constant have the same softmax"),
     }
 
 
 @plot
-def error_against_size(points: list[dict], *, xlabel: str = "parameters", ylabel: str = "% error", title: str = "") -> Figure:
-    """Errors against network size on log axes, the paper's and ours; networks are numbered, with a key below the axes.
+def error_against_size(points: list[dict], *, xlabel: str = "parameters", ylabel: str = "", title: str = "") -> Figure:
+    """Errors against network size on log axes, the paper's and ours side by side: a marker for each kind of network, named in order
+    below the axes.
 
     points: [{label, paper (size, error) or None, ours (size, [errors of the seeds]) or None}]. Each of our seeds is a dot,
-    their mean a larger one.
+    their mean a larger marker.
     """
-    figure, ax = plt.subplots(figsize=(WIDTH, 4.6 + 0.2 * len(points)), layout="constrained")
-    for number, point in enumerate(points, 1):
-        side = 1 if number % 2 else -1  # numbers of neighbours of the same size would overlap
-        where = {"textcoords": "offset points", "va": "center", "ha": "center", "fontsize": 9}
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9 + 0.2 * len(points)), layout="constrained")
+    marks, alt = [], []
+    for number, point in enumerate(points):
+        look = {"marker": "os^Dv<>pP*"[number % 10], "color": PALETTE[number % len(PALETTE)], "ls": "", "ms": 6.5, "mew": 0, "zorder": 3}
+        marks.append(mpl.lines.Line2D([], [], **look, label=point["label"]))
         if point["paper"] is not None:
-            ax.plot(*point["paper"], "D", ms=6, color=VERMILLION, zorder=3)
-            ax.annotate(str(number), point["paper"], (0, 10 * side), color="#8a3c00", **where)
+            axes[0].plot(*point["paper"], **look)
         if point["ours"] is not None:
             size, errors = point["ours"]
-            ax.plot([size] * len(errors), errors, "o", ms=4, color=BLUE, alpha=0.5, mew=0, zorder=4)
-            ax.plot(size, np.mean(errors), "o", ms=7, color=BLUE, zorder=5)
-            ax.annotate(str(number), (size, np.mean(errors)), (11 * side, 0), color="#004b77", **where)
-    log_axis(ax.yaxis)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(FuncFormatter(power_of_ten))
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    ax.margins(0.08)
-    marks = [
-        mpl.lines.Line2D([], [], marker="D", ls="", ms=6, color=VERMILLION, label="paper"),
-        mpl.lines.Line2D([], [], marker="o", ls="", ms=7, color=BLUE, label="ours: mean (small: one seed)"),
-    ]
-    ax.legend(handles=marks, loc="best")
-    key = "\n".join(f"{number:>2}  {point['label']}" for number, point in enumerate(points, 1))
-    figure.supxlabel(key, x=0.08, ha="left", fontsize=9, linespacing=1.35)
-    heading(figure, title)
+            axes[1].plot([size] * len(errors), errors, "o", ms=3, color=look["color"], alpha=0.5, mew=0)
+            axes[1].plot(size, np.mean(errors), **look)
+            reported = "" if point["paper"] is None else f", paper {point['paper'][1]:g}"
+            alt.append(f"{point['label']}: ours {np.mean(errors):.3g}{reported}")
+    for ax, name in zip(axes, ("paper", "ours (small dots: seeds)"), strict=True):
+        log_axis(ax.yaxis)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(power_of_ten))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel(xlabel)
+        ax.set_title(name)
+        ax.margins(0.1)
+    axes[0].set_ylabel(ylabel)
+    figure.legend(handles=marks, loc="outside lower left", ncols=1)
+    heading(figure, title, f"Test errors in percent, each on its own axes: {'; '.join(alt)}.")
     return figure
+
+
+def _short(chance: float) -> str:
+    """A probability for above a bar: "0.24", "4.5 × 10⁻⁵"."""
+    digits = statistics.rounded(chance, 2)
+    return f"{digits:g}" if digits >= 0.001 else power_of_ten(digits)
 
 
 @plot
 def logits_and_softmax(cases: dict[str, list[float]], title: str = "") -> Figure:
     """A row for each case with its logits and, on a log axis, its softmax, with the value at each bar. cases: {label: logits [C]}."""
-    figure, axes = plt.subplots(len(cases), 2, figsize=(WIDTH, 1.9 * len(cases) + 0.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(cases), 2, figsize=(WIDTH, 1.6 * len(cases) + 0.4), squeeze=False, layout="constrained")
     ends = [value for logits in cases.values() for value in logits]
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.2 * (high - low or 1.0)
@@ -83,7 +93,7 @@ def logits_and_softmax(cases: dict[str, list[float]], title: str = "") -> Figure
         chances = np.maximum(softmax(np.array(logits, float)), 1e-300)
         places = np.arange(len(logits))
         row[0].bar(places, logits, color=BLUE)
-        row[0].axhline(0, color="#555555", lw=0.8)
+        row[0].axhline(0, color=MUTED, lw=0.8)
         row[0].set_ylim(low - room, high + room)
         row[1].bar(places, chances, color=VERMILLION)
         row[1].set_yscale("log")
@@ -93,15 +103,18 @@ def logits_and_softmax(cases: dict[str, list[float]], title: str = "") -> Figure
             row[0].annotate(
                 f"{logit + 0.0:g}", (place, logit), (0, 7 if logit >= 0 else -8), textcoords="offset points", ha="center", va="center"
             )
-            row[1].annotate(f"{chance:.3g}", (place, chance), (0, 7), textcoords="offset points", ha="center", va="center")
+            row[1].annotate(_short(chance), (place, chance), (0, 7), textcoords="offset points", ha="center", va="center")
         for ax in row:
             ax.set_xticks(places)
             ax.tick_params(length=0)
             ax.grid(axis="x", visible=False)
         row[0].set_ylabel(wrapped(label, 18))
     for ax, head in zip(axes[0], ("logits", "softmax (log scale)"), strict=True):
-        ax.set_title(head, fontsize=10, fontweight="normal", loc="center")
+        ax.set_title(head)
     for ax in axes[-1]:
         ax.set_xlabel("class")
-    heading(figure, title)
+    chances = "; ".join(
+        f"{label}: {', '.join(f'{chance:.3g}' for chance in softmax(np.array(each, float)))}" for label, each in cases.items()
+    )
+    heading(figure, title, f"Bars of logits and of their softmax, which is, for {chances}.")
     return figure

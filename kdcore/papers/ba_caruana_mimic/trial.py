@@ -28,7 +28,6 @@ METRICS = IMAGE_METRICS | {
     "member_test_error_percent": "% of the test images: the mean over an ensemble's nets",
     "first_test_error_percent": "% of the test images: the first net of an ensemble",
 }
-HIDDEN = {"[10, 20, 30]": [10.0, 20.0, 30.0], "[-10, 0, 10]": [-10.0, 0.0, 10.0]}  # softmax cannot tell these apart (authors' slides)
 RAW = {"mean": [0.0] * 3, "std": [1 / 255] * 3}  # pixels in 0..255, as PatchFeatures takes them
 
 

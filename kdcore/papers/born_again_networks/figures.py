@@ -5,10 +5,8 @@ from functools import partial
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from kdcore.papers.born_again_networks.importance import BINS
 from kdcore.report import select
-from kdcore.report.drawing import PALETTE, WIDTH, heading, plot
-from kdcore.report.figures import curve
+from kdcore.report.drawing import DASHES, MUTED, PALETTE, WIDTH, heading, number_list, plot
 
 
 def figures(records: list[dict]) -> dict:
@@ -17,28 +15,32 @@ def figures(records: list[dict]) -> dict:
     plots = {}
     if arm := next((arm for arm in by_arm if arm.endswith(": BAN")), None):
         parts = _gradient_parts([record["history"] for record in by_arm[arm]])
-        title = f"What BAN's gradient consists of, {arm.removesuffix(': BAN')}"
+        title = f"{_words(arm)}: the parts of the gradient of BAN"
         plots["dark_knowledge"] = partial(stretches, parts, xlabel="epoch", title=title)
     if arm := next((arm for arm in by_arm if arm.endswith(": CWTM")), None):
         seeds = [record["metrics"]["importance"] for record in by_arm[arm]]
-        middles = [(place + 0.5) / BINS for place in range(BINS)]
+        bins = len(seeds[0]["cases"])
+        middles = [(place + 0.5) / bins for place in range(bins)]
         lines = {
             "weight that CWTM gives": [_numbers(each["cwtm_weight"]) for each in seeds],
             "weight of the true class in BAN's first gradient": [_numbers(each["true_class_weight"]) for each in seeds],
-            "share of the training cases": [[count / sum(each["cases"]) for count in each["cases"]] for each in seeds],
         }
-        plots["importance"] = partial(
-            curve, middles, lines, xlabel="the teacher's confidence", ylabel="weight, share", title=f"Importance weights, {arm}"
-        )
+        cases = [[100 * count / sum(each["cases"]) for count in each["cases"]] for each in seeds]
+        panels = {
+            "weight of a case": {label: (middles, _means(values)) for label, values in lines.items()},
+            "cases (%)": {"training cases": (middles, _means(cases))},
+        }
+        title = f"{_words(arm)}: weights of cases, by the teacher's confidence"
+        plots["importance"] = partial(stretches, panels, xlabel="the teacher's probability of its top class", title=title)
     coded = [record["history"] for record in by_arm.get("ResNet, as coded", [])]
     intended = [by_arm.get(f"ResNet, as intended: generation {number}", []) for number in (1, 2, 3)]
     if coded and all(intended):
         together = [[row for record in parts for row in record["history"]] for parts in zip(*intended, strict=False)]
         panels = {}
-        for label, key in (("test error, %", "test_error_percent"), ("KL from the teacher", "divergence_from_teacher")):
+        for label, key in (("test error (%)", "test_error_percent"), ("KL from the teacher (nats)", "divergence_from_teacher")):
             panels[label] = {name: _by_generation(rows[0], key) for name, rows in (("as coded", coded), ("as intended", together))}
-        title = "Three generations of which two never begin"
-        plots["generations"] = partial(stretches, panels, (1, 2), xlabel="generations", title=title)
+        title = "Three generations of which, as coded, two never begin"
+        plots["generations"] = partial(stretches, panels, (1, 2), xlabel="generations completed", title=title)
     return plots
 
 
@@ -48,9 +50,24 @@ def _gradient_parts(histories: list[list[dict]]) -> dict:
     # the epochs at which every seed was evaluated
     measured = [(epoch, rows) for epoch, rows in enumerate(zip(*histories, strict=True), 1) if all(keys[0] in row for row in rows)]
     true, others, labels = ([sum(row[key] for row in rows) / len(rows) for _, rows in measured] for key in keys)
-    epochs, share = [epoch for epoch, _ in measured], [one / (one + other) for one, other in zip(true, others, strict=True)]
-    sizes = {"true class, teacher": (epochs, true), "other classes, teacher": (epochs, others), "true class, labels": (epochs, labels)}
-    return {"size of the gradient": sizes, "share of the true class": {"true class, teacher": (epochs, share)}}
+    epochs, share = [epoch for epoch, _ in measured], [100 * one / (one + other) for one, other in zip(true, others, strict=True)]
+    sizes = {
+        "true class, from the teacher": (epochs, true),
+        "other classes, from the teacher": (epochs, others),
+        "true class, from labels": (epochs, labels),
+    }
+    return {"size of the part": sizes, "true class (%)": {"true class, from the teacher": (epochs, share)}}
+
+
+def _words(arm: str) -> str:
+    """An arm's network and data as papers write them: "wrn_16_1 on cifar10: BAN" -> "WRN-16-1 on CIFAR-10"."""
+    network, data = arm.partition(":")[0].split(" on ")
+    kind, *numbers = network.replace("densenet_bc", "DenseNet-BC").split("_")
+    return f"{'-'.join([kind.upper() if kind == 'wrn' else kind, *numbers])} on {data.replace('cifar', 'CIFAR-')}"
+
+
+def _means(seeds: list[list[float]]) -> list[float]:
+    return [sum(values) / len(values) for values in zip(*seeds, strict=True)]
 
 
 def _numbers(values: list) -> list[float]:
@@ -69,18 +86,19 @@ def stretches(panels: dict[str, dict[str, tuple]], breaks=(), *, xlabel: str = "
 
     panels: {measure: {label: (x [n], y [n])}}; a label has the same style in all panels. breaks: x of vertical lines.
     """
-    figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.6 * len(panels) + 0.6), squeeze=False, sharex=True, layout="constrained")
+    figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.1 * len(panels) + 0.6), squeeze=False, sharex=True, layout="constrained")
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
-    looks, shown = dict(zip(labels, zip(PALETTE, ("-", "--", ":", "-.") * 2, strict=False), strict=False)), {}
+    looks, shown, alt = dict(zip(labels, zip(PALETTE, DASHES, strict=False), strict=False)), {}, []
     for ax, (measure, lines) in zip(axes[:, 0], panels.items(), strict=True):
         for label, (x, y) in lines.items():
             colour, dashes = looks[label]
-            (shown[label],) = ax.plot(x, y, dashes, color=colour, lw=1.6)
+            (shown[label],) = ax.plot(x, y, ls=dashes, color=colour, lw=1.8)
         for place in breaks:
-            ax.axvline(place, color="#555555", lw=0.9, zorder=1)
+            ax.axvline(place, color=MUTED, lw=0.9, zorder=1)
         ax.set_ylabel(measure)
-        ax.margins(x=0.01)
+        ax.margins(x=0.02)
+        alt.append(f"{measure}, at the right end: {number_list([(label, y[-1]) for label, (_, y) in lines.items()])}")
     axes[-1, 0].set_xlabel(xlabel)
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(3, len(shown)))
-    heading(figure, title)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=1 if max(map(len, shown)) > 16 else 3)
+    heading(figure, title, f"Against {xlabel}: {'. '.join(alt)}.")
     return figure

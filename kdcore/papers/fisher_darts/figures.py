@@ -14,13 +14,18 @@ from kdcore import papers
 from kdcore.models.darts import GENOTYPES
 from kdcore.report import select
 from kdcore.report.drawing import (
+    BACK,
     BLUE,
+    INK,
+    MUTED,
+    ON_DARK,
+    ON_PALE,
     PALETTE,
     STRAIGHT,
     VERMILLION,
     WIDTH,
-    darker,
     heading,
+    number_list,
     pixels,
     plot,
     rounded,
@@ -43,15 +48,15 @@ def figures(records: list[dict]) -> dict:
         if row["metric"] == "test_error_percent"
     ]
     if any(row["ours"] for row in rows):
-        title = "The DARTS student under four teachers: how much single runs differ"
-        plots["spread"] = partial(spread, rows, xlabel="% top-1 error", title=title)
+        title = "How much single runs of the DARTS student differ, under four teachers"
+        plots["spread"] = partial(spread, rows, xlabel="top-1 error (%)", title=title)
     paths = {}
     for name, arm in (("Fisher information", "Fisher teacher"), ("random", "random-order teacher"), ("uniform", "uniform teacher")):
         if arm in by_arm:
             ways = by_arm[arm][0]["metrics"]["growth"]
             paths |= {f"{name}, {way}" if len(ways) > 1 else name: path for way, path in ways.items()}
     if paths:
-        plots["growth"] = partial(growth, paths, "Growing the student: groups of each cell's convolutions, step by step")
+        plots["growth"] = partial(growth, paths, "Growing a teacher from the student: groups of each cell's convolutions")
     seen = {
         f"{student} student, {'no' if teacher == 'none' else teacher} teacher": by_arm[arm][0]["metrics"]["maps"]
         for student in ("DenseNet", "DARTS")
@@ -66,8 +71,8 @@ def figures(records: list[dict]) -> dict:
             if "map_similarity" in record["metrics"]:
                 points.setdefault(arm, []).append((record["metrics"]["map_similarity"], record["metrics"]["test_error_percent"]))
     if points:
-        axes = {"xlabel": "mean cosine of the attention maps of teacher and student", "ylabel": "% top-1 error of the student"}
-        plots["similarity"] = partial(scatter, points, **axes, title="Do students that look like their teachers make fewer errors?")
+        axes = {"xlabel": "mean cosine of the attention maps of teacher and student", "ylabel": "top-1 error of the student (%)"}
+        plots["similarity"] = partial(scatter, points, **axes, title="Do students that attend like their teachers make fewer errors?")
     kinds = {}
     for arm, mine in by_arm.items():
         name = mine[0]["config"]["network"] or ""
@@ -91,22 +96,27 @@ def scatter(groups: dict[str, list[tuple[float, float]]], *, xlabel: str = "", y
     if len(groups) > 2 and table["x"].nunique() > 1:
         import seaborn  # slow to import
 
-        look = {"scatter": False, "color": "#777777", "line_kws": {"lw": 1.2}}
+        look = {"scatter": False, "color": MUTED, "line_kws": {"lw": 1.2}}
         seaborn.regplot(table, x="x", y="y", units="group", seed=0, truncate=True, ax=ax, **look)
         (line,), (band,) = ax.lines, ax.collections  # rounded: the last digits of a thousand fits depend on the processor
         shown["line through all, 95 % band"] = line
         line.set_data(rounded(line.get_xdata()), rounded(line.get_ydata()))
         band.set_verts([rounded(path.vertices) for path in band.get_paths()])
     for (label, points), colour, marker in zip(groups.items(), PALETTE * 4, "os^Dv<>ph" * 4, strict=False):
-        (shown[label],) = ax.plot(*zip(*points, strict=True), marker, color=colour, ms=7, alpha=0.8, mew=0)
+        shown_label = label.replace("->", "\N{RIGHTWARDS ARROW}")
+        (shown[shown_label],) = ax.plot(*zip(*points, strict=True), marker, color=colour, ms=6.5, alpha=0.85, mew=0)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.margins(x=0.08)
     if len(table):
         room = 0.15 * ((table["y"].max() - table["y"].min()) or 1.0)
         ax.set_ylim(table["y"].min() - room, table["y"].max() + room)
-    heading(figure, title)
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(3, max(1, len(shown))))
+    means = number_list(
+        [(f"{label} at {np.mean([x for x, _ in points]):.3f}", float(np.mean([y for _, y in points]))) for label, points in groups.items()],
+        12,
+    )
+    heading(figure, title, f"{ylabel[:1].upper()}{ylabel[1:]} against {xlabel}, means of groups: {means}.")
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(2, max(1, len(shown))))
     return figure
 
 
@@ -117,7 +127,7 @@ def spread(rows: list[dict], *, xlabel: str = "", title: str = "") -> Figure:
 
     rows: [{label, paper (mean, standard deviation) or None, ours [one value per seed]}].
     """
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.5 * len(rows) + 1.5), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.45 * len(rows) + 1.1), sharey=True, layout="constrained")
     reach: tuple[list, list] = ([], [])
     for y, row in enumerate(rows):
         if row["paper"] is not None:
@@ -134,16 +144,19 @@ def spread(rows: list[dict], *, xlabel: str = "", title: str = "") -> Figure:
         middle = (max(values) + min(values)) / 2 if values else width / 2
         ax.set_xlim(middle - width / 2, middle + width / 2)
         ax.grid(axis="y", visible=False)
-        ax.set_xlabel(xlabel)
-    axes[0].set_yticks(range(len(rows)), [wrapped(row["label"], 36) for row in rows])
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        ax.set_xlabel(f"{'paper' if ax is axes[0] else 'ours'}: {xlabel}")
+    axes[0].set_yticks(range(len(rows)), [wrapped(row["label"], 18) for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     marks = [
-        mpl.lines.Line2D([], [], marker="D", ms=6, color=VERMILLION, label="paper: mean, standard deviation"),
+        mpl.lines.Line2D([], [], marker="D", ms=6, color=VERMILLION, label="paper: mean, one standard deviation"),
         mpl.lines.Line2D([], [], marker="o", ms=7, color=BLUE, label="ours: the same"),
         mpl.lines.Line2D([], [], marker="o", ls="", ms=4, color=BLUE, alpha=0.55, mew=0, label="one seed"),
     ]
-    figure.legend(handles=marks, loc="outside lower center", ncols=3)
-    heading(figure, title)
+    figure.legend(handles=marks, loc="outside lower center", ncols=2)
+    ours = number_list([(row["label"], float(np.std(row["ours"], ddof=1))) for row in rows if len(row["ours"]) > 1])
+    theirs = number_list([(row["label"], row["paper"][1]) for row in rows if row["paper"] is not None])
+    heading(figure, title, f"Standard deviations of {xlabel}. Ours: {ours}. Paper: {theirs}.")
     return figure
 
 
@@ -154,7 +167,7 @@ def growth(paths: dict[str, list[dict]], title: str = "") -> Figure:
     paths: {name: [{module, size, groups {module: number}}, ...]}. A dot marks the module whose groups a step halved; a grey row
     has nothing to halve.
     """
-    height = 0.8 + 0.27 * max(len(path[0]["groups"]) for path in paths.values())
+    height = 0.6 + 0.24 * max(len(path[0]["groups"]) for path in paths.values())
     figure, axes = plt.subplots(len(paths), 1, figsize=(WIDTH, height * len(paths) + 0.4), squeeze=False, layout="constrained")
     top = max(2, *(groups for path in paths.values() for groups in path[0]["groups"].values()))
     for ax, (name, path) in zip(axes[:, 0], paths.items(), strict=True):
@@ -162,22 +175,23 @@ def growth(paths: dict[str, list[dict]], title: str = "") -> Figure:
         values = np.array([[step["groups"][module] for step in path] for module in modules], float)
         grown = [step["module"] for step in path]
         fixed = np.array([module not in grown and row.max() == 1 for module, row in zip(modules, values, strict=True)])
-        colours = mpl.colormaps["cividis_r"].with_extremes(bad="#efefef")
+        colours = mpl.colormaps["cividis_r"].with_extremes(bad="#c9c9c9")
         extent = (0.5, len(path) + 0.5, len(modules) - 0.5, -0.5)
         shown = np.ma.masked_array(rounded(np.log(values) / math.log(top)), np.broadcast_to(fixed[:, None], values.shape))
-        ax.imshow(shown, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
+        ax.imshow(shown, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none", extent=extent)
         for (y, x), value in np.ndenumerate(values):
             if grown[x] == modules[y]:
-                ax.plot(x + 1, y, "o", ms=5, mfc="white", mec="black", mew=0.8)
+                ax.plot(x + 1, y, "o", ms=5, mfc=ON_DARK, mec=ON_PALE, mew=0.8)
             elif not fixed[y] and values.size <= 400:
-                colour = "white" if value > math.sqrt(top) else "#222222"
-                ax.text(x + 1, y, f"{value:g}", ha="center", va="center", fontsize=7, color=colour)
+                colour = ON_DARK if value > math.sqrt(top) else ON_PALE
+                ax.text(x + 1, y, f"{value:g}", ha="center", va="center", fontsize=8, color=colour)
         ax.set_yticks(range(len(modules)), modules)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         ax.grid(False)
-        ax.set_title(f"{name}: {len(path)} steps, to a size of {path[-1]['size']:,}", fontweight="normal")
-    axes[-1, 0].set_xlabel("step (dot: the cell that grows; numbers: groups of its convolutions, 1 for full ones; grey: none to grow)")
-    heading(figure, title)
+        ax.set_title(f"{name}: {len(path)} steps, to {path[-1]['size']:,} weights")
+    axes[-1, 0].set_xlabel("step\n(dot: the cell that grows; numbers: groups of its\nconvolutions, 1 for full ones; grey: none to grow)")
+    sizes = number_list([(name, path[-1]["size"]) for name, path in paths.items()])
+    heading(figure, title, f"Groups of each cell's convolutions after each step. Final sizes in weights: {sizes}.")
     return figure
 
 
@@ -191,23 +205,26 @@ def attention(entries: dict[str, list[dict]], title: str = "") -> Figure:
     first = next(iter(entries.values()))
     rows = [(picture, layer) for picture, entry in enumerate(first) for layer in range(len(entry["maps"]))]
     columns = len(entries) + 1
-    side = min(1.0, WIDTH / columns)
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(max(4.0, side * columns), side * len(rows) + 0.9), squeeze=False, layout="constrained"
-    )
+    side = min(1.1, WIDTH / columns)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(WIDTH, side * len(rows) + 0.6), squeeze=False, layout="constrained")
     for row, (picture, layer) in zip(axes, rows, strict=True):
-        row[0].imshow(np.moveaxis(pixels(first[picture]["image"], first[picture]["shape"]), 0, -1))
+        image = pixels(first[picture]["image"], first[picture]["shape"])
+        row[0].imshow(np.moveaxis(image, 0, -1), interpolation="none")
         for ax, pictures in zip(row[1:], entries.values(), strict=True):
             attended = pictures[picture]["maps"][layer]
-            ax.imshow(pixels(attended["values"], attended["shape"]), cmap="inferno", vmin=0, vmax=255)
-        row[0].set_ylabel("{} x {}".format(*first[picture]["maps"][layer]["shape"]), fontsize=9)
+            ax.imshow(pixels(attended["values"], attended["shape"]), cmap="inferno", vmin=0, vmax=255, interpolation="none")
+        row[0].set_ylabel("{} \N{MULTIPLICATION SIGN} {}".format(*first[picture]["maps"][layer]["shape"]), fontsize=9)
         for ax in row:
             ax.set_xticks([])
             ax.set_yticks([])
             ax.grid(False)
     for ax, head in zip(axes[0], ["picture", *entries], strict=True):
-        ax.set_title(wrapped(head, 10), fontsize=9, fontweight="normal", loc="center")
-    heading(figure, title)
+        ax.set_title(wrapped(head, 11), fontsize=9, loc="center")
+    heading(
+        figure,
+        title,
+        f"Attention maps of {len(first)} test images at {len(rows) // len(first)} layers: {', '.join(entries)}. Bright: attended.",
+    )
     return figure
 
 
@@ -219,9 +236,9 @@ def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
 
     kinds: {kind: [(operation, index of its input), ...]}, 8 each, as in a genotype.
     """
-    figure, axes = plt.subplots(len(kinds), 1, figsize=(WIDTH, 3.1 * len(kinds) + 0.4), squeeze=False, layout="constrained")
-    look = {"fc": "#eef3f8", "ec": "#555555", "zorder": 3}
-    word = {"fontsize": 9.5, "ha": "center", "va": "center", "zorder": 4}
+    figure, axes = plt.subplots(len(kinds), 1, figsize=(WIDTH, 3.2 * len(kinds) + 0.2), squeeze=False, layout="constrained")
+    look = {"fc": BACK, "ec": MUTED, "zorder": 3}
+    word = {"fontsize": 9, "ha": "center", "va": "center", "zorder": 4}
     for ax, (kind, edges) in zip(axes[:, 0], kinds.items(), strict=True):
         bottom = len(edges) + 0.2
         for column, name in enumerate(("c(k-2)", "c(k-1)", "0", "1", "2", "3")):
@@ -232,20 +249,19 @@ def cells(kinds: dict[str, list[tuple[str, int]]], title: str = "") -> Figure:
                 top, last = 2 * column - 3.5, bottom  # between its two operations
                 ax.add_patch(mpl.patches.Rectangle((column - 0.07, top - 0.8), 0.14, 1.6, **look))
                 ax.text(column, top, name, **word)
-            ax.plot([column, column], [top, last], color="#bbbbbb", lw=1.2, zorder=1)
+            ax.plot([column, column], [top, last], color=MUTED, lw=0.9, zorder=1)
         for row, (name, source) in enumerate(edges):
             node, colour = 2 + row // 2, PALETTE[row % 2]
             arrow = STRAIGHT | {"arrowstyle": "-|>", "color": colour, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
             ax.annotate("", (node - 0.07, row), (source, row), arrowprops=arrow, zorder=2)
             ax.plot(source, row, "o", ms=4, color=colour, zorder=2)
-            ax.text(
-                node - 0.52, row, name, color=darker(colour), **word | {"fontsize": 7.5}, bbox={"fc": "white", "ec": "none", "pad": 0.6}
-            )
-        ax.plot([2, 5], [bottom, bottom], color="#bbbbbb", lw=1.2, zorder=1)
+            ax.text(node - 0.12, row - 0.08, name.replace("_", " "), color=INK, fontsize=8.5, ha="right", va="bottom", zorder=4)
+        ax.plot([2, 5], [bottom, bottom], color=MUTED, lw=0.9, zorder=1)
         ax.text(3.5, bottom, "c(k): the four nodes side by side", **word, bbox={"boxstyle": "round,pad=0.35"} | look)
         ax.set_xlim(-0.5, 5.5)
         ax.set_ylim(bottom + 0.6, -1.6)
         ax.set_axis_off()
-        ax.set_title(f"{kind} cells", fontweight="normal")
-    heading(figure, title)
+        ax.set_title(f"{kind} cells")
+    edges = "; ".join(f"{kind} cells: {', '.join(name.replace('_', ' ') for name, _ in edges)}" for kind, edges in kinds.items())
+    heading(figure, title, f"Diagrams of cells, with the operations of each: {edges}.")
     return figure

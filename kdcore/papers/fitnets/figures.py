@@ -3,7 +3,7 @@
 from functools import partial
 
 from kdcore import papers
-from kdcore.papers.fitnets.trial import ramp
+from kdcore.papers.fitnets.schedule import ramp
 from kdcore.report.figures import curve
 
 
@@ -15,5 +15,9 @@ def figures(records: list[dict]) -> dict:
     for name, arm in (("paper", "FitNet 4"), ("released code", "FitNet 4, released code")):  # the second needs no record
         weight = paper.config(records[0]["budget"], arm)["soft_weight"]
         lines[name] = [ramp(weight, part / parts) for part in range(parts + 1)]
-    title = "Weight of the soft targets while FitNet 4 trains"
-    return {"soft_weight": partial(curve, range(parts + 1), lines, xlabel="% of stage 2", ylabel="lambda", title=title)}
+    title = "How the weight of the soft targets falls while FitNet 4 trains"
+    return {
+        "soft_weight": partial(
+            curve, range(parts + 1), lines, xlabel="progress of stage 2 (%)", ylabel="weight of the soft targets (lambda)", title=title
+        )
+    }

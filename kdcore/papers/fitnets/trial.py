@@ -16,6 +16,7 @@ from kdcore import methods
 from kdcore.data.augment import Views
 from kdcore.models.maxout import Layer, MaxoutConv, uniform
 from kdcore.papers import images
+from kdcore.papers.fitnets.schedule import ramp
 from kdcore.papers.images import IMAGE_METRICS, ImageTrial, parts, spread
 from kdcore.teacher import LogitTable
 from kdcore.training import Stage, Step, seed_of
@@ -149,19 +150,6 @@ class Trial(ImageTrial):
 
 
 prepare = Trial.prepare
-
-
-def ramp(setting: float | dict, share: float) -> float:
-    """The value of a setting after a ``share`` (0 to 1) of its stage. A setting is a number, or {from, to, span}.
-
-    The value changes linearly (with ``geometric: true``, its logarithm does) from ``from`` to ``to`` as the share goes from
-    span[0] to span[1], and is constant before and after.
-    """
-    if not isinstance(setting, dict):
-        return setting
-    start, end, (first, last) = setting["from"], setting["to"], setting["span"]
-    way = min(max((share - first) / (last - first), 0.0), 1.0)
-    return start * (end / start) ** way if setting.get("geometric") else start + (end - start) * way
 
 
 def _best_epoch(history: list[dict]) -> int:

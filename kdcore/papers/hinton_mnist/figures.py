@@ -1,6 +1,5 @@
 """Hinton, Vinyals & Dean 2015: this paper's own figures."""
 
-import math
 from functools import partial
 
 import matplotlib as mpl
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from kdcore.report import select, statistics
-from kdcore.report.drawing import BLUE, VERMILLION, WIDTH, heading, pixels, plot, power_of_ten, softmax, wrapped
+from kdcore.report.drawing import BLUE, ON_DARK, ON_PALE, VERMILLION, WIDTH, heading, number_list, pixels, plot, power_of_ten, softmax
 from kdcore.report.figures import curve, error_against
 
 
@@ -27,12 +26,17 @@ def figures(records: list[dict]) -> dict:
             "Dark knowledge: what the teacher says beyond the label",
         )
     for name, arm, what, title in (
-        ("shift_3", "small with KD, no 3s", "added to the bias of class 3", "A net that never saw a 3: errors against the bias shift"),
+        (
+            "shift_3",
+            "small with KD, no 3s",
+            "added to the bias of class 3",
+            "A net that never saw a 3: errors against what is added to its bias",
+        ),
         (
             "shift_78",
             "small with KD, only 7s and 8s",
             "added to the biases of 7 and 8",
-            "A net that saw 7s and 8s alone: errors against the bias shift",
+            "A net that saw only 7s and 8s: errors against what is added to their biases",
         ),
     ):
         if arm in by_arm:
@@ -52,8 +56,8 @@ def figures(records: list[dict]) -> dict:
             )
     if "small with KD, no 3s" in by_arm:
         for name, when, title in (
-            ("confusion_without_3", "before", "The net that never saw a 3, before the shift"),
-            ("confusion_without_3_shifted", "shift_heldout", "The net that never saw a 3, after the shift"),
+            ("confusion_without_3", "before", "The net that never saw a 3, before its bias is raised"),
+            ("confusion_without_3_shifted", "shift_heldout", "The net that never saw a 3, after its bias is raised"),
         ):
             matrix = _first(by_arm, "small with KD, no 3s")[f"confusion_{when}"]
             plots[name] = partial(confusion, matrix, range(len(matrix)), title)
@@ -69,8 +73,8 @@ def figures(records: list[dict]) -> dict:
             temperatures,
             {width: [cells.get(t, []) for t in temperatures] for width, cells in sorted(sweeps.items(), reverse=True)},
             xlabel="temperature T",
-            ylabel="test errors",
-            title="Errors against temperature, for two widths",
+            ylabel="errors of 10,000",
+            title="Test errors against temperature, for students of two widths",
         )
     return plots
 
@@ -82,51 +86,53 @@ def _first(by_arm: dict[str, list[dict]], arm: str) -> dict:
 
 @plot
 def gallery(entries: list[dict], temperatures=(1.0, 20.0), title: str = "") -> Figure:
-    """A teacher's dark knowledge: for each entry a row with its image, hard label and softmax(logits / T) at each T.
+    """A teacher's dark knowledge: for each entry a row with its image and softmax(logits / T) at each T, the label's class in
+    another colour.
 
     entries: {label, logits [C], image (base64 of uint8 of ``shape``, [H, W] or [3, H, W])}. At T = 1 the axis is
     logarithmic, so that the small probabilities can be seen; at a higher T it starts at 0.
     """
-    columns = 2 + len(temperatures)
+    columns = 1 + len(temperatures)
     figure, axes = plt.subplots(
-        len(entries), columns, figsize=(WIDTH, 0.98 * len(entries) + 0.7), squeeze=False, width_ratios=[0.5, 1] + [1.5] * len(temperatures),
+        len(entries), columns, figsize=(WIDTH, 0.82 * len(entries) + 0.75), squeeze=False, width_ratios=[0.42] + [1.5] * len(temperatures),
         layout="constrained",
     )  # fmt: skip
     softened = [softmax(np.array([entry["logits"] for entry in entries], float) / t) for t in temperatures]
     for number, (row, entry) in enumerate(zip(axes, entries, strict=True)):
         classes = np.arange(len(entry["logits"]))
         picture = pixels(entry["image"], entry["shape"])
-        row[0].imshow(picture if picture.ndim == 2 else np.moveaxis(picture, 0, -1), cmap="gray_r", vmin=0, vmax=255)
+        look = {"cmap": "gray_r", "vmin": 0, "vmax": 255, "interpolation": "none"}
+        row[0].imshow(picture if picture.ndim == 2 else np.moveaxis(picture, 0, -1), **look)
         row[0].set_axis_off()
         colours = [VERMILLION if c == entry["label"] else BLUE for c in classes]
-        row[1].bar(classes, classes == entry["label"], color=colours)
-        row[1].set_ylim(0, 1.08)
-        row[1].set_yticks([0, 1])
-        for ax, temperature, probabilities in zip(row[2:], temperatures, softened, strict=True):
+        for ax, temperature, probabilities in zip(row[1:], temperatures, softened, strict=True):
             if temperature == 1:
                 # an even power of ten, so that there is a tick half way
                 floor = 10.0 ** max(-12, 2 * (statistics.exponent(max(probabilities.min(), 1e-12)) // 2))
                 ax.bar(classes, np.maximum(probabilities[number], floor) - floor, bottom=floor, color=colours)
                 ax.set_yscale("log")
                 ax.set_ylim(floor, 4)
-                ax.yaxis.set_major_locator(FixedLocator([floor, math.sqrt(floor), 1]))
+                ax.yaxis.set_major_locator(FixedLocator([floor, 1]))
                 ax.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
                 ax.yaxis.set_minor_locator(NullLocator())
             else:
                 ax.bar(classes, probabilities[number], color=colours)
                 ax.set_ylim(0, 1.12 * probabilities.max())
-                ax.yaxis.set_major_locator(MaxNLocator(nbins=3))
+                ax.yaxis.set_major_locator(MaxNLocator(nbins=2))
         for ax in row[1:]:
-            ax.set_xticks(classes)
-            ax.tick_params(axis="x", length=0, pad=1.5, labelsize=7.5)
-            ax.tick_params(axis="y", length=0, pad=2, labelsize=8)
+            ax.set_xticks(classes[::2] if len(entries) > 1 else classes)
+            ax.tick_params(axis="x", length=0, pad=1.5, labelbottom=number == len(entries) - 1)
+            ax.tick_params(axis="y", length=0, pad=2)
             ax.grid(axis="x", visible=False)
-    heads = ["case", "hard label", *(f"softmax, T = {t:g}" + (" (log scale)" if t == 1 else "") for t in temperatures)]
-    for ax, head in zip(axes[0], heads, strict=True):
-        ax.set_title(head, fontsize=10, fontweight="normal", loc="center")
+    for ax, t in zip(axes[0][1:], temperatures, strict=True):
+        ax.set_title(f"T = {t:g}" + (", log axis" if t == 1 else ""), fontsize=9.5)
     for ax in axes[-1, 1:]:
-        ax.set_xlabel("class", fontsize=9.5)
-    heading(figure, title)
+        ax.set_xlabel("class")
+    marks = [mpl.patches.Patch(color=VERMILLION, label="the label's class"), mpl.patches.Patch(color=BLUE, label="the other classes")]
+    figure.legend(handles=marks, loc="outside lower center", ncols=2)
+    chances = number_list([(entry["label"], softened[-1][i].tolist()[entry["label"]]) for i, entry in enumerate(entries)], 10)
+    alt = f"Probabilities of the classes, softened with T = {', '.join(f'{t:g}' for t in temperatures)}, for {len(entries)} images."
+    heading(figure, title, f"{alt} At T = {temperatures[-1]:g} the label's class, by label, gets {chances}.")
     return figure
 
 
@@ -136,18 +142,19 @@ def confusion(matrix, classes, title: str = "") -> Figure:
     counts = np.asarray(matrix, float)
     mistakes = np.ma.masked_array(counts, np.eye(len(counts), dtype=bool))
     top = max(1.0, float(mistakes.max())) if len(counts) > 1 else 1.0
-    side = max(4.6, 0.52 * len(counts) + 1.4)
-    figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
-    colours = mpl.colormaps["Blues"].with_extremes(bad="#f1f1f1")
-    ax.imshow(np.sqrt(mistakes / top), cmap=colours, vmin=0, vmax=1)  # sqrt spreads small counts and is exact on every machine
-    size = 9.5 if len(counts) <= 12 else 6.5
+    side = WIDTH - 0.4 if len(counts) > 6 else 3.6
+    figure, ax = plt.subplots(figsize=(WIDTH, side), layout="constrained")
+    colours = mpl.colormaps["Blues"].with_extremes(bad="#e9e9e9")
+    # sqrt spreads small counts and is exact on every machine
+    ax.imshow(np.sqrt(mistakes / top), cmap=colours, vmin=0, vmax=1, interpolation="none")
+    size = 9 if len(counts) <= 12 else 6.5
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
-            right = i == j
-            strong = not right and count > 0.35 * top
-            text = f"{count:.0f}" if float(count).is_integer() else f"{count:.1f}"
-            colour = "#8a8a8a" if right else "white" if strong else "#222222" if count else "#c4c4c4"
-            ax.text(j, i, text, ha="center", va="center", fontsize=size - (len(text) > 4), color=colour)
+            if count or i == j:
+                strong = i != j and count > 0.35 * top
+                text = f"{count:.0f}" if float(count).is_integer() else f"{count:.1f}"
+                colour = "#6a6a6a" if i == j else ON_DARK if strong else ON_PALE
+                ax.text(j, i, text, ha="center", va="center", fontsize=size - (len(text) > 4), color=colour)
     ax.set_xticks(range(len(counts)), classes)
     ax.set_yticks(range(len(counts)), classes)
     ax.tick_params(length=0)
@@ -155,5 +162,10 @@ def confusion(matrix, classes, title: str = "") -> Figure:
     ax.spines[:].set_visible(False)
     ax.set_xlabel("read as")
     ax.set_ylabel("label")
-    heading(figure, f"{wrapped(title, 44)}: {counts.sum() - counts.trace():,.6g} mistakes")
+    most = [divmod(int(place), len(counts)) for place in np.argsort(-mistakes.filled(0).ravel(), kind="stable")[:3]]
+    worst = "; ".join(f"{classes[i]} read as {classes[j]} {counts[i, j]:g}" for i, j in most if counts[i, j])
+    total = f"{counts.sum() - counts.trace():,.6g} mistakes"
+    heading(
+        figure, f"{title}: {total}", f"Counts of test images by label and by what they are read as. The most frequent mistakes: {worst}."
+    )
     return figure

@@ -23,13 +23,12 @@ def figures(records: list[dict]) -> dict:
             continue
         problem, method = record["arm"].partition(":")[0], METHODS[config["pseudo"]]
         levels = {"ensemble": metrics["ensemble_rmse"], "best single model": metrics["single_rmse"], "best net": metrics["net_rmse"]}
-        _add(sizes, (problem, f"{config['units']} units"), method, config["cases"], metrics["rmse"], levels)
-        _add(widths, (problem, f"{config['cases']:,} cases"), method, config["units"], metrics["rmse"], levels)
-    title = "Pseudo data in two dimensions: 2,000 cases made from 500 (p = 0.5, s = 5)"
-    plots = {"pseudo_data": lambda title=title: clouds(_two_dimensions(), title)}
+        _add(sizes, (_named(problem), f"{config['units']} units"), method, config["cases"], metrics["rmse"], levels)
+        _add(widths, (_named(problem), f"{config['cases']:,} cases"), method, config["units"], metrics["rmse"], levels)
+    plots = {"pseudo_data": pseudo_data}
     for name, panels, swept, title in (
-        ("cases", sizes, "cases", "The mimic net's error against the number of cases"),
-        ("units", widths, "hidden units", "The mimic net's error against its hidden units"),
+        ("cases", sizes, "training cases", "Errors of mimic nets against the number of training cases"),
+        ("units", widths, "hidden units", "Errors of mimic nets against the number of hidden units"),
     ):
         # a sweep has at least three points; fewer are single cells of another sweep
         shown = {", ".join(key): panel for key, panel in panels.items() if max(map(len, panel[0].values())) > 2}
@@ -38,6 +37,18 @@ def figures(records: list[dict]) -> dict:
         if shown:
             plots[name] = partial(lines_against, shown, xlabel=swept, ylabel="test RMSE", title=title)
     return plots
+
+
+def _named(problem: str) -> str:
+    """A problem's name as in the paper: "letter.p1" -> "LETTER.p1"."""
+    name, dot, part = problem.partition(".")
+    return name.upper() + dot + part
+
+
+def pseudo_data(note: str = "") -> Figure:
+    """The paper's figure 1 for our data."""
+    title = "Three kinds of pseudo data in two dimensions (MUNGE: p = 0.5, s = 5)"
+    return clouds(_two_dimensions(), title, note=note)
 
 
 def _add(panels: dict, key: tuple, line: str, x: int, value: float, levels: dict) -> None:
@@ -67,14 +78,17 @@ def _two_dimensions() -> dict[str, np.ndarray]:
 @plot
 def clouds(panels: dict[str, np.ndarray], title: str = "") -> Figure:
     """Points [n, 2] on shared axes, one panel for each name."""
-    columns = min(4, len(panels))
+    columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    size = (WIDTH, WIDTH / columns * rows + 0.7)
+    size = (WIDTH, WIDTH / columns * 0.75 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
     for ax, (name, points) in zip(axes.flat, panels.items(), strict=False):
-        ax.plot(points[:, 0], points[:, 1], ".", ms=2.5, color=BLUE, alpha=0.5, mew=0, rasterized=True)  # or the SVG takes megabytes
-        ax.set_title(name, fontweight="normal")
+        # as a picture: thousands of points would take a megabyte
+        ax.plot(points[:, 0], points[:, 1], ".", ms=2.2, color=BLUE, alpha=0.6, mew=0, rasterized=True)
+        ax.set_title(f"{name} ({len(points):,})")
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_visible(False)
-    heading(figure, title)
+    heading(
+        figure, title, f"Clouds of points in two dimensions: {', '.join(f'{name} {len(points):,}' for name, points in panels.items())}."
+    )
     return figure
