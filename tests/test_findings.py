@@ -131,6 +131,8 @@ def of(arm="small", metric="test_errors", **more) -> dict:
         ),
         ({"text": "{gain.x}"}, "the placeholder '{gain.x}' has no value"),
         ({"text": "{gain!r}"}, "shows nothing"),
+        ({"text": "{0}", "values": {"0": of()["gain"]}}, "finding gain: the value 0 needs a name that is not a number"),
+        ({"text": "{gain:{gain}}"}, "'{gain:{gain}}' shows nothing"),
         ({"text": "{}"}, "the placeholder '{}' has no value"),
         ({"text": "{gain"}, "is not a valid template"),
         ({"text": "none", "values": of()}, "nothing shows the value gain: write {gain} in the text, or give it 'above' or 'below'"),

@@ -22,7 +22,7 @@ from kdcore import checks, cli, notebooks, papers, starting, validation
 from kdcore.errors import KdcoreError
 from kdcore.notebooks import batch, parameters
 from kdcore.papers import problems as rules
-from kdcore.report import claims, formats, tables
+from kdcore.report import claims, findings, formats, tables
 from kdcore.trials import engine, plan, store
 from kdcore.trials.store import Store
 
@@ -243,6 +243,7 @@ def test_sheets(changed):
             tables.budget_table(paper, budget)
             rules.network_problems(paper, budget, paper.budget_arms(budget)[:2])
         tables.facts(paper, "protocol"), tables.facts(paper, "deviations")
+        formats.to_html(findings.findings(paper, some_records(key)))
     except KdcoreError as error:
         sentence(error)
 

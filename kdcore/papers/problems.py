@@ -430,6 +430,8 @@ def _placeholder_problems(paper, finding: dict) -> list[str]:
             elif how == "paper" and paper.reported(values[name]) is None:
                 problems.append(f"'{{{name}:paper}}' needs a reported number for every arm and metric of {name}: no table has them all")
     for name, value in values.items():
+        if name.isdigit():
+            problems.append(f"the value {name} needs a name that is not a number")
         if name not in used and not _bounded(value):
             problems.append(f"nothing shows the value {name}: write {{{name}}} in the text, or give it 'above' or 'below'")
     return problems
