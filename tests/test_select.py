@@ -38,13 +38,11 @@ def test_a_pair_that_mixes_processors_is_marked():
     lines = formats.to_csv(frame).splitlines()
     assert lines[0].endswith(",seeds,mixed") and [line.rsplit(",", 1)[1] for line in lines[1:]] == ["", "", "1 3"]
     assert "Student and teacher ran on different processors: small with KD (T=20) (seeds 1, 3)." in formats.to_markdown(frame)
-    page = formats.to_html(frame, details=True)
-    assert page.count("teacher on AMD, student on Intel") == 2 and "mixed processors: seeds 1, 3" in page
-    assert "360 s (720 s of CPU time)" in page and "of CPU time) of one process" in formats.to_markdown(frame)
+    assert "of CPU time) of one process" in formats.to_markdown(frame)
     assert "mixed processors: seeds 1, 3" in formats.to_html(frame), "a notebook says it too"
     tested = claims.claims(paper, records + of_arm(paper, "fast", "small", [140, 141, 142, 143, 144]), "fast").set_index("id")
     assert tested.loc["kd_helps", "mixed"] == [1, 3]
-    plain = formats.to_html(tables.table(paper, "errors", pair(paper, 0, "Intel", "Intel"), "fast"), details=True)
+    plain = formats.to_html(tables.table(paper, "errors", pair(paper, 0, "Intel", "Intel"), "fast"))
     assert "mixed" not in plain and "different processors" not in formats.to_markdown(frame[frame["arm"] == "cumbersome"])
 
 

@@ -101,6 +101,18 @@ def test_a_page_for_each_paper_and_record_but_smoke(paper, store):
     assert f"kdcore run {other} --budget" in (folder / "papers" / f"{other}.html").read_text()
 
 
+def test_a_number_shows_each_seed_its_cost_and_where_teacher_and_student_differ(paper, store):
+    for seed, where in ((0, "Intel"), (1, "AMD")):
+        for arm, on in (("cumbersome", "Intel"), ("small with KD", where)):
+            record = made(paper.trial("fast", arm, seed), {"test_errors": 70 + seed, "train_error_percent": 0.1})
+            record["environment"]["processor"] = record["cost"]["device"] = on
+            store.put(record | {"cost": record["cost"] | {"cpu_seconds": 720.0}})
+    text = (site(store) / "papers" / f"{KEY}.html").read_text()
+    row = text.partition('id="fast.errors.small+with+KD.test_errors"')[2].partition("</tr>")[0]
+    assert row.count("360 s (720 s of CPU time)") == 2 and row.count("<li>") == 2
+    assert row.count("teacher on Intel, student on AMD") == 1 and "mixed processors: seed 1" in row
+
+
 def test_a_record_is_shown_in_full(paper, store):
     trial = paper.trial("laptop", "small with KD", 1)
     record = store.get(trial)

@@ -54,15 +54,11 @@ def body(frame: pd.DataFrame) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
-def to_html(frame: pd.DataFrame, details: bool = False, style: bool = True) -> str:
-    """Any frame of the report as HTML for a notebook or the page, with verdicts as badges.
-
-    details: let each number expand to its seeds with their records and commands. style: include the style sheet (the page has
-    it only once).
-    """
+def to_html(frame: pd.DataFrame) -> str:
+    """Any frame of the report as HTML for a notebook, with its style sheet and verdicts as badges."""
     kind = frame.attrs["kind"]
     template = environment().get_template("tables.html.j2")
-    return template.render(rows=frame.to_dict("records"), about=frame.attrs, kind=kind, details=details, style=style)
+    return template.render(rows=frame.to_dict("records"), about=frame.attrs, kind=kind)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from kdcore import sources
 from kdcore.report import formats, select, tables, words
 from kdcore.report.evidence import Evidence
 from kdcore.report.findings import findings
-from kdcore.report.pages import SCALES, total
+from kdcore.report.pages import SCALES, SIGNS, total
 from kdcore.report.site.charts import charts
 from kdcore.report.site.mathml import mathml
 from kdcore.report.summary import MARKS, scales, summary
@@ -62,7 +62,7 @@ def _index(results: Path, summaries: dict, notebooks: dict, figures: dict) -> di
         "groups": groups,
         "idle": [{"key": each.key, "short": each.short} for each in summaries.values() if not each.budgets],
         "claims": claims,
-        "sentence": total(list(summaries.values())) if groups else "",
+        "sentence": re.sub("|".join(f"{sign} " for sign in SIGNS.values()), "", total(list(summaries.values()))) if groups else "",
         "about": SCALES,
         "picture": figures.get(results / "figures" / "effects.svg"),
         "verdicts": list(counts),
