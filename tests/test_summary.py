@@ -7,6 +7,7 @@ import pytest
 from records import KEY, judged, of_arm, synthetic
 
 from kdcore import papers
+from kdcore.errors import KdcoreError
 from kdcore.report import claims, select, tables
 from kdcore.report.evidence import Evidence
 from kdcore.report.summary import MARKS, scales, summary
@@ -155,6 +156,10 @@ def test_where_records_hold_single_test_sets_these_are_tested():
     half = 2.570582 * math.sqrt(16 / 5 * (1 / 6 + 1 / 9))
     assert frame.loc["sonar: BA-CART", ["n", "ours", "low", "high"]].tolist() == pytest.approx([2, 3, 3 - half, 3 + half], abs=1e-5)
     assert select.samples(paper, "paper", records, {"arms": ["sonar"], "metric": "decrease_percent"})[1] == pytest.approx(10 / 9)
+    records[0]["metrics"]["repetitions"]["born_again_error_percent"] = [1.0, None, 3.0]
+    with pytest.raises(KdcoreError, match="has a test set without a number 'born_again_error_percent'"):
+        tables.table(paper, "test_errors", records, "paper")
+    records[0]["metrics"]["repetitions"]["born_again_error_percent"] = sets[0]
     claim = claims.claims(paper, records, "paper").set_index("id").loc["better_than_cart_sonar"]
     # differences from 9 have the same spread; t = 6 / sqrt(0.8889) = 6.364, and Holm's level for the first of two is 97.5 %
     assert claim["n"] == 2 and claim["difference"] == -6 and claim["high"] == pytest.approx(-6 + 3.163381 * half / 2.570582, abs=1e-5)

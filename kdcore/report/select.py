@@ -57,19 +57,31 @@ def samples(paper, budget: str, records: list[dict], *sides: dict) -> tuple[list
     For each side {(seed, test set): mean of the metric over its arms}, for the seeds that have all arms: one value for each test set if
     the sheet has ``resampled`` and all records hold them, else one for each seed.
     """
-    named = paper.sheet.get("resampled")
     asked = [(record, side["metric"]) for side in sides for record in records if record["arm"] in side["arms"]]
-    single = bool(named) and all(isinstance(record["metrics"].get(named["values"], {}).get(metric), list) for record, metric in asked)
+    single = bool(asked) and all(_test_sets(paper, record, metric) for record, metric in asked)
     found = []
     for side in sides:
         values: dict[tuple[int, int], list[float]] = {}
         for record in records:
             if record["arm"] in side["arms"]:
                 mean = measured(record, side["metric"])
-                for number, value in enumerate(record["metrics"][named["values"]][side["metric"]] if single else [mean]):
+                for number, value in enumerate(_test_sets(paper, record, side["metric"]) if single else [mean]):
                     values.setdefault((record["seed"], number), []).append(value)
         found.append({key: sum(each) / len(each) for key, each in values.items() if len(each) == len(side["arms"])})
     return found, overlap(paper, budget, {record["arm"] for record, _ in asked}, 1 if single else None)
+
+
+def _test_sets(paper, record: dict, metric: str) -> list[float]:
+    """A record's values of a metric on each random test set; [] if it holds none. Raises KdcoreError for one that is no number."""
+    held = record["metrics"].get(paper.sheet["resampled"]["values"]) if "resampled" in paper.sheet else None
+    values = held.get(metric) if isinstance(held, dict) else None
+    if not isinstance(values, list):
+        return []
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+        raise KdcoreError(
+            f"the record {record['id']} of {record['paper']} has a test set without a number '{metric}': delete it, and run it again"
+        )
+    return values
 
 
 def by_arm(records: list[dict]) -> dict[str, list[dict]]:
