@@ -3,14 +3,12 @@
 All that they say comes from records and sheets, so ``outputs.stale`` can compare them word for word.
 """
 
-import html
 import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
-from kdcore import paths
-from kdcore.report import formats, records, select, tables, words
+from kdcore.report import canvas, formats, records, select, tables, words
 from kdcore.report.evidence import Evidence
 from kdcore.report.summary import MARKS, Effect, Summary, summary
 
@@ -54,7 +52,7 @@ _FILES = {
     "records.csv": "every trial as a row, described below",
     "records/KEY/ID.json": "what a trial measured, as the program wrote it: configuration, metrics, history, cost, machine, commit",
     "tables/KEY/": "each table, and the claims, at each budget, as `BUDGET_TABLE.csv` and `.md`",
-    "figures/KEY/": "each figure at each budget, as `BUDGET_NAME.svg` and `.png`",
+    "figures/KEY/": "each figure at each budget, as `BUDGET_NAME.svg`",
     "executed/KEY.ipynb": "the paper's notebook as it ran",
 }
 _RECORDS = """[records.csv](records.csv) has a row for each trial: one way to train (`arm`), at one budget, with one seed. Only trials that
@@ -104,12 +102,8 @@ class Board:
 
     def image(self, stem: str, alt: str) -> str:
         """A figure, with what it says of itself as alternative text; ``alt`` for one that says nothing."""
-        try:
-            start = paths.regular(self.results / f"{stem}.svg").read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            start = ""
-        told = re.search(r"<desc\b[^>]*>(.+?)</desc>", start, re.DOTALL)
-        return f"!{_link(html.unescape(told[1]) if told else alt, f'{stem}.svg')}"
+        path = f"{stem}.svg"
+        return f"!{_link(canvas.alt(self.results / path) or alt, path)}"
 
 
 def answer(board: Board, up: str = "") -> str:
@@ -247,7 +241,7 @@ def of_paper(board: Board, evidence: Evidence) -> str:
         f"# {text(sheet['short'])}",
         f"{text(sheet['authors'])} ({sheet['year']}). {_link(sheet['title'], sheet['url'])}. {text(sheet['citation']).rstrip('.')}.",
         f"**{text(sheet['question'])}**",
-        f"{_marks(each.marks)}. Closest scale: **{words.SCALES[each.scale]}** ({SCALES[each.scale]}).",
+        f"{_marks(each.marks)}. Closest to the paper so far: **{words.SCALES[each.scale]}** ({SCALES[each.scale]}).",
     ]
     if each.effects:
         blocks += ["## Effects", _effects(each.effects)]
@@ -379,7 +373,7 @@ def _links(board: Board, key: str) -> str:
 
 
 def _commands(key: str, budgets: list[str]) -> str:
-    lines = [f"kdcore plan {key} --budget {budgets[0]}         # what is done, what is missing, hours on this machine"]
+    lines = [f"kdcore plan {key} --budget {budgets[0]}    # what is done, what is missing, hours on this machine"]
     lines += [f"kdcore replicate {key} --budget {name}" for name in budgets]
     return "```sh\n" + "\n".join(lines) + "\n```"
 
