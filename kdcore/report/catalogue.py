@@ -62,21 +62,15 @@ def trained(paper, budget: str) -> str:
 
 
 def overview(summaries: dict[str, list]) -> Callable[[], Figure]:
-    """The one picture of all papers: their headline effects, except those that were not run. summaries: by scale
-    (``summary.scales``)."""
+    """The one picture of all papers: the main effect of each, where it was run. summaries: by scale (``summary.scales``)."""
     groups: dict[str, list[dict]] = {scale: [] for scale in select.SCALES}
-    missing = 0
     for each in [each for among in summaries.values() for each in among]:
-        for effect in each.effects:
-            if effect.n == 0:
-                missing += 1
-                continue
+        if (effect := each.main) and effect.n:
             row = {"paper": each.short, "effect": effect.text, "verdict": effect.verdict, "n": words.of_planned(effect.n, effect.planned)}
             ours = (effect.relative, effect.relative_low, effect.relative_high)
             groups[effect.scale].append(row | {"ours": ours, "reported": effect.relative_paper})
     shown = {words.SCALES[scale]: rows for scale, rows in groups.items() if rows}
-    note = "Changes of the error that each paper's idea makes, ours beside the paper's own"
-    note += f" ({missing} more not run)" if missing else ""
+    note = "The change of the error that each paper's idea makes, ours beside the paper's own"
     return functools.partial(figures.effects, shown, "What distillation gains, paper by paper", note=note)
 
 

@@ -142,10 +142,10 @@ def total(summaries: list[Summary]) -> str:
 
 
 def picture(board: Board, up: str = "") -> str:
-    """The picture of all effects, in a light and a dark variant; "" if the report does not draw it."""
+    """The picture of the main effects, in a light and a dark variant; "" if the report does not draw it."""
     if EFFECTS not in board.figures:
         return ""
-    effects = {each.short: effect for each in board.summaries.values() if (effect := _headline(each)) and effect.n}
+    effects = {each.short: effect for each in board.summaries.values() if (effect := each.main) and effect.n}
     told = [
         f"{short}, {effect.text}: {_percent(effect.relative)} (paper {_percent(effect.relative_paper) or 'unknown'})"
         for short, effect in effects.items()
@@ -165,7 +165,7 @@ def scoreboard(board: Board, up: str = "") -> str:
         if each.scale != group:
             group = each.scale
             rows.append([f"**{words.SCALES.get(group, 'not run')}**", *[""] * (len(header) - 1)])
-        effect, notebook = _headline(each), board.notebook(key)
+        effect, notebook = each.main, board.notebook(key)
         text, ours, theirs = "", "", ""
         if effect:
             text = effect.text + (f" ({words.SCALES[effect.scale]})" if effect.n and effect.scale != each.scale else "")
@@ -179,11 +179,6 @@ def scoreboard(board: Board, up: str = "") -> str:
             ]
         )
     return _table(header, rows)
-
-
-def _headline(each: Summary) -> Effect | None:
-    """The first effect that was run, or the first."""
-    return next((effect for effect in each.effects if effect.n), next(iter(each.effects), None))
 
 
 def times(board: Board) -> str:

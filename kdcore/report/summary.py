@@ -65,6 +65,11 @@ class Summary:
     devices: str
     hours: float
 
+    @property
+    def main(self) -> Effect | None:
+        """The first effect that was run, else the first; None without a headline."""
+        return next((effect for effect in self.effects if effect.n), next(iter(self.effects), None))
+
 
 def summary(evidence: Evidence) -> Summary:
     """The summary of a paper's records and tables."""
