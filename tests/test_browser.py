@@ -5,6 +5,7 @@ Skipped without Chromium and its driver; KDCORE_BROWSER=required (CI) makes that
 
 import functools
 import http.server
+import io
 import json
 import os
 import shutil
@@ -12,10 +13,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from records import KEY, made, synthetic
 
 from kdcore import outputs, papers
+from kdcore.report import canvas, figures
 from kdcore.report.site import write_site
 from kdcore.trials.store import Store
 
@@ -44,8 +48,8 @@ def small(tmp_path_factory) -> Path:
     for record in synthetic(paper, "fast", 5, arms) + synthetic(paper, "laptop", 2, arms[:2]):
         store.put(record)
     store.put(made(paper.trial("fast", "cumbersome", 0), {"message": "the loss is not finite"}, status="nan"))
-    for folder in ("figures", "executed"):
-        (store.results / folder).symlink_to(ROOT / "results" / folder)
+    (store.results / "executed").symlink_to(ROOT / "results" / "executed")
+    canvas.write(store.results / "figures" / KEY / "fast_paper_errors.svg", lambda: figures.curve([0, 1], {"a": [[1, 2]]}), "test")
     return write_site(store.results, outputs.gather(store)).parent
 
 
@@ -239,6 +243,13 @@ def test_follow_a_notebook_and_come_back(browser, served):
     assert browser.one(":target").is_displayed() and browser.one(":target").find_elements("css selector", "math")
 
 
+def brightness(browser, selector: str) -> float:
+    """The mean of a part of the page, from 0 for black to 255 for white."""
+    browser.js("arguments[0].scrollIntoView()", browser.one(selector))
+    time.sleep(0.3)  # a picture that loads when it is seen
+    return float(np.asarray(Image.open(io.BytesIO(browser.one(selector).screenshot_as_png)).convert("L")).mean())
+
+
 def test_the_theme_follows_the_system_until_chosen_and_is_remembered(browser, served):
     def background() -> str:
         return browser.js("return getComputedStyle(document.body).backgroundColor")
@@ -252,9 +263,10 @@ def test_the_theme_follows_the_system_until_chosen_and_is_remembered(browser, se
     assert light != dark and browser.one("#theme").text == "Light"
     browser.one("#theme").click()
     assert background() == light and browser.one("#theme").text == "Dark"
-    browser.open(f"{served}papers/{KEY}.html", theme="dark")
-    assert background() == light
+    browser.open(f"{served}papers/{KEY}.html#fast.errors", theme="dark")
+    assert background() == light and brightness(browser, "figure img") > 200
     browser.one("#theme").click()
+    assert brightness(browser, "figure img") < 80, "a figure follows the page, not the system"
     browser.open(served, theme="light")
     assert background() == dark
     browser.js("localStorage.clear()")

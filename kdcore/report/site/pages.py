@@ -49,7 +49,7 @@ def _index(results: Path, summaries: dict, notebooks: dict, figures: dict) -> di
     groups = [
         {
             "scale": scale,
-            "rows": [{**_fields(each), "notebook": each.key in notebooks, "claims": None} for each in group],
+            "rows": [{**_fields(each), "main": _main(each), "notebook": each.key in notebooks} for each in group],
         }
         for scale, group in scales(list(summaries.values())).items()
     ]
@@ -271,6 +271,12 @@ def _copied(site, results: Path, path: Path) -> dict:
         "height": height,
         "alt": Markup(alt[1]).unescape() if alt else None,
     }
+
+
+def _main(about) -> dict | None:
+    """The first effect of a summary that was run, else the first."""
+    effects = sorted(about.effects, key=lambda effect: not effect.n)
+    return dataclasses.asdict(effects[0]) if effects else None
 
 
 def _fields(about) -> dict:
