@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import shutil
 from functools import partial
 from xml.etree import ElementTree
@@ -12,8 +13,10 @@ from matplotlib.image import imread
 from records import KEY, contents, made, of_arm, synthetic
 from texts import overlaps
 
-from kdcore import papers
+from kdcore import outputs, papers
+from kdcore.errors import KdcoreError
 from kdcore.report import canvas, catalogue, drawing, figures, origin, tables
+from kdcore.trials.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +204,42 @@ def test_learning_curves_of_seeds_that_were_measured_at_other_epochs():
     epochs, values = figures.histories(records, "error")
     assert (epochs.tolist(), values.tolist()) == ([3, 6], [[3.0, 6.0], [13.0, 16.0]])
     assert figures.histories(records[2:], "error") is None
+
+
+def test_two_processes_draw_the_same_bytes_as_one(tmp_path, monkeypatch):
+    for count in (1, 2):
+        monkeypatch.setattr(outputs.os, "cpu_count", lambda count=count: count)
+        drawn = {tmp_path / str(count) / f"{i}.svg": partial(dots, [[i, 2], [3, 4], [5]]) for i in range(16)}
+        outputs._draw(drawn, {path: origin.digest(draw) for path, draw in drawn.items()})
+    assert len(contents(tmp_path / "1")) == 16 and contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_drawing_process_that_dies_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs.os, "cpu_count", lambda: 2)
+    drawn = {tmp_path / f"{i}.svg": partial(os._exit, 9) for i in range(16)}
+    with pytest.raises(KdcoreError, match="a process that was drawing figures died"):
+        outputs._draw(drawn, dict.fromkeys(drawn, ""))
+
+
+def test_the_report_draws_only_what_changed(tmp_path, monkeypatch):
+    """A second report draws nothing; a record, and a figure edited by hand, each redraw what shows them, and check names it."""
+    paper, store = papers.get(KEY), Store(tmp_path / "results")
+    for record in of_arm(paper, "fast", "small", [145, 146]):
+        store.put(record)
+    drawn, write = [], canvas.write
+    monkeypatch.setattr(canvas, "write", lambda path, *rest: drawn.append(path.name) or write(path, *rest))
+
+    def report() -> list[str]:
+        drawn.clear()
+        outputs.write(store.results)
+        return sorted(drawn)
+
+    everything = ["effects.png", "effects.svg", "effects_dark.svg", "fast_paper_errors.svg"]
+    assert report() == everything and report() == [] and outputs.stale(store.results) == []
+    edited = store.results / "figures" / KEY / "fast_paper_errors.svg"
+    edited.write_text(edited.read_text().replace(">small", ">large"))
+    assert f"{edited} is damaged or edited by hand: run kdcore report" in outputs.stale(store.results)
+    assert report() == ["fast_paper_errors.svg"]
+    store.put(of_arm(paper, "fast", "small", [145, 146, 147])[2])
+    assert f"{edited} is out of date: run kdcore report" in outputs.stale(store.results)
+    assert "fast_paper_errors.svg" in report() and outputs.stale(store.results) == []

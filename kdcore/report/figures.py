@@ -46,7 +46,7 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
     """
     about, frame = frame.attrs, frame[frame["n"] > 0]
     together = about["scale"] in select.COMPARED
-    groups = [(unit, frame[frame["unit"] == unit].to_dict("records")) for unit in frame["unit"].unique()]
+    groups = [(unit, select.rows(frame[frame["unit"] == unit])) for unit in frame["unit"].unique()]
     heights = [sum(LINE * (_label(row).count("\n") + 1) + LANE + GAP for row in rows) for _, rows in groups]
     columns = 1 if together else 2
     figure, axes = plt.subplots(
@@ -78,7 +78,7 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
             ax.xaxis.set_major_formatter(FuncFormatter(_plain_tick))
             ax.autoscale_view(scaley=False)
         left.set_zorder(1)  # labels reach across both columns
-    shown = frame.to_dict("records")
+    shown = select.rows(frame)
     marks = [_mark("o", BLUE, "ours: mean, 95 % interval", lw=2.4, ms=6.5), _mark("o", BLUE, "ours: one seed", ms=3.5, alpha=0.55, mew=0)]
     known = [row for row in shown if not math.isnan(row["paper"])]
     if any(not select.doubt(row) for row in known):

@@ -21,7 +21,7 @@ def to_csv(frame: pd.DataFrame) -> str:
     writer = csv.writer(out, lineterminator="\n")
     claims = frame.attrs["kind"] == "claims"  # which have that column already
     writer.writerow(["budget", *frame.columns, *(() if claims else ("mixed",))])
-    for row in frame.to_dict("records"):
+    for row in select.rows(frame):
         mixed = () if claims else (_csv_cell(select.mixed_seeds(row)),)
         writer.writerow([frame.attrs["budget"], *map(_csv_cell, row.values()), *mixed])
     return out.getvalue()
@@ -42,12 +42,12 @@ def body(frame: pd.DataFrame) -> str:
     """What ``to_markdown`` has under the title: what was trained, the numbers, their cost, and notes."""
     about = frame.attrs
     numbers = _claims_table(frame) if about["kind"] == "claims" else _numbers_table(frame)
-    notes = [words.cost(about), marks_note(frame.to_dict("records")), *words.notes(about)]
+    notes = [words.cost(about), marks_note(select.rows(frame)), *words.notes(about)]
     blocks = [words.markdown(words.trained(about)), numbers, *map(words.markdown, notes)]
     name = "text" if about["kind"] == "claims" else "label"
     pairs = [
         f"{row[name].rstrip('.')} (seed{'s' * (len(seeds) > 1)} {words.listed(seeds)})"
-        for row in frame.to_dict("records")
+        for row in select.rows(frame)
         if (seeds := select.mixed_seeds(row))
     ]
     blocks += [words.markdown(f"Student and teacher ran on different processors: {'; '.join(pairs)}.")] if pairs else []
@@ -58,7 +58,7 @@ def to_html(frame: pd.DataFrame) -> str:
     """Any frame of the report as HTML for a notebook, with its style sheet and verdicts as badges."""
     kind = frame.attrs["kind"]
     template = environment().get_template("tables.html.j2")
-    return template.render(rows=frame.to_dict("records"), about=frame.attrs, kind=kind)
+    return template.render(rows=select.rows(frame), about=frame.attrs, kind=kind)
 
 
 @functools.cache
@@ -104,13 +104,13 @@ def _numbers_table(frame: pd.DataFrame) -> str:
             row["verdict"],
             row["unit"],
         ]
-        for row in frame.to_dict("records")
+        for row in select.rows(frame)
     ]
     return words.markdown_table(header, rows)
 
 
 def _claims_table(frame: pd.DataFrame) -> str:
-    rows = frame.to_dict("records")
+    rows = select.rows(frame)
     own, tested = words.known(rows, "reported"), words.known(rows, "reported_p")
     header = ["claim", "left", "right", "left - right", "level", "n", "p (Holm)", "verdict"]
     header += [*(["the paper's own left - right"] if own else []), *(["p"] if tested else [])]

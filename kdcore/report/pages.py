@@ -116,7 +116,7 @@ def answer(board: Board, up: str = "") -> str:
 
 def sentence(board: Board) -> str:
     """How many claims hold: of all papers, then at each scale."""
-    claims = [row for each in board.summaries.values() for row in each.claims.to_dict("records")]
+    claims = [row for each in board.summaries.values() for row in select.rows(each.claims)]
     lines = [f"**{total(list(board.summaries.values()))}**", ""]
     for scale in (scale for scale in select.SCALES if any(row["scale"] == scale for row in claims)):
         counts = Counter(row["verdict"] for row in claims if row["scale"] == scale)
@@ -312,7 +312,7 @@ def _claims(paper, each: Summary) -> str:
             _where(row["budget"], row["scale"]),
             words.of_planned(row["n"], row["planned"]),
         ]
-        for row in each.claims.to_dict("records")
+        for row in select.rows(each.claims)
     ]
     header = ["verdict", "claim", "left − right [interval]", "the paper's", "unit", "where", "seeds"]
     return _table(header, rows)
@@ -331,7 +331,7 @@ def _compared(claim: dict) -> str:
 
 def _findings(evidence: Evidence) -> str:
     lines = []
-    for row in evidence.findings.to_dict("records"):
+    for row in select.rows(evidence.findings):
         more = [f" **{name}:** {_ended(words.markdown(row[key]))}" for key, name in (("paper", "The paper"), ("why", "Why")) if row[key]]
         seeds = words.of_planned(row["n"], row["planned"])
         lines.append(f"- {_ended(words.markdown(row['text']))}{''.join(more)} ({_code(row['budget'])}, seeds: {seeds})")

@@ -1,5 +1,7 @@
 """Selection of the records, tables and numbers of a paper that count."""
 
+import pandas as pd
+
 from kdcore.errors import KdcoreError
 from kdcore.report import statistics
 from kdcore.validation import DOUBTFUL
@@ -90,6 +92,15 @@ def by_arm(records: list[dict]) -> dict[str, list[dict]]:
     for record in records:
         groups.setdefault(record["arm"], []).append(record)
     return groups
+
+
+def rows(frame: pd.DataFrame) -> list[dict]:
+    """The rows of a frame as dicts. Without its ``attrs``, which pandas would copy for each column of each row."""
+    about, frame.attrs = frame.attrs, {}
+    try:
+        return frame.to_dict("records")
+    finally:
+        frame.attrs = about
 
 
 def table_of(paper, table: dict | str) -> dict:

@@ -86,7 +86,7 @@ def summary(evidence: Evidence) -> Summary:
         question=sheet["question"],
         scale=paper.budget(budgets[0])["scale"] if budgets else "",
         budgets=budgets,
-        effects=[_effect(row) for name in sheet.get("headline", []) for row in everything[everything["id"] == name].to_dict("records")],
+        effects=[_effect(row) for name in sheet.get("headline", []) for row in select.rows(everything[everything["id"] == name])],
         claims=everything,
         marks={mark: int((everything["verdict"] == mark).sum()) for mark in MARKS},
         numbers=_numbers(evidence, budgets),
@@ -148,7 +148,7 @@ def _numbers(evidence: Evidence, budgets: list[str]) -> dict[str, int]:
     found = {(row["arm"], row["metric"], float(row["paper"])): "not run" for row in rows}
     for name in budgets:
         for frame in evidence.frames(name)[:-1]:
-            for row in frame.to_dict("records"):
+            for row in select.rows(frame):
                 key = (row["arm"], row["metric"], row["paper"])
                 if found.get(key) in ("not run", "interim") and row["verdict"] != "not run":
                     found[key] = row["verdict"]
