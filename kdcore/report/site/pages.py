@@ -11,7 +11,6 @@ from markupsafe import Markup
 from kdcore import sources
 from kdcore.report import formats, select, tables, words
 from kdcore.report.evidence import Evidence
-from kdcore.report.findings import findings
 from kdcore.report.pages import SCALES, SIGNS, total
 from kdcore.report.site.charts import charts
 from kdcore.report.site.mathml import mathml
@@ -92,7 +91,7 @@ def _paper(evidence: Evidence, about, results: Path, figures: dict) -> dict:
             if record["status"] != "done"
         ],
         "stale": [{name: record[name] for name in ("id", "arm", "budget", "seed")} for record in stale],
-        "findings": findings(paper, evidence.records).to_dict("records"),
+        "findings": evidence.findings.to_dict("records"),
         "used": used,
     }
 
