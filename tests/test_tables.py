@@ -44,7 +44,7 @@ def test_a_second_reference_stands_beside_the_papers_number(paper):
     assert list(frame["verdict"]) == list(plain["verdict"]), "the verdict is on the paper's number"
     lines = formats.to_markdown(frame).splitlines()
     assert any(line.startswith("| row | paper | someone | ours") for line in lines) and any(
-        "| 146 | 151.5 | 146.0 [" in line for line in lines
+        "| 146 | 151.5 | 146 [" in line for line in lines
     )
     markup = formats.to_html(frame)
     assert markup.count("someone") == 1 and markup.count("151.5") == 1
@@ -69,7 +69,7 @@ def test_a_number_that_nobody_could_verify_is_shown_with_its_mark_and_gets_no_ve
     assert frame["paper"].tolist() == [67, 146, 74], "it is the same number"
     text = formats.to_markdown(frame)
     (line,) = (line for line in text.splitlines() if line.startswith("| small (2x800) "))
-    assert f"| 146 [{mark}] | 146.0 [144, 148] |" in line and "| unverified |" in line
+    assert f"| 146 [{mark}] | 146 [144, 148] |" in line and "| unverified |" in line
     assert text.count(f"[{mark}]: {formats.MARKS[mark]}; such a number gets no verdict.") == 1
     page = formats.to_html(frame)
     assert f">146 [{mark}]<" in page and "– unverified" in page and f"{formats.MARKS[mark]}; such a number gets no verdict." in page
@@ -266,17 +266,17 @@ def test_a_table_of_any_numbers_can_be_made(paper, values):
 @pytest.mark.parametrize(
     ("mean", "low", "high", "text"),
     [
-        (146.24, 139.2, 153.3, "146.2 [139, 153]"),
+        (146.24, 139.2, 153.3, "146 [139, 153]"),
         (91.61, 91.58, 91.64, "91.61 [91.58, 91.64]"),
-        (67, 67, 67, "67.00 [67.0, 67.0]"),
+        (67, 67, 67, "67.0 [67.0, 67.0]"),
         (12.5, math.nan, math.nan, "12.5"),
         (math.nan, math.nan, math.nan, ""),
-        (-0.5, -1.25, 0.25, "−0.5000 [−1.25, 0.25]"),
+        (-0.5, -1.25, 0.25, "−0.50 [−1.25, 0.25]"),
         (1e300, -1e300, 3e300, "1e+300 [−1e+300, 3e+300]"),
         (1e-20, 0.0, 2e-20, "1e-20 [0, 2e-20]"),
         (math.inf, -math.inf, math.inf, "∞ [−∞, ∞]"),
         (5.0, math.nan, math.inf, "5"),
-        (-0.0, -0.0, 0.0, "0.000 [0.00, 0.00]"),
+        (-0.0, -0.0, 0.0, "0.00 [0.00, 0.00]"),
     ],
 )
 def test_estimate(mean, low, high, text):
@@ -286,7 +286,7 @@ def test_estimate(mean, low, high, text):
 def test_html_for_notebooks_says_the_verdict_in_words(paper):
     records = of_arm(paper, "fast", "small", [145, 146, 147])
     html = formats.to_html(tables.table(paper, "errors", records, "fast"))
-    assert "✓ reproduced" in html and "– not run" in html and "146.0 [144, 148]" in html and "Budget <b>fast</b>" in html
+    assert "✓ reproduced" in html and "– not run" in html and "146 [144, 148]" in html and "Budget <b>fast</b>" in html
     assert "<details>" not in html and html.count("<style>") == 1
     html = formats.to_html(claims.claims(paper, records, "fast"))
     assert "test_errors of small with KD &lt; test_errors of small" in html

@@ -306,8 +306,8 @@ def _claims(paper, each: Summary) -> str:
         [
             _sign(row["verdict"]),
             f"{words.markdown(row['text'])}<br>{words.markdown(_compared(claims[row['id']]))}",
-            words.estimate(row["difference"], row["low"], row["high"], signed=True, short=True),
-            words.estimate(row["reported"], row["reported_low"], row["reported_high"], signed=True, short=True),
+            words.estimate(row["difference"], row["low"], row["high"], signed=True),
+            words.estimate(row["reported"], row["reported_low"], row["reported_high"], signed=True),
             words.markdown(row["unit"]),
             _where(row["budget"], row["scale"]),
             words.of_planned(row["n"], row["planned"]),
@@ -379,11 +379,11 @@ def _folded(title: str, *blocks: str) -> list[str]:
 
 def _ours(effect: Effect) -> str:
     """Ours with its interval: "-32 [-39, -25] errors"."""
-    return f"{words.estimate(effect.mean, effect.low, effect.high, signed=True, short=True)} {effect.unit}" if effect.n else "not run"
+    return f"{words.estimate(effect.mean, effect.low, effect.high, signed=True)} {effect.unit}" if effect.n else "not run"
 
 
 def _theirs(effect: Effect) -> str:
-    return words.estimate(effect.paper, effect.paper_low, effect.paper_high, signed=True, short=True) or "not reported"
+    return words.estimate(effect.paper, effect.paper_low, effect.paper_high, signed=True) or "not reported"
 
 
 def _measured(evidence: Evidence, budget: str, done: list[dict]) -> str:

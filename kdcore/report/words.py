@@ -50,15 +50,14 @@ def difference(value: float, ours: float) -> str:
     return _short(fixed(value, _decimals(ours, 4), signed=True))
 
 
-def estimate(mean: float, low: float, high: float, signed: bool = False, short: bool = False) -> str:
-    """A mean with its interval: "146.2 [139, 153]"; the mean alone without an interval, "" without a mean. short: the mean with no more
-    decimals than the interval."""
+def estimate(mean: float, low: float, high: float, signed: bool = False) -> str:
+    """A mean with its interval, all with the same decimals: "146 [139, 153]"; the mean alone without an interval, "" without a mean."""
     if math.isnan(low) or math.isnan(high):
         return number(mean, signed=signed)
-    # both ends have the same number of decimals, enough to show the width
+    # as many decimals as show the width
     width = max(0, -statistics.exponent(high - low)) if 0 < high - low < math.inf else 0
     ends = max(width, min(_decimals(low, 3), _decimals(high, 3)))
-    return f"{fixed(mean, ends if short else max(ends, _decimals(mean, 4)), signed)} [{fixed(low, ends)}, {fixed(high, ends)}]"
+    return f"{fixed(mean, ends, signed)} [{fixed(low, ends)}, {fixed(high, ends)}]"
 
 
 def reported(value: float, std: float | None = None, mark: str = "") -> str:

@@ -55,6 +55,7 @@ def _index(results: Path, summaries: dict, notebooks: dict, figures: dict) -> di
     claims = [
         {**_claim(row), "key": each.key, "short": each.short} for each in summaries.values() for row in each.claims.to_dict("records")
     ]
+    claims.sort(key=lambda claim: MARKS.index(claim["verdict"]))  # decided ones first; the order of papers and claims within
     verdicts = [claim["verdict"] for claim in claims]
     counts = {mark: count for mark in MARKS if (count := verdicts.count(mark))}
     return {
@@ -191,7 +192,11 @@ def _record(record: dict) -> dict:
     metrics = sorted(record["metrics"].items())
     return {
         "record": record,
-        "metrics": [[name, _value(value)] for name, value in metrics if not isinstance(value, list | dict)],
+        "metrics": [
+            [name, f"{value:.12g}" if isinstance(value, float) else _value(value)]
+            for name, value in metrics
+            if not isinstance(value, list | dict)
+        ],
         "lists": [[name, _value(value)] for name, value in metrics if isinstance(value, list | dict)],
         "environment": [[name, _value(value)] for name, value in sorted(record["environment"].items())],
         "config": [[name, _value(value)] for name, value in sorted(record["config"].items())],
