@@ -14,7 +14,7 @@ ROOMS = {
     "cli": ("command line", ["cli", "starting"]),
     "checks": ("checks: sheets, records and pages agree", ["checks"]),
     "notebooks": ("notebooks: what a notebook calls", ["notebooks"]),
-    "outputs": ("outputs: what lies in results/", ["outputs"]),
+    "outputs": ("outputs: what lies in results/", ["outputs", "unchanged"]),
     "trials": ("trials: plan, engine, child, store", ["trials"]),
     "paper": ("papers/KEY: sheet.yaml, trial.py, figures.py", []),  # every folder below papers
     "report": ("report: tables, claims, kinds of plots", ["report"]),

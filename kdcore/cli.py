@@ -319,10 +319,19 @@ def replicate(options) -> int:
 
 
 def report(options) -> int:
+    from kdcore import unchanged
+
+    folder = _recorded(options, smoke_alone=options.smoke)
+    what = "smoke" if options.smoke else "site" if options.site else "report"
+    if unchanged.unchanged(folder, what):
+        print(f"nothing in {folder} has changed since the last report")
+        return 0
+
     from kdcore import outputs
 
-    for path in outputs.write(_recorded(options, smoke_alone=options.smoke), budget="smoke" if options.smoke else None, site=options.site):
+    for path in outputs.write(folder, budget="smoke" if options.smoke else None, site=options.site):
         print(path)
+    unchanged.remember(folder, what)
     return 0
 
 

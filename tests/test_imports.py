@@ -32,8 +32,9 @@ MAY_IMPORT = {
     "outputs": FOUNDATION | {"papers", "trials", "report"},
     "notebooks": FOUNDATION | {"papers", "trials", "report"},
     "checks": FOUNDATION | {"papers", "trials", "report", "outputs", "notebooks"},
+    "unchanged": FOUNDATION,
     "starting": FOUNDATION | {"papers", "notebooks"},
-    "cli": LIBRARY | {"kdcore", "papers", "trials", "report", "outputs", "notebooks", "checks", "starting"},
+    "cli": LIBRARY | {"kdcore", "papers", "trials", "report", "outputs", "notebooks", "checks", "starting", "unchanged"},
 }
 MET = {"kdcore.papers", "kdcore.papers.spec"}  # what trials, outputs and notebooks see of the papers
 SHARED = ("losses", "models", "data", "training", "methods", "metrics", "trials", "report", "notebooks")

@@ -18,13 +18,16 @@ import math
 import traceback
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from kdcore import data, validation
+from kdcore import validation
 from kdcore.errors import KdcoreError
 from kdcore.papers.spec import Cohort, Trial
-from kdcore.training import Run, fast_precision
+
+if TYPE_CHECKING:  # what needs PyTorch is imported where it is used: a command that trains nothing starts without it
+    from kdcore.training import Run
 
 HERE = validation.other_papers() or Path(__file__).parent
 __path__.insert(0, str(HERE))  # so that kdcore.papers.KEY.trial can be imported from any folder
@@ -182,9 +185,11 @@ class Paper:
             where = f"line {lines[-1]}: " if lines else ""
             raise KdcoreError(f"{self.key}/{part}.py cannot be imported ({where}{reason})") from error
 
-    def prepare(self, trials, context, teacher_weights) -> Run:
+    def prepare(self, trials, context, teacher_weights) -> "Run":
         """Build the run of a cohort's trials, without training it. teacher_weights: those that the teacher's trial handed on; None
         without a teacher, and in a rehearsal."""
+        from kdcore.training import Run
+
         run = self.module.prepare(trials, context, teacher_weights)
         if not isinstance(run, Run):
             raise KdcoreError(f"{self.key}/trial.py: prepare returned a {type(run).__name__}, not a kdcore.training.Run")
@@ -207,6 +212,8 @@ class Paper:
     def precision(self, device: str, wanted: str = "auto") -> str:
         """The precision of matrix products in training. "auto": bfloat16 if the device is fast at it and the sheet's ``bfloat16``
         says that an equivalence test found this paper's errors equal with it, else float32."""
+        from kdcore.training import fast_precision
+
         if wanted != "auto":
             return wanted
         return fast_precision(device) if self.sheet.get("bfloat16") else "float32"
@@ -270,6 +277,8 @@ class Paper:
         """One trial of the grid, cached so that comparing it with thousands of records costs one look-up each."""
         if (budget, arm, seed) in self._trials:
             return self._trials[budget, arm, seed]
+        from kdcore import data
+
         config = self._config(budget, arm)
         teacher = config["teacher"]
         trial = self._trials[budget, arm, seed] = Trial(

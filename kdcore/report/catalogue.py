@@ -1,6 +1,7 @@
 """The figures of a paper at a budget, and the one picture of all papers."""
 
 import functools
+import re
 import textwrap
 from collections.abc import Callable
 
@@ -55,10 +56,16 @@ def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = N
 
 
 def trained(paper, budget: str) -> str:
-    """What was trained at a budget, in two lines: below the title of each figure, so that a copy still says what it shows."""
-    there = paper.budget(budget)
-    about = textwrap.shorten(there["about"], 90, placeholder=" \N{HORIZONTAL ELLIPSIS}")
-    return f"Ours: budget {budget} ({words.SCALES[there['scale']]}): {about}"
+    """What was trained at a budget, in two or three lines: below the title of each figure, so that a copy still says what it shows.
+
+    Of the budget's ``about``, as many whole clauses as fit.
+    """
+    there, shown = paper.budget(budget), ""
+    for clause in re.split(r"(?<=[,;:])(?= [a-zA-Z])(?![^(]*\))", there["about"]):  # not within brackets
+        if shown and len(shown + clause) > 140:
+            break
+        shown += clause
+    return f"Ours: budget {budget} ({words.SCALES[there['scale']]}): {textwrap.shorten(shown.rstrip(',;:'), 150, placeholder=' ...')}"
 
 
 def overview(summaries: dict[str, list]) -> Callable[[], Figure]:

@@ -245,7 +245,7 @@ def learning_curves(curves: dict[str, tuple], measure: str, title: str = "") -> 
             ax.set_xlabel("epoch")
             ax.tick_params(labelbottom=True)
         if len(panels) == 1:
-            ax.set_ylabel(measure)
+            ax.set_ylabel(wrapped(measure, 30))
     if len(panels) == 1 and shown:
         _legend(figure, shown.values(), shown.keys())
     what = f"{_capital(measure)} while training"
@@ -378,7 +378,7 @@ def lines_against(
             ax.axhline(0, color=MUTED, lw=1.0, zorder=1)
         places = sorted({x for cells in lines.values() for x in cells})
         ax.xaxis.set_major_locator(FixedLocator(places))
-        ax.xaxis.set_major_formatter(sparse_ticks(places, 0.09))
+        ax.xaxis.set_major_formatter(sparse_ticks(places, 0.13))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_locator(MaxNLocator(nbins=6))
         ax.set_title(group)

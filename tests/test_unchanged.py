@@ -1,0 +1,75 @@
+"""A report that finds nothing changed does nothing; any change of what it reads, writes or runs on is noticed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kdcore import cli, outputs, papers, unchanged
+from kdcore.trials.store import Store
+from tests.records import README, synthetic
+
+PAPER = papers.get("hinton_mnist")
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A results folder with one record, beside a README."""
+    folder = tmp_path / "results"
+    store = Store(folder)
+    for record in synthetic(PAPER, "fast", 1, ["small"]):
+        store.put(record)
+    (tmp_path / "README.md").write_text(README)
+    monkeypatch.setattr(outputs, "_draw", lambda figures, origins: None)
+    monkeypatch.setattr(unchanged, "PACKAGE", tmp_path / "code")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "module.py").write_text("1")
+    return folder
+
+
+def reported(folder, capsys, *words: str) -> str:
+    assert cli.main(["report", "--results", str(folder), *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_second_report_has_nothing_to_do(results, capsys, monkeypatch):
+    assert "README.md" in reported(results, capsys)
+    monkeypatch.setattr(outputs, "write", None)  # would be called
+    assert reported(results, capsys) == f"nothing in {results} has changed since the last report\n"
+
+
+@pytest.mark.parametrize(
+    "changed", ["records/*/*.json", "records.csv", "README.md", "../README.md", "../code/module.py", "hinton_mnist.md"]
+)
+def test_a_change_of_any_file_is_noticed(changed, results, capsys):
+    reported(results, capsys)
+    (file,) = results.glob(changed) if not changed.startswith("..") else [results / changed]
+    text = file.read_text()
+    file.write_text(text + "\n")
+    assert not unchanged.unchanged(results, "report")
+    file.write_text(text)
+    assert unchanged.unchanged(results, "report")
+    file.rename(file.with_name("other" + file.suffix))
+    assert not unchanged.unchanged(results, "report")
+
+
+def test_another_version_is_noticed_and_so_is_another_kind_of_report(results, capsys, monkeypatch):
+    reported(results, capsys)
+    assert not unchanged.unchanged(results, "site") and not unchanged.unchanged(results, "smoke")
+    monkeypatch.setattr(unchanged.metadata, "version", lambda name: "0")
+    assert not unchanged.unchanged(results, "report")
+
+
+@pytest.mark.parametrize("kept", ["", "[]", "null", '{"report": 1}', "\0"])
+def test_a_damaged_memory_means_a_new_report(kept, results, capsys):
+    reported(results, capsys)
+    (results / unchanged.KEPT).write_text(kept)
+    assert "README.md" in reported(results, capsys) and "nothing" in reported(results, capsys)
+
+
+def test_commands_that_train_nothing_start_without_pytorch():
+    for words in (["--version"], ["report", "--help"], ["--help"]):
+        lines = ["import sys", "from kdcore import cli", "try:", f"    cli.main({words})", "except SystemExit:", "    pass"]
+        code = "\n".join([*lines, "assert 'torch' not in sys.modules"])
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ, timeout=60)
