@@ -26,7 +26,9 @@ def paper():
 
 def test_figures_are_legible(paper, monkeypatch):
     drawn = {name: draw() for name, draw in catalogue.figures_of(paper, synthetic(paper, "fast", 2)).items()}
-    assert list(drawn)[0] == "paper_errors" and {"learning_errors", "learning_temperature"} <= set(drawn)
+    assert list(drawn)[0] == "paper_errors" and {"learning_errors_test_error_percent", "learning_temperature_test_error_percent"} <= set(
+        drawn
+    )
     assert all(any("budget fast" in text.get_text() for text in figure.texts) for figure in drawn.values())
     drawn["sparse"] = figures.error_against(
         [1, 1.01, 2, 40], {"a": [[1, 2], [3, 4], [], [5]], "b": [[], [], [], []]}, title="Ticks that would touch"
@@ -99,7 +101,7 @@ def test_the_digest_of_a_figure_follows_all_that_it_is_made_from(monkeypatch):
     assert changed == {"paper_errors"}, "the others do not show this number"
     other = copy.deepcopy(records)
     other[0]["history"][0]["test_error_percent"] += 0.01
-    assert {name for name, digest in digests(other).items() if digest != first[name]} == {"learning_errors"}
+    assert {name for name, digest in digests(other).items() if digest != first[name]} == {"learning_errors_test_error_percent"}
     with monkeypatch.context() as patched:
         patched.setitem(paper.sheet["tables"][0]["rows"][1], "label", "another label")
         patched.delitem(paper.__dict__, "tables", raising=False)

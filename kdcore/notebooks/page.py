@@ -11,6 +11,7 @@ from kdcore.notebooks import parameters
 from kdcore.report import canvas, select, tables
 from kdcore.report.catalogue import figures_of
 from kdcore.report.claims import claims
+from kdcore.report.drawing import alt_of
 from kdcore.report.findings import findings
 from kdcore.report.formats import to_html
 from kdcore.trials import engine, environment, plan
@@ -78,7 +79,8 @@ class Page:
         for budget in self.budgets:
             figures = figures_of(self.paper, self._records(budget))
             if name in figures:
-                display(Image(canvas.png(figures[name]()), width=800, alt=f"{name}, budget {budget}"))
+                figure = figures[name]()
+                display(Image(canvas.png(figure), width=800, alt=alt_of(figure)))
                 print(textwrap.fill(f"budget {budget}: {self.paper.budget(budget)['about']}", 110))
                 return
             known += figures

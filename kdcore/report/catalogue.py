@@ -15,8 +15,8 @@ def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = N
     """All figures of a paper at one budget, as {name: function that draws it}; {} without current results.
 
     ``paper_TABLE`` for each table with reported numbers; then the paper's own ``figures(records)``, called with current, done
-    records; then ``learning_TABLE`` for the arms of each table (except with ``curves: false``) and each measure of the history that
-    was taken at three epochs or more.
+    records; then ``learning_TABLE_MEASURE`` for the arms of each table (except with ``curves: false``) and each measure of the
+    history that was taken at three epochs or more.
     Figures are drawn only when called, so that listing their names costs nothing.
     frames: the tables of these records, if already made.
     Raises ValueError for records of more than one budget.
@@ -50,7 +50,7 @@ def figures_of(paper, records: list[dict], frames: list[pd.DataFrame] | None = N
             if any(len(epochs) > 2 for epochs, _ in curves.values()):
                 measures[metric] = curves
         for metric, curves in measures.items():
-            name = f"learning_{sheet['id']}" + (f"_{metric}" if len(measures) > 1 else "")
+            name = f"learning_{sheet['id']}_{metric}"
             drawn[name] = functools.partial(figures.learning_curves, curves, words.measure(paper, metric), sheet["title"], note=note)
     return drawn
 
