@@ -117,7 +117,7 @@ def test_the_sentence_counts_claims(paper):
     first, _, *scales = pages.sentence(board(evidence)).split("\n")
     total = len(paper.sheet["claims"])
     assert first == (
-        f"**Of {total} claims in 1 paper, ✅ 1 holds and ❌ none is contradicted; ❔ 1 is undecided (too few seeds to tell) "
+        f"**Of {total} claims in 1 paper, ✅ 1 holds and ❌ none is contradicted; ❔ 1 is undecided (the runs do not tell) "
         f"and ⬜ {total - 2} are not run.**"
     )
     assert scales == ["- **shorter training** (the same networks and data): ✅ 1 holds, ❔ 1 undecided"]
@@ -136,7 +136,7 @@ def test_the_scoreboard_shows_the_effect_beside_the_papers(paper, tmp_path):
     )
     cells = dict(zip(header, row, strict=True))
     assert cells["paper"] == f"[Hinton 2015, MNIST](results/{KEY}.md)" and cells["notebook"] == f"[executed](results/executed/{KEY}.ipynb)"
-    assert cells["ours [interval]"].startswith("−32") and cells["the paper's"] == "−72", "146 - 74 errors in Table 1"
+    assert cells["ours [interval]"].startswith("✅ −32") and cells["the paper's"] == "−72", "146 - 74 errors in Table 1"
     assert cells["claims"] == f"✅ 1, ⬜ {len(paper.sheet['claims']) - 1}"
     assert group == ["**shorter training**", "", "", "", "", ""]
 

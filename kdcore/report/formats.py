@@ -42,8 +42,8 @@ def body(frame: pd.DataFrame) -> str:
     """What ``to_markdown`` has under the title: what was trained, the numbers, their cost, and notes."""
     about = frame.attrs
     numbers = _claims_table(frame) if about["kind"] == "claims" else _numbers_table(frame)
-    notes = [words.cost(about), marks_note(select.rows(frame)), *words.notes(about)]
-    blocks = [words.markdown(words.trained(about)), numbers, *map(words.markdown, notes)]
+    blocks = [words.markdown(each) for each in (words.cost(about), marks_note(select.rows(frame)), words.corrected(about))]
+    blocks = [words.markdown(words.trained(about)), numbers, *blocks]
     name = "text" if about["kind"] == "claims" else "label"
     pairs = [
         f"{row[name].rstrip('.')} (seed{'s' * (len(seeds) > 1)} {words.listed(seeds)})"
@@ -51,6 +51,8 @@ def body(frame: pd.DataFrame) -> str:
         if (seeds := select.mixed_seeds(row))
     ]
     blocks += [words.markdown(f"Student and teacher ran on different processors: {'; '.join(pairs)}.")] if pairs else []
+    if notes := words.notes(about):
+        blocks += ["<details><summary>Earlier margins and tests</summary>", *map(words.markdown, notes), "</details>"]
     return "\n\n".join(filter(None, blocks))
 
 
@@ -100,7 +102,7 @@ def _numbers_table(frame: pd.DataFrame) -> str:
             words.estimate(row["ours"], row["low"], row["high"]),
             words.of_planned(row["n"], row["planned"]),
             words.difference(row["difference"], row["ours"]),
-            words.reported(row["margin"]) if frame.attrs["scale"] in select.COMPARED else "",
+            words.reported(row["margin"]) if frame.attrs["scale"] in select.COMPARED and not math.isnan(row["paper"]) else "",
             row["verdict"],
             row["unit"],
         ]

@@ -22,31 +22,36 @@ EFFECTS = "figures/effects"  # the picture of all papers, and with _dark the sam
 CORES = 2  # of the machine whose time the README tells
 
 _LEGEND = """An **effect** is the difference between two ways to train, such as soft targets minus labels; where it is below 0, the first
-makes fewer errors. Its interval is the one that decides the verdict: of the difference between runs that share a seed, and the wider the
-more claims a paper makes (Holm's correction). Random test sets that overlap widen it too (Nadeau & Bengio's correction).
+makes fewer errors. Its interval is the one that decides the verdict: of the difference between runs that share a seed, at a level of at
+least 95 % that rises with the number of a paper's claims (Holm's correction). Random test sets that overlap widen it too (Nadeau & Bengio's
+correction).
 
 | a claim | when |
 | --- | --- |
 | ✅ holds | the interval lies below 0 (that two things are the same: inside the margin that the sheet declares) |
 | ❌ contradicted | the interval lies above 0 (outside the margin) |
-| ❔ undecided | the interval contains 0 (an end of the margin): too few seeds to tell |
+| ❔ undecided | the interval contains 0 (an end of the margin): the runs do not tell |
 | ⏳ interim | fewer seeds than planned have run; the verdict waits for the others |
 | ⬜ not run | no seed has run |
 
-A **number** of a table is compared with the paper's only where networks and data are the paper's. The margins stand in the sheets before
-the trials run.
+A **number** of a table is compared with the paper's only where networks and data are the paper's. Its margin is declared in the sheet;
+where a margin was replaced after trials had run, the table says why, and which verdicts the old one gave.
 
 | a number | when |
 | --- | --- |
 | reproduced | the 90 % interval of our mean minus the paper's number lies inside the margin (an equivalence test) |
-| better, worse; higher, lower | that interval lies on one side of 0; without "better" where neither side is |
-| undecided | that interval contains 0 and leaves the margin |
+| better, worse | it does not, and lies on one side of 0 |
+| higher, lower | the same, where neither side is better |
+| undecided | it contains 0, and reaches beyond the margin |
 | interim, not run | as for claims |
-| shorter run | we train for less than the paper, and the number does not agree with the paper's, which then says nothing |
+| shorter run | we train for less than the paper, so a number that is not reproduced gets no verdict |
 | scaled down | our networks or data are smaller |
 | unverified, quoted, no number | nobody could verify the paper's number; the paper takes it from others; it has none |"""
 _COMPARED = """Each claim at the closest scale at which it was run. The second line says what is compared, in the words of
-[records.csv](records.csv): left and right of its `<`. [Verdicts](README.md#verdicts) explains the first column."""
+[records.csv](records.csv): left and right of `<`, or of "the same"; "and" stands for the mean of several. [Verdicts](README.md#verdicts)
+explains the first column."""
+_MARKS = """**V** read in the named source; **C** recomputed, and it gives a published number; **I** inferred; **M** from memory; **M?** from
+memory, with low confidence; **?** stated nowhere."""
 _FILES = {
     "KEY.md": "a page for each paper: effects, claims, findings, tables with their figures, costs, commands",
     "records.csv": "every trial as a row, described below",
@@ -130,7 +135,7 @@ def total(summaries: list[Summary]) -> str:
     left = [
         f"{SIGNS[verdict]} {_are(every[verdict])} {what}"
         for verdict, what in (
-            ("undecided", "undecided (too few seeds to tell)"),
+            ("undecided", "undecided (the runs do not tell)"),
             ("interim", "interim (some seeds are still to run)"),
             ("not run", "not run"),
         )
@@ -169,7 +174,7 @@ def scoreboard(board: Board, up: str = "") -> str:
         text, ours, theirs = "", "", ""
         if effect:
             text = effect.text + (f" ({words.SCALES[effect.scale]})" if effect.n and effect.scale != each.scale else "")
-            ours, theirs = _ours(effect), _theirs(effect)
+            ours, theirs = f"{SIGNS[effect.verdict]} {_ours(effect)}", _theirs(effect)
         rows.append(
             [
                 _link(each.short, f"{up}{key}.md") if each.scale else words.markdown(each.short),
@@ -242,7 +247,7 @@ def of_paper(board: Board, evidence: Evidence) -> str:
         blocks += ["## Effects", _effects(each.effects)]
     blocks += ["## Claims", _COMPARED, _claims(paper, each)]
     if len(evidence.findings):
-        blocks += ["## Findings", _findings(evidence)]
+        blocks += ["## Findings", words.FINDINGS, _findings(evidence)]
     blocks.append("## Tables")
     for name in each.budgets:
         blocks += _budget(board, evidence, name, is_open=name == each.budgets[0])
@@ -250,7 +255,7 @@ def of_paper(board: Board, evidence: Evidence) -> str:
         "## Costs",
         _costs(evidence, each.budgets),
         "## Protocol and deviations",
-        *_folded("What the paper says, and what we do", _facts(paper, "protocol")),
+        *_folded("What the paper says, and what we do", _facts(paper, "protocol"), _MARKS),
         *_folded("Where this replication departs from the paper", _facts(paper, "deviations") if sheet["deviations"] else "Nowhere."),
         "## Run it",
         _links(board, paper.key),
@@ -297,7 +302,7 @@ def _effects(effects: list[Effect]) -> str:
         ]
         for effect in effects
     ]
-    return _table(["effect", "ours [interval]", "the paper's", "change, ours", "the paper's", "verdict", "where", "seeds"], rows)
+    return _table(["effect", "ours [interval]", "the paper's", "our change", "the paper's change", "verdict", "where", "seeds"], rows)
 
 
 def _claims(paper, each: Summary) -> str:
@@ -321,12 +326,17 @@ def _claims(paper, each: Summary) -> str:
 def _compared(claim: dict) -> str:
     """What a claim compares, in the words of records.csv: "test_errors: small with KD < small; section 3"."""
     sides = [claim["left"], claim["right"]]
-    names = [" and ".join(side["arms"]) if "arms" in side else words.reported(side["value"]) for side in sides]
+    names = [_several(side["arms"]) if "arms" in side else words.reported(side["value"]) for side in sides]
     metrics = list(dict.fromkeys(side["metric"] for side in sides if "arms" in side))
     if len(metrics) > 1:
         names = [f"{name} ({side['metric']})" for name, side in zip(names, sides, strict=True)]
     relation = f"the same, within {words.reported(claim['margin'])}, as" if claim["relation"] == "same" else claim["relation"]
     return f"{f'{metrics[0]}: ' if len(metrics) == 1 else ''}{names[0]} {relation} {names[1]}; {claim['source']}"
+
+
+def _several(arms: list[str]) -> str:
+    """Arms in words; of many, the first and the last."""
+    return " and ".join(arms) if len(arms) < 5 else f"{arms[0]} \N{HORIZONTAL ELLIPSIS} {arms[-1]} ({len(arms)} arms)"
 
 
 def _findings(evidence: Evidence) -> str:

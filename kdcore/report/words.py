@@ -15,10 +15,12 @@ SCALES = {  # of a budget, in words
 }
 COMPARISON = {  # what is compared with the paper at each scale
     "protocol": "",
-    "short": "Training is shorter than the paper's: a number can only agree with the paper's.",
+    "short": "Training is shorter than the paper's: a number that is not reproduced gets no verdict.",
     "scaled": "Networks or data are smaller than the paper's: numbers get no verdict.",
     "demo": "Embedded data: nothing is compared with the paper.",
 }
+
+FINDINGS = "Findings describe means. Whether a difference may be chance is what the claims test; what no claim covers is not tested."
 
 
 def number(value: float, significant: int = 4, signed: bool = False) -> str:
@@ -115,21 +117,24 @@ def trained(about: dict) -> str:
     return f"{lead}Trained here: {lines}." if lines else ""
 
 
+def corrected(about: dict) -> str:
+    """What a table or the claims say of random test sets that overlap; "" elsewhere."""
+    return "Test sets overlap; intervals and verdicts are corrected for it (Nadeau & Bengio 2003)." if about.get("resampled") else ""
+
+
 def notes(about: dict) -> list[str]:
     """What a table or the claims say of verdicts by other rules: old margins, and test sets taken for independent."""
     found = []
     for change in about.get("margins", ()):
         labels = [label for label, _, _ in change["rows"]]
-        which = listed(map(_quoted, labels)) if len(labels) < 4 else f"{len(labels)} rows, {_quoted(labels[0])} to {_quoted(labels[-1])},"
+        which = " and ".join(map(_quoted, labels)) if len(labels) < 4 else f"{len(labels)} rows, {_quoted(labels[0])} to {_quoted(labels[-1])},"
         others = [row for row in change["rows"] if row[1] != row[2]]
         found.append(
             f"Until {change['since']} the margin of {which} was {reported(change['old'])}: {change['why']}. "
             + (f"With it: {_instead(others)}." if others else "With it the verdicts would be the same.")
         )
-    if about.get("resampled"):
-        others = about.get("independent", ())
-        earlier = f" The earlier test, which took them for independent, gave: {_instead(others)}." if others else ""
-        found.append(f"Test sets overlap, and intervals and verdicts are corrected for it (Nadeau & Bengio 2003).{earlier}")
+    if others := about.get("independent", ()):
+        found.append(f"The earlier test, which took the overlapping test sets for independent, gave: {_instead(others)}.")
     return found
 
 

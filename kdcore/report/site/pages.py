@@ -116,7 +116,7 @@ def _budget(evidence: Evidence, budget: str, results: Path, figures: dict, recor
         "claims": [
             {**row, "scale": claims.attrs["scale"], "anchor": anchor(budget, "claim", row["id"])} for row in claims.to_dict("records")
         ],
-        "notes": words.notes(claims.attrs),
+        "notes": [note for note in (words.corrected(claims.attrs), *words.notes(claims.attrs)) if note],
         "tables": shown,
         "figures": list(mine.values()),
         "learning": learning,
@@ -137,7 +137,7 @@ def _table(frame, key: str, records: dict, used: dict) -> dict:
         rows.append({**row, "anchor": name, "seeds": seeds, "mark": select.doubt(row)})
     return {
         **about,
-        "remarks": [words.trained(about), formats.marks_note(rows)],
+        "remarks": [words.trained(about), formats.marks_note(rows), words.corrected(about)],
         "notes": words.notes(about),
         "anchor": anchor(about["budget"], about["id"]),
         "rows": rows,
