@@ -71,7 +71,7 @@ def test_saved_figures_have_the_same_bytes(tmp_path):
 def test_an_svg_says_what_it_shows(tmp_path):
     """Its title, and numbers by hand: means of (1, 2), (3, 4), (5, 6)."""
     canvas.write(tmp_path / "t.svg", partial(dots, [[1, 2], [3, 4], [5, 6]]), "")
-    assert canvas.alt(tmp_path / "t.svg") == "Dots & <lines>. Errors against size, means. a: at 1 1.5; at 2 3.5; at 4 5.5."
+    assert canvas.alt(tmp_path / "t.svg") == "Dots & <lines>. Errors against size, means. a: 1.5 at 1; 3.5 at 2; 5.5 at 4."
     root = ElementTree.parse(tmp_path / "t.svg").getroot()
     assert root.get("role") == "img" and root.find(f"{canvas.SVG}title").text == "Dots & <lines>"
     texts = {each.text: each for each in root.iter(f"{canvas.SVG}text")}

@@ -152,7 +152,7 @@ def title_of(figure: Figure) -> str:
 def alt_of(figure: Figure) -> str:
     """The alternative text of a figure: its title, then what it shows."""
     title, alt = title_of(figure), getattr(figure, "alt", "")
-    return " ".join(each for each in (title and f"{title.rstrip('.')}.", alt) if each)
+    return " ".join(each for each in (title and (title if title.endswith("?") else f"{title.rstrip('.')}."), alt) if each)
 
 
 def _head(figure: Figure, note: str) -> None:
@@ -174,10 +174,15 @@ def _head(figure: Figure, note: str) -> None:
 
 
 def number_list(pairs, limit: int = 8) -> str:
-    """(label, number) pairs in words for an alternative text: "a 12.3; b 4.5; and 3 more"."""
+    """(label, number) pairs in words for an alternative text: "a: 12.3; b: 4.5; and 3 more"."""
     pairs = [(label, value) for label, value in pairs if not math.isnan(value)]
-    named = [f"{' '.join(str(label).split())} {words.number(value, 3)}" for label, value in pairs[:limit]]
+    named = [f"{' '.join(str(label).split())}: {words.number(value, 3)}" for label, value in pairs[:limit]]
     return "; ".join(named + ([f"and {len(pairs) - limit} more"] if len(pairs) > limit else []))
+
+
+def values_at(points) -> str:
+    """(x, y) pairs in words for an alternative text: "12.3 at 1; 4.5 at 2"."""
+    return "; ".join(f"{words.number(y, 3)} at {words.number(x, 3)}" for x, y in points if not math.isnan(y))
 
 
 def short_labels(names) -> dict[str, str]:

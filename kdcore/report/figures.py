@@ -5,6 +5,7 @@ vermillion diamonds.
 """
 
 import math
+from collections import Counter
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -30,6 +31,7 @@ from kdcore.report.drawing import (
     plot,
     short_labels,
     sparse_ticks,
+    values_at,
     wrapped,
 )
 
@@ -88,15 +90,19 @@ def paper_against_ours(frame: pd.DataFrame) -> Figure:
     if any(not math.isnan(row.get("reference", math.nan)) for row in shown):
         marks.append(_mark("s", VERMILLION, about["reference"], mfc=BACK))
     _legend(figure, marks, [mark.get_label() for mark in marks])
-    numbers = "; ".join(
-        f"{' '.join(row['label'].split())}: ours {words.estimate(row['ours'], row['low'], row['high'])}"
-        + (f", paper {words.number(row['paper'])}" if not math.isnan(row["paper"]) else "")
-        for row in shown[:8]
-    )
-    more = f"; and {len(shown) - 8} more rows" if len(shown) > 8 else ""
-    units = " and ".join(dict.fromkeys(unit for unit, _ in groups))
-    heading(figure, about["title"], f"Ours beside the paper's, in {units}: {numbers}{more}.")
+    heading(figure, about["title"], _beside(shown, words.listed(dict.fromkeys(unit for unit, _ in groups))))
     return figure
+
+
+def _beside(rows: list[dict], units: str) -> str:
+    """What ``paper_against_ours`` shows, for its alternative text: not the numbers, which the table beside it has."""
+    both = [row for row in rows if not math.isnan(row["paper"]) and not math.isnan(row["low"])]
+    places = Counter("below" if row["paper"] < row["low"] else "above" if row["paper"] > row["high"] else "inside" for row in both)
+    text = f"Our means with 95 % intervals beside the paper's numbers, in {units}; the table has the values."
+    if both:
+        found = [f"{places[place]} {place}" for place in ("inside", "above", "below") if places[place]]
+        text += f" Of {len(both)} numbers of the paper, {words.listed(found)} our interval."
+    return text
 
 
 def _label(row: dict) -> str:
@@ -284,8 +290,7 @@ def curve(x, lines: dict, marks: dict | None = None, *, xlabel: str = "", ylabel
         known = np.flatnonzero(~np.isnan(mean))
         if len(known):
             first, least, last = known[0], known[np.argmin(mean[known])], known[-1]
-            places = [(f"at {words.number(x[i], 3)}", mean[i]) for i in dict.fromkeys((first, least, last))]
-            ends.append(f"{label}: {number_list(places)}")
+            ends.append(f"{label}: {values_at([(x[i], mean[i]) for i in dict.fromkeys((first, least, last))])}")
     dashes = ((0, (6, 3)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2)), "-")
     for i, (label, places) in enumerate((marks or {}).items()):
         places = np.atleast_1d(np.asarray(places, float))
@@ -328,7 +333,7 @@ def error_against(x_values, groups: dict, *, xlabel: str = "", ylabel: str = "",
         if seen:
             ax.update_datalim([(known[0][0], min(seen)), (known[-1][0], max(seen))])
             ax.autoscale_view()
-            alt.append(f"{label}: {number_list([(f'at {words.number(k[0], 3)}', k[2]) for k in known], 12)}")
+            alt.append(f"{label}: {values_at([(k[0], k[2]) for k in known])}")
         ax.xaxis.set_major_locator(FixedLocator(list(x_values)))
         ax.xaxis.set_major_formatter(sparse_ticks(x_values))
         ax.xaxis.set_minor_locator(NullLocator())
@@ -369,8 +374,8 @@ def lines_against(
             for x, _, low, high in points:
                 if not math.isnan(low):
                     ax.plot([x, x], [low, high], color=colour, lw=2, alpha=0.6, solid_capstyle="butt")
-            ends = [(f"at {words.number(x, 3)}", mean) for x, mean in zip(xs, means, strict=True)]
-            alt.append(f"{group}, {label}: {number_list(ends if len(ends) < 4 else [ends[0], ends[-1]])}")
+            ends = list(zip(xs, means, strict=True))
+            alt.append(f"{group}, {label}: {values_at(ends if len(ends) < 4 else [ends[0], ends[-1]])}")
         for (label, values), dashes in zip(levels.items(), ((6, 2), (2, 2), (6, 2, 2, 2), (1, 1)) * 4, strict=False):
             shown[label] = ax.axhline(np.mean(values), color=MUTED, lw=1.4, dashes=dashes)
             alt.append(f"{group}, {label}: {words.number(float(np.mean(values)), 3)}")
@@ -389,7 +394,8 @@ def lines_against(
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_visible(False)
     _legend(figure, shown.values(), shown.keys())
-    heading(figure, title, f"{_capital(ylabel)} against {xlabel}, means. {'. '.join(alt)}.")
+    more = f" And {len(alt) - 12} more lines." if len(alt) > 12 else ""
+    heading(figure, title, f"{_capital(ylabel)} against {xlabel}, means. {'. '.join(alt[:12])}.{more}")
     return figure
 
 

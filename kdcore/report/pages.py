@@ -50,8 +50,8 @@ where a margin was replaced after trials had run, the table says why, and which 
 _COMPARED = """Each claim at the closest scale at which it was run. The second line says what is compared, in the words of
 [records.csv](records.csv): left and right of `<`, or of "the same"; "and" stands for the mean of several. [Verdicts](README.md#verdicts)
 explains the first column."""
-_MARKS = """**V** read in the named source; **C** recomputed, and it gives a published number; **I** inferred; **M** from memory; **M?** from
-memory, with low confidence; **?** stated nowhere."""
+_MARKS = """**V** read in the named source; **C** recomputed, and it gives a published number; **I** inferred; **M** from memory;
+**M?** from memory, with low confidence; **?** stated nowhere."""
 _FILES = {
     "KEY.md": "a page for each paper: effects, claims, findings, tables with their figures, costs, commands",
     "records.csv": "every trial as a row, described below",
@@ -150,12 +150,13 @@ def picture(board: Board, up: str = "") -> str:
     """The picture of the main effects, in a light and a dark variant; "" if the report does not draw it."""
     if EFFECTS not in board.figures:
         return ""
-    effects = {each.short: effect for each in board.summaries.values() if (effect := each.main) and effect.n}
+    ordered = [board.summaries[evidence.paper.key] for evidence in board.ordered]
     told = [
-        f"{short}, {effect.text}: {_percent(effect.relative)} (paper {_percent(effect.relative_paper) or 'unknown'})"
-        for short, effect in effects.items()
+        f"{each.short}: {_percent(effect.relative)} (paper: {_percent(effect.relative_paper) or 'not reported'})"
+        for each in ordered
+        if (effect := each.main) and effect.n
     ]
-    alt = words.attribute(f"Change of the error in each paper, ours and the paper's own. {'; '.join(told)}.")
+    alt = words.attribute(f"Change of the error by the main effect of each paper, ours and the paper's own. {'; '.join(told)}.")
     dark = f"{EFFECTS}_dark"
     source = f'<source media="(prefers-color-scheme: dark)" srcset="{up}{dark}.svg">\n  ' if dark in board.figures else ""
     return f'<picture>\n  {source}<img alt="{alt}" src="{up}{EFFECTS}.svg">\n</picture>'

@@ -127,7 +127,8 @@ def notes(about: dict) -> list[str]:
     found = []
     for change in about.get("margins", ()):
         labels = [label for label, _, _ in change["rows"]]
-        which = " and ".join(map(_quoted, labels)) if len(labels) < 4 else f"{len(labels)} rows, {_quoted(labels[0])} to {_quoted(labels[-1])},"
+        several = f"{len(labels)} rows, {_quoted(labels[0])} to {_quoted(labels[-1])},"
+        which = several if len(labels) > 3 else " and ".join(map(_quoted, labels))
         others = [row for row in change["rows"] if row[1] != row[2]]
         found.append(
             f"Until {change['since']} the margin of {which} was {reported(change['old'])}: {change['why']}. "

@@ -29,14 +29,14 @@ def figures(records: list[dict]) -> dict:
         (
             "shift_3",
             "small with KD, no 3s",
-            "added to the bias of class 3",
-            "A net that never saw a 3: errors against what is added to its bias",
+            "shift of the bias of class 3",
+            "A net that never saw a 3: errors against the shift of its bias",
         ),
         (
             "shift_78",
             "small with KD, only 7s and 8s",
-            "added to the biases of 7 and 8",
-            "A net that saw only 7s and 8s: errors against what is added to their biases",
+            "shift of the biases of classes 7 and 8",
+            "A net that saw only 7s and 8s: errors against the shift of their biases",
         ),
     ):
         if arm in by_arm:
@@ -132,7 +132,7 @@ def gallery(entries: list[dict], temperatures=(1.0, 20.0), title: str = "") -> F
     figure.legend(handles=marks, loc="outside lower center", ncols=2)
     chances = number_list([(entry["label"], softened[-1][i].tolist()[entry["label"]]) for i, entry in enumerate(entries)], 10)
     alt = f"Probabilities of the classes, softened with T = {', '.join(f'{t:g}' for t in temperatures)}, for {len(entries)} images."
-    heading(figure, title, f"{alt} At T = {temperatures[-1]:g} the label's class, by label, gets {chances}.")
+    heading(figure, title, f"{alt} At T = {temperatures[-1]:g} the label's class gets, by label, {chances}.")
     return figure
 
 
@@ -163,7 +163,7 @@ def confusion(matrix, classes, title: str = "") -> Figure:
     ax.set_xlabel("read as")
     ax.set_ylabel("label")
     most = [divmod(int(place), len(counts)) for place in np.argsort(-mistakes.filled(0).ravel(), kind="stable")[:3]]
-    worst = "; ".join(f"{classes[i]} read as {classes[j]} {counts[i, j]:g}" for i, j in most if counts[i, j])
+    worst = "; ".join(f"{classes[i]} read as {classes[j]}: {counts[i, j]:g}" for i, j in most if counts[i, j])
     total = f"{counts.sum() - counts.trace():,.6g} mistakes"
     heading(
         figure, f"{title}: {total}", f"Counts of test images by label and by what they are read as. The most frequent mistakes: {worst}."
