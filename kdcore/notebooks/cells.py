@@ -34,7 +34,7 @@ def standard(paper) -> list[NotebookNode]:
         "column.",
         *(['Rows marked "quoted" are numbers that the paper takes from others.'] if quoted else []),
     ]
-    claims = "A claim holds when the 95 % interval of the paired difference excludes 0 (Holm's correction over the claims)."
+    claims = "A claim holds when the interval of the paired difference lies on its side of 0; Holm's correction sets the level."
     welch = f" The last two columns test it on the paper's own means and standard deviations: Welch's test with {runs} runs, uncorrected."
     plots = [_words("plots", "## Plots\n\n### Paper against ours\n\nEach dot is a seed."),
              _code("paper-against-ours", f'page.figure("paper_{compared}")')] if compared else []  # fmt: skip
