@@ -18,6 +18,7 @@ from kdcore.errors import KdcoreError
 
 MOST_SEEDS = 10_000  # a larger count is a mistake, such as a seed given to --seeds: its grid alone would fill the memory
 DOUBTFUL = ("M?", "?")  # marks of unverified reported numbers, which are shown but get no verdict
+TRAINED = ("data", "network", "teacher_network", "share")  # parameters that say what is trained on what, unless a sheet says more
 LARGEST_SEED = 2**32 - 1  # the largest that every random generator accepts
 MOST_JOBS = 1024  # processes on one machine
 LONGEST = 366 * 24 * 3600  # seconds: a year; thread timeouts overflow far above it

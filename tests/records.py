@@ -17,10 +17,18 @@ def judged(key: str = KEY) -> papers.Paper:
     """A paper whose budget fast counts as its protocol, with two seeds planned for every arm. Trials keep their ids."""
     sheet = copy.deepcopy(papers.get(key).sheet)
     fast = sheet["budgets"]["fast"]
-    fast |= {"scale": "protocol", "seeds": 2}
+    fast["seeds"] = 2
     for overrides in fast["arms"].values():
         overrides.pop("seeds", None)
+    make_protocol(sheet, "fast")
     return papers.Paper(key, sheet)
+
+
+def make_protocol(sheet: dict, budget: str) -> None:
+    """Give a budget the scale protocol, and budget paper its parameters: only what is the same counts as the protocol."""
+    own = sheet["budgets"][budget]
+    own["scale"] = "protocol"
+    sheet["budgets"]["paper"] |= {name: own.get(name, {}) for name in ("config", "arms")}
 
 
 def made(trial: Trial, metrics: dict, status: str = "done", history: list | None = None) -> dict:

@@ -65,7 +65,7 @@ FACT, ROW, CLAIM, SMOKE = ("protocol", 0), ("tables", 0, "rows", 0), ("claims", 
         (("budgets", "fast", "scale"), "shrt", "scale 'shrt': write one of 'protocol', .* .did you mean 'short'"),
         (("headline",), GONE, "headline: name the one to three claims that stand for the paper"),
         (("headline",), [], r"headline \[\]: it must not be empty"),
-        (("headline",), ["kd_helps", "kd_helps"], "headline: it names a claim twice"),
+        (("headline",), ["kd_helps", "kd_helps"], "headline: it names 'kd_helps' twice"),
         (("headline",), ["kd_help"], "headline: there is no claim 'kd_help' .did you mean 'kd_helps'"),
         (("headline",), ["unseen_3"], "claim unseen_3 is in the headline: write its effect, in a few words"),
         (
@@ -150,6 +150,60 @@ def test_a_sheet_that_would_fail_late_fails_at_once(path, value, complaint):
     with pytest.raises(papers.BadSheet, match="^hinton_mnist/sheet.yaml: .*" + complaint) as caught:
         papers.Paper("hinton_mnist", sheet)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("trained",), ("sizes",), ("runs",), ("resampled",), ("headline",), ("tables", 0, "reference"), ("tables", 0, "better"),
+        (*ROW, "metric"), (*ROW, "margin"), (*ROW, "unit"), (*ROW, "std"), (*ROW, "sweep"), (*CLAIM, "effect"), (*CLAIM, "left", "value"),
+    ],
+)  # fmt: skip
+def test_an_optional_key_is_left_out_and_not_null(path):
+    with pytest.raises(papers.BadSheet, match=rf"{path[-1]} None: "):
+        changed_sheet("hinton_mnist", path, None)
+
+
+SIDE = {"arms": ["glass"], "metric": "cart_error_percent"}
+
+
+def finding(**keys):
+    return {"id": "one", "budget": "paper", "text": "{a}", "values": {"a": {"left": SIDE}}} | keys
+
+
+@pytest.mark.parametrize(
+    "path, value, complaint",
+    [
+        (("trained",), ["data", "data"], "trained: it names 'data' twice"),
+        (("margins", 0, "rows"), ["sonar*", "sonar*"], r"margins, entry 1, rows: it names 'sonar\*' twice"),
+        (("margins", 1), papers.get("born_again_trees").sheet["margins"][0], "margins, entry 2: it is there twice"),
+        (("headline",), ["better_than_cart"] * 2, "headline: it names 'better_than_cart' twice"),
+        (("resampled", "values"), "repetition", "resampled: trial.py does not measure 'repetition' .did you mean 'repetitions'"),
+        (("budgets", "laptop", "config"), {"data": "wine"}, "scale: short is not what it runs, as 'data' of arm 'breast cancer' is not"),
+        (("budgets", "laptop"), {"scale": "protocol", "config": {"trees": 9}}, "protocol is not .*'trees'.*: write short, scaled or demo"),
+        ((*CLAIM, "left", "metric"), "cart_leaves", "claim better_than_cart compares 'cart_leaves', in leaves, with .*, in % error"),
+        (("findings",), [finding(budget="smoke")], "finding one is about budget smoke, whose scale is demo"),
+        (("findings",), [finding(values={"a": {"left": SIDE, "of": "every"}})], "values, a: 'of' says what the bounds apply to"),
+        (("findings",), [finding(text="{a b}", values={"a b": {"left": SIDE}})], "'a b' is not a valid key: use letters, digits and under"),
+        (("findings",), [finding(text="{a!r}")], "'{a!r}' shows nothing: write {a}, or one of"),
+        (("findings",), [finding(text="{a:al}")], "'{a:al}' shows nothing: write {a}, or one of"),
+        (("arms",), {"{0}": {"data": "glass", "sweep": {"0": [1]}}}, "its sweep names a variable '0': use letters"),
+        (("arms",), {"{a.b}": {"data": "glass", "sweep": {"a.b": [1]}}}, "its sweep names a variable 'a.b': use letters"),
+        ((*ROW, "sweep"), {"0": ["glass"]}, "tables 'test_errors', row .*: its sweep names a variable '0': use letters"),
+    ],
+)  # fmt: skip
+def test_what_is_judged_says_what_it_is(path, value, complaint):
+    with pytest.raises(papers.BadSheet, match="^born_again_trees/sheet.yaml: .*" + complaint) as caught:
+        changed_sheet("born_again_trees", path, value)
+    assert "\n" not in str(caught.value)
+
+
+def changed_sheet(key, path, value):
+    """The paper with another value at a place of its sheet; a mapping is added to the one that is there."""
+    sheet = copy.deepcopy(papers.get(key).sheet)
+    there = at(sheet, path[:-1])
+    there[path[-1]] = there[path[-1]] | value if path[:1] == ("budgets",) and path[-1] == "laptop" else value
+    return papers.Paper(key, sheet)
 
 
 def test_a_hint_at_what_is_meant_or_at_all_that_there_is():

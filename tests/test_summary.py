@@ -4,7 +4,7 @@ import copy
 import math
 
 import pytest
-from records import KEY, judged, of_arm, synthetic
+from records import KEY, judged, make_protocol, of_arm, synthetic
 
 from kdcore import papers
 from kdcore.errors import KdcoreError
@@ -86,7 +86,8 @@ def test_a_number_that_several_rows_repeat_counts_once():
         copy.deepcopy(errors)
         | {"id": "again", "rows": [*copy.deepcopy(errors["rows"]), errors["rows"][1] | {"label": "small, elsewhere", "paper": 150}]}
     )
-    sheet["budgets"]["fast"] |= {"scale": "protocol", "seeds": 2}
+    make_protocol(sheet, "fast")
+    sheet["budgets"]["fast"]["seeds"] = 2
     paper = papers.Paper(KEY, sheet)
     evidence = Evidence(paper, kd(paper, "fast", [145, 146, 147], [90, 91, 92]))
     shown = [frame for frame in evidence.frames("fast") if frame.attrs["id"] in ("errors", "again")]
@@ -108,6 +109,8 @@ def test_scales_decide_what_gets_a_verdict():
         "scaled": (["scaled down"] * 3, "holds"),
         "demo": (["demo"] * 3, "demo"),
     }
+    make_protocol(sheet, "fast")
+    del sheet["findings"]  # there are none at a demo
     for scale, (verdicts, verdict) in expected.items():
         sheet["budgets"]["fast"] |= {"scale": scale, "seeds": 3}
         paper = papers.Paper(KEY, copy.deepcopy(sheet))

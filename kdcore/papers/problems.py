@@ -21,6 +21,7 @@ from kdcore.papers.sheet import DERIVABLE, SHAPES, SHOWN, Config, Model, Ramp, R
 
 MOST_COMBINATIONS = 10_000  # rows or arms of one sweep
 MOST_LAYERS = 10_000  # largest number in the name of a network
+VARIABLE = r"[A-Za-z]\w*"  # what a placeholder names: "{0}" and "{a.b}" mean something else
 SCALES = {"smoke": "demo", "paper": "protocol"}  # of the budgets whose names say it
 
 
@@ -82,6 +83,8 @@ def _sweep_problems(where: str, sweep: dict, texts: list[str]) -> list[str]:
     """Placeholders that no variable fills, and sweeps that are too large."""
     if _product(sweep) > MOST_COMBINATIONS:
         return [f"{where}: its sweep has {_product(sweep):,} combinations, more than {MOST_COMBINATIONS:,}"]
+    if odd := [name for name in sweep if not re.fullmatch(VARIABLE, name)]:
+        return [f"{where}: its sweep names a variable {validation.shown(odd[0])}: use letters, digits and underscores, a letter first"]
     for text in texts:
         try:
             fields = list(string.Formatter().parse(text))
@@ -147,7 +150,24 @@ def _budget_problems(paper) -> list[str]:
                 problems.append(f"{where}: seeds must be a number from 1 to {validation.MOST_SEEDS:,}, not {validation.shown(seeds)}")
             if arm in run:
                 problems += [f"{where}: {problem}" for problem in _config_problems(paper, name, config)]
-    return list(dict.fromkeys(problems)) or [*_resampling_problems(paper), *_chain_problems(paper)]
+    return list(dict.fromkeys(problems)) or [*_scale_problems(paper), *_resampling_problems(paper), *_chain_problems(paper)]
+
+
+def _scale_problems(paper) -> list[str]:
+    """Budgets whose scale says more than they run: at protocol nothing may differ from budget paper, at short nothing ``trained``."""
+    problems = []
+    for name in [name for name, budget in paper.budgets.items() if budget["scale"] in ("protocol", "short") and "paper" in paper.budgets]:
+        scale = paper.budgets[name]["scale"]
+        for arm in paper.budget_arms(name):
+            here, there = paper.resolved(name, arm), paper.resolved("paper", arm)
+            fixed = here if scale == "protocol" else {*paper.sheet.get("trained", validation.TRAINED)} & {*here}
+            if differs := [key for key in here if key in fixed and here[key] != there[key]]:
+                problems.append(
+                    f"budgets, {name}, scale: {scale} is not what it runs, as '{differs[0]}' of arm '{arm}' is not that of budget paper: "
+                    f"write {'short, scaled' if scale == 'protocol' else 'scaled'} or demo"
+                )
+                break
+    return problems
 
 
 def _resampling_problems(paper) -> list[str]:
@@ -164,10 +184,10 @@ def _resampling_problems(paper) -> list[str]:
             config = paper.resolved(budget, arm)
             count, share = config[named["repetitions"]], config[named["share"]]
             if not (isinstance(count, int) and count >= 1 and isinstance(share, float) and 0 < share < 1):
-                problems.append(
+                return [
                     f"arm '{arm}' at {budget}: resampled needs a whole number of test sets and a share between 0 and 1, "
                     f"not {validation.shown(count)} and {validation.shown(share)}"
-                )
+                ]
     return problems
 
 
@@ -331,8 +351,11 @@ def _repeated_rows(table: dict) -> list[str]:
 
 def _margin_problems(paper) -> list[str]:
     """Entries of ``margins`` that concern no row or say what is not so, and margins that cannot tell the sides of a claim apart."""
+    entries = paper.sheet.get("margins", [])
+    if twice := [number for number, entry in enumerate(entries, 1) if entry in entries[: number - 1]]:
+        return [f"margins, entry {twice[0]}: it is there twice"]
     problems, ids = [], {table["id"]: table for table in paper.tables}
-    for number, entry in enumerate(paper.sheet.get("margins", []), 1):
+    for number, entry in enumerate(entries, 1):
         where = f"margins, entry {number}"
         if unknown := [name for name in entry["tables"] if name not in ids]:
             problems.append(f"{where}: there is no table '{unknown[0]}'{near(unknown[0], ids)}")
@@ -375,15 +398,21 @@ def _claim_problems(paper) -> list[str]:
     effects = {claim["id"]: claim.get("effect") for claim in paper.sheet["claims"]}
     if effects and not paper.sheet.get("headline"):
         return ["headline: name the one to three claims that stand for the paper"]
-    if len(set(headline := paper.sheet.get("headline", []))) < len(headline):
-        return ["headline: it names a claim twice"]
     problems = [
         f"headline: there is no claim '{name}'{near(name, effects)}"
         if name not in effects
         else f"claim {name} is in the headline: write its effect, in a few words"
-        for name in headline
+        for name in paper.sheet.get("headline", [])
         if not effects.get(name)
     ]
+    units: dict[str, set[str]] = {}
+    for row in (row for table in paper.tables for row in table["rows"]):
+        units.setdefault(row["metric"], set()).add(row["unit"])
+    for where, pair in _pairs(paper):
+        metrics = [side["metric"] for side in (pair["left"], pair.get("right") or {}) if "metric" in side]
+        left, right = (units.get(metric, set()) for metric in (metrics[0], metrics[-1]))
+        if left and right and not left & right:
+            problems.append(f"{where} compares '{metrics[0]}', in {min(left)}, with '{metrics[-1]}', in {min(right)}")
     return problems + [
         f"claim {claim['id']} names the arm '{arm}', which does not exist{near(arm, paper.arms)}"
         for claim in paper.sheet["claims"]
@@ -399,6 +428,9 @@ def _finding_problems(paper) -> list[str]:
         where, budget = f"finding {finding['id']}", finding["budget"]
         if budget not in paper.budgets:
             problems.append(f"{where} names the budget '{budget}', which does not exist{near(budget, paper.budgets)}")
+            continue
+        if paper.budgets[budget]["scale"] == "demo":
+            problems.append(f"{where} is about budget {budget}, whose scale is demo: nothing follows from its records")
             continue
         run = paper.budget_arms(budget)
         for name, value in finding["values"].items():
@@ -424,7 +456,8 @@ def _placeholder_problems(paper, finding: dict) -> list[str]:
                 problems.append(f"the placeholder '{{{name}}}' has no value{near(name, values)}")
             elif how not in SHOWN or conversion:
                 known = ", ".join(filter(None, SHOWN))
-                problems.append(f"'{{{name}:{how}}}' shows nothing: write {{{name}}}, or one of {known} after a colon")
+                written = name + (f"!{conversion}" if conversion else "") + (f":{how}" if how else "")
+                problems.append(f"'{{{written}}}' shows nothing: write {{{name}}}, or one of {known} after a colon")
             elif how == "seeds" and not _bounded(values[name]):
                 problems.append(f"'{{{name}:seeds}}' counts seeds within bounds: give {name} 'above' or 'below'")
             elif how == "paper" and paper.reported(values[name]) is None:
@@ -458,17 +491,26 @@ def _metric_problems(paper) -> list[str]:
         for where, _, metric in used_metrics(paper)
         if metric not in measured
     ]
+    if (named := paper.sheet.get("resampled")) and named["values"] not in measured:
+        problems.append(
+            f"resampled: trial.py does not measure '{named['values']}'{near(named['values'], measured)}; its METRICS lists what it does"
+        )
     return list(dict.fromkeys(problems))
+
+
+def _pairs(paper) -> list[tuple[str, dict]]:
+    """(place in the sheet, what it compares) of every claim and every value of a finding."""
+    claims = [(f"claim {claim['id']}", claim) for claim in paper.sheet["claims"]]
+    findings = paper.sheet.get("findings", [])
+    return claims + [(f"finding {finding['id']}", value) for finding in findings for value in finding["values"].values()]
 
 
 def used_metrics(paper) -> list[tuple[str, str | None, str]]:
     """(place in the sheet, arm, metric) of every row and of every side of a claim or a finding."""
     rows = [(f"table {table['id']}, row '{row['label']}'", row["arm"], row["metric"]) for table in paper.tables for row in table["rows"]]
-    pairs = [(f"claim {claim['id']}", claim) for claim in paper.sheet["claims"]]
-    pairs += [(f"finding {each['id']}", value) for each in paper.sheet.get("findings", []) for value in each["values"].values()]
     return rows + [
         (where, arm, side["metric"])
-        for where, pair in pairs
+        for where, pair in _pairs(paper)
         for side in (pair["left"], pair.get("right") or {})
         for arm in side.get("arms") or []
     ]

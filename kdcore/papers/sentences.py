@@ -3,7 +3,7 @@
 import re
 
 from kdcore import validation
-from kdcore.papers.sheet import KEYS, PATTERNS, Sheet
+from kdcore.papers.sheet import BLANK, KEYS, PATTERNS, Sheet
 
 WORDS = {
     "Input should be": "it must be",
@@ -33,7 +33,7 @@ def sentence(sheet: dict, error: dict) -> str:
         return f"{where}{': ' if where else ''}{words}"
     if place[-1] == "[key]":
         allowed = error["ctx"]["expected"] if kind == "literal_error" else ""
-        words = f"write one of {allowed}{_near_literal(given, allowed)}" if allowed else "it must not be blank"
+        words = f"write one of {allowed}{_near_literal(given, allowed)}" if allowed else PATTERNS[error["ctx"].get("pattern", BLANK)]
         return f"{place_of(sheet, place[:-2])}: '{place[-2]}' is not a valid key: {words}"
     if kind == "literal_error":
         words = f"write one of {error['ctx']['expected']}{_near_literal(given, error['ctx']['expected'])}"
@@ -72,7 +72,7 @@ def _holds(here, step) -> bool:
 
 
 def _branch(step) -> bool:
-    return step in ("int", "float", "str", "constrained-str", "[key]") or "[" in str(step) or "(" in str(step)
+    return step in ("int", "float", "str", "[key]") or str(step).startswith("constrained-") or "[" in str(step) or "(" in str(step)
 
 
 def near(name: str, choices) -> str:

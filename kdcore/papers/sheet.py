@@ -7,7 +7,7 @@ only trains does not need it. The code itself uses the sheet as a plain dict.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kdcore import validation
 
@@ -38,7 +38,18 @@ Sweep = Annotated[dict[Text, Annotated[list[str | float], Field(min_length=1)]],
 Seeds = Annotated[int, Field(ge=1, le=validation.MOST_SEEDS)]
 
 
+def _once(names: list[str]) -> list[str]:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"it names {validation.shown(twice[0])} twice")
+    return names
+
+
+Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_once)]
+Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_once)]
+
+
 class Model(BaseModel):
+    # an optional key without a default is left out, never null: the code asks whether a sheet has it
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
@@ -69,7 +80,7 @@ class Equation(Model):
     """How certain ``number`` is."""
     latex: Text
     """The equation, without dollar signs."""
-    code: Annotated[list[Text], Field(min_length=1)]
+    code: Texts
     """The code that computes it, closest first: dotted names such as ``kdcore.losses.kd``."""
 
 
@@ -180,7 +191,7 @@ class Budget(Model):
     """How long it takes, and on what."""
     seeds: Seeds
     """How many seeds of each arm."""
-    only: Annotated[list[Text], Field(min_length=1)] = ["*"]
+    only: Texts = ["*"]
     """Patterns of the arms that it runs; all by default."""
     config: dict[Text, Any] = {}
     """Parameters that it changes for every arm, overriding the arm's own settings."""
@@ -196,24 +207,24 @@ class Row(Model):
     """What the row is called."""
     arm: Text | None
     """The arm whose mean over seeds is shown; null for a number that the paper quotes from others."""
-    sweep: Sweep | None = None
+    sweep: Sweep = None
     """As in an arm: the row stands for one row per combination."""
     paper: Number | None | list[Number | None]
     """The number that the paper reports, null if none; for a sweep, also a list with one number per combination."""
     reference: Number | None | list[Number | None] = None
     """The number from the source that the table's ``reference`` names."""
-    std: Amount | None = None
+    std: Amount = None
     """The standard deviation that the paper gives with its number."""
-    mark: Mark | None = None
+    mark: Mark = None
     """How certain the reported number is."""
-    metric: Metric | None = None
+    metric: Metric = None
     """The metric that is shown: a name in ``METRICS`` of the paper's ``trial.py``."""
-    margin: Amount | None | list[Amount] = None
+    margin: Amount | list[Amount] = None
     """How far our number may be from the paper's and still count as the same result, in the metric's unit; for a sweep, also a list with
     one number per combination."""
-    unit: Text | None = None
+    unit: Text = None
     """The metric's unit."""
-    better: Better | None = None
+    better: Better = None
     """Whether lower or higher numbers are better; none if neither is."""
 
 
@@ -224,21 +235,21 @@ class Table(Model):
     """A short name, for files and commands."""
     title: Text
     """Its heading."""
-    number: int | Text | None = None
+    number: int | Text = None
     """Its number in the paper; none for a table of ours."""
     source: Text
     """Where the numbers come from."""
-    reference: Text | None = None
+    reference: Text = None
     """Who else reports numbers, in the rows' ``reference``."""
     unit: Text
     """The metric's unit."""
-    better: Better | None = None
+    better: Better = None
     """Whether lower or higher numbers are better, for the rows in this unit; none if neither is."""
     metric: Metric
     """The metric that is shown: a name in ``METRICS`` of the paper's ``trial.py``."""
     margin: Amount
     """How far our number may be from the paper's and still count as the same result, in the metric's unit."""
-    mark: Mark | None = None
+    mark: Mark = None
     """How certain the reported numbers are."""
     curves: bool = True
     """Whether to draw the learning curves of its arms."""
@@ -250,13 +261,13 @@ class Margin(Model):
     """A margin that could not tell the paper's own results apart, and its replacement; or one that stays, wide as it is, and why. Margins
     are only changed before new records, and the tables show which verdicts the old ones gave."""
 
-    tables: Annotated[list[Name], Field(min_length=1)]
+    tables: Names
     """Ids of the tables."""
-    rows: Annotated[list[Text], Field(min_length=1)] = ["*"]
+    rows: Texts = ["*"]
     """Patterns of the labels of the rows with a reported number that it concerns; all by default."""
-    old: Amount | None = None
+    old: Amount = None
     """The margin before; none if it was not changed."""
-    since: Text | None = None
+    since: Text = None
     """The day of the change; none if it was not changed."""
     why: Text
     """What was wrong with the old margin, or why it stays."""
@@ -271,19 +282,17 @@ class Margin(Model):
 class Side(Model):
     """One side of a claim: the mean of a metric over arms, seed by seed, or a constant."""
 
-    arms: Annotated[list[Text], Field(min_length=1)] | None = None
+    arms: Texts = None
     """Their names."""
-    metric: Metric | None = None
+    metric: Metric = None
     """A name in ``METRICS`` of the paper's ``trial.py``."""
-    value: Number | None = None
+    value: Number = None
     """The constant, instead of ``arms`` and ``metric``."""
 
     @model_validator(mode="after")
     def _one_of_two(self):
         if (self.value is None) == (self.arms is None) or (self.arms is None) != (self.metric is None):
             raise ValueError("write {arms: [...], metric: ...} or {value: ...}")
-        if self.arms and len(set(self.arms)) < len(self.arms):
-            raise ValueError("it names an arm twice")
         return self
 
 
@@ -294,7 +303,7 @@ class Claim(Model):
     """A short name, for files."""
     text: Text
     """The statement, in our words."""
-    effect: Text | None = None
+    effect: Text = None
     """What is compared, in a few words: "soft targets instead of labels". Needed for a claim in the sheet's ``headline``."""
     source: Text
     """Where the paper says so."""
@@ -302,7 +311,7 @@ class Claim(Model):
     """What is compared."""
     relation: Literal["<", "same"]
     """``<``: left is smaller. ``same``: they differ by less than ``margin``."""
-    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] = None
     """Only for ``same``, in the metric's unit."""
     right: Side
     """What it is compared with."""
@@ -336,11 +345,11 @@ class Value(Model):
 
     left: Side
     """What is measured."""
-    right: Side | None = None
+    right: Side = None
     """What is subtracted."""
-    above: Number | None = None
+    above: Number = None
     """The value must be larger than this."""
-    below: Number | None = None
+    below: Number = None
     """The value must be smaller than this."""
     of: Literal["mean", "every", "spread"] = "mean"
     """What the bounds apply to: the mean over seeds, every seed, or the standard deviation over seeds."""
@@ -353,6 +362,8 @@ class Value(Model):
             raise ValueError("it subtracts a side from itself")
         if self.above is not None and self.below is not None and self.above >= self.below:
             raise ValueError(f"no number is above {self.above:g} and below {self.below:g}")
+        if "of" in self.model_fields_set and self.above is None and self.below is None:
+            raise ValueError("'of' says what the bounds apply to: write above or below")
         return self
 
 
@@ -369,9 +380,9 @@ class Finding(Model):
     """The sentence."""
     values: Annotated[dict[Name, Value], Field(min_length=1)]
     """Its numbers, by name."""
-    paper: Text | None = None
+    paper: Text = None
     """What the paper finds; left out if it says nothing."""
-    why: Text | None = None
+    why: Text = None
     """The reason, as far as it was tested."""
 
 
@@ -428,7 +439,7 @@ class Sheet(Model):
     """The paper's protocol and ours, point by point."""
     equations: list[Equation] = []
     """The paper's equations, and the code that computes them."""
-    sizes: list[Size] | None = None
+    sizes: list[Size] = None
     """One per row of the first table, for a paper that draws a figure of sizes."""
     bfloat16: bool = False
     """Whether training may multiply in bfloat16 where that is fast: true only once ``python -m benchmarks.precision`` has found equal
@@ -438,14 +449,14 @@ class Sheet(Model):
     arms: Annotated[dict[Text, dict[Text, Any]], Field(min_length=1)]
     """The ways to train a model, by name: what each sets differently from ``config``. An arm with a ``sweep`` stands for one arm per
     combination, with ``{variable}`` in its name and settings filled in."""
-    trained: Annotated[list[Text], Field(min_length=1)] | None = None
+    trained: Texts = None
     """Parameters that say what is trained and on what. Where a budget is scaled down, each table shows their values beside the paper's, as
     its title and labels are the paper's. By default those of data, network, teacher_network and share that ``config`` has."""
     budgets: Annotated[dict[Literal["smoke", "laptop", "fast", "paper"], Budget], Field(min_length=1)]
     """Sizes of the replication, from seconds to the full protocol."""
-    runs: Annotated[int, Field(ge=2)] | None = None
+    runs: Annotated[int, Field(ge=2)] = None
     """The number of runs behind the paper's means and standard deviations."""
-    resampled: Resampled | None = None
+    resampled: Resampled = None
     """For trials that draw random test sets from one data set."""
     measures: dict[Text, Text] = {}
     """Measures taken while training, in words for the learning curves, with their unit. Needed where a name does not speak for itself."""
@@ -455,7 +466,7 @@ class Sheet(Model):
     """Margins that were replaced, or that stay although they are wide."""
     claims: list[Claim]
     """What the paper claims about its numbers."""
-    headline: Annotated[list[Name], Field(min_length=1, max_length=3)] | None = None
+    headline: Annotated[Names, Field(max_length=3)] = None
     """Ids of the claims that stand for the paper, the most important first. Their effects are shown beside the paper's own."""
     deviations: list[Deviation]
     """Where we depart from the paper's protocol."""

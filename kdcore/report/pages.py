@@ -409,7 +409,7 @@ def _measured(evidence: Evidence, budget: str, done: list[dict]) -> str:
     spent = " and ".join(f"**{_duration(value)}**{what}" for value, what in hours if value)
     seeds, planned = _seeds(done), _planned(evidence.paper, budget)
     some = f", {len(done)} of {planned} trials" if len(done) < planned else ""
-    return f"{spent}, {seeds} seed{'s' * (seeds != '1')}{some}"
+    return f"{spent or 'no time'}, {seeds} seed{'s' * (seeds != '1')}{some}"
 
 
 def _seeds(done: list[dict]) -> str:

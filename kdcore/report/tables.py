@@ -11,8 +11,6 @@ import pandas as pd
 from kdcore import validation
 from kdcore.report import select, statistics, words
 
-TRAINED = ("data", "network", "teacher_network", "share")  # what a table names where it is not the paper's, unless the sheet says more
-
 # What a row with a reported number can have. The first six are verdicts; the others say why there is none: "interim" (fewer seeds than
 # planned), "shorter run" (at scale short only agreement counts), "scaled down", "demo", "unverified" (a number that nobody could verify).
 # Rows without a number to compare with have "no number" (in the paper), or "quoted" (from others' work, or on data that are not public).
@@ -108,7 +106,7 @@ def trained(paper, budget: str, arms: list[str]) -> list[dict]:
     if paper.budget(budget)["scale"] in select.COMPARED or "paper" not in paper.budgets:
         return []
     lines, differs = [], False
-    for parameter in paper.sheet.get("trained", TRAINED):
+    for parameter in paper.sheet.get("trained", validation.TRAINED):
         pairs = [(paper.config(budget, arm), paper.config("paper", arm)) for arm in arms if parameter in paper.sheet["config"]]
         if parameter == "teacher_network":
             pairs = [pair for pair in pairs if pair[0]["teacher"] is not None]

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Name = Annotated[str, Field(pattern=r"^\w+$")]  # name of a folder
 Text = Annotated[str, Field(min_length=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1e12)]  # sums of them stay finite
 
 
 class Model(BaseModel):
