@@ -327,11 +327,12 @@ def report(options) -> int:
         print(f"nothing in {folder} has changed since the last report")
         return 0
 
+    before = unchanged.state(folder, what)
     from kdcore import outputs
 
     for path in outputs.write(folder, budget="smoke" if options.smoke else None, site=options.site):
         print(path)
-    unchanged.remember(folder, what)
+    unchanged.remember(folder, what, before)
     return 0
 
 

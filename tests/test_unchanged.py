@@ -57,7 +57,42 @@ def test_a_change_of_any_file_is_noticed(changed, results, capsys):
 def test_another_version_is_noticed_and_so_is_another_kind_of_report(results, capsys, monkeypatch):
     reported(results, capsys)
     assert not unchanged.unchanged(results, "site") and not unchanged.unchanged(results, "smoke")
-    monkeypatch.setattr(unchanged.metadata, "version", lambda name: "0")
+    monkeypatch.setattr(unchanged.platform, "python_version", lambda: "0")
+    assert not unchanged.unchanged(results, "report")
+
+
+def test_another_version_of_any_package_is_noticed(results, capsys, monkeypatch, tmp_path):
+    reported(results, capsys)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    (tmp_path / "site-packages" / "mistune-99.dist-info").mkdir(parents=True)
+    assert not unchanged.unchanged(results, "report")
+
+
+def test_a_record_that_comes_during_a_report_is_not_taken_for_shown(results, capsys, monkeypatch):
+    def draw(figures, origins):
+        for record in synthetic(PAPER, "fast", 2, ["small"]):
+            Store(results).put(record)
+
+    monkeypatch.setattr(outputs, "_draw", draw)
+    reported(results, capsys)
+    assert (results / "records.csv").read_text().count("\n") == 2
+    assert "README.md" in reported(results, capsys) and (results / "records.csv").read_text().count("\n") == 3
+    assert "nothing" in reported(results, capsys)
+
+
+def test_files_behind_links_count_and_circles_end(results, capsys, tmp_path):
+    (results / "records").rename(tmp_path / "elsewhere")
+    (results / "records").symlink_to(tmp_path / "elsewhere")
+    (results / "circle").symlink_to(results)
+    reported(results, capsys)
+    assert "nothing" in reported(results, capsys)
+    next((tmp_path / "elsewhere").rglob("*.json")).unlink()
+    assert not unchanged.unchanged(results, "report")
+
+
+def test_other_papers_are_noticed_even_with_the_same_files(results, capsys, monkeypatch, tmp_path):
+    reported(results, capsys)
+    monkeypatch.setenv("KDCORE_PAPERS", str(tmp_path / "code"))
     assert not unchanged.unchanged(results, "report")
 
 
