@@ -117,7 +117,7 @@ def test_the_sentence_counts_claims(paper):
     first, _, *scales = pages.sentence(board(evidence)).split("\n")
     total = len(paper.sheet["claims"])
     assert first == (
-        f"**Of {total} claims in 1 paper, ✅ 1 holds and ❌ none is contradicted; ❔ 1 is undecided (the runs do not tell) "
+        f"**Of {total} claims in 1 paper, ✅ 1 holds and ❌ none is contradicted; ❔ 1 is undecided (the runs cannot tell) "
         f"and ⬜ {total - 2} are not run.**"
     )
     assert scales == ["- **shorter training** (the same networks and data): ✅ 1 holds, ❔ 1 undecided"]

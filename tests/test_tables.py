@@ -246,6 +246,7 @@ def test_difference_has_the_decimals_of_ours():
     assert words.difference(math.nan, 92.0) == ""
     assert words.difference(math.inf, 92.0) == "+∞" and words.difference(1e20, math.inf) == "+1e+20"
     assert words.difference(-0.0, 0.0) == "0"
+    assert words.difference(-33.22, 14.08, 13.2, 15.0) == "−33.2" and words.difference(0.6136, 6.714, 3.54, 9.89) == "+0.61"
 
 
 def test_other_numbers_of_any_size():

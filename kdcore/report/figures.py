@@ -101,7 +101,7 @@ def _beside(rows: list[dict], units: str) -> str:
     text = f"Our means with 95 % intervals beside the paper's numbers, in {units}; the table has the values."
     if both:
         found = [f"{places[place]} {place}" for place in ("inside", "above", "below") if places[place]]
-        text += f" Of {len(both)} numbers of the paper, {words.listed(found)} our interval."
+        text += f" The paper's numbers against our intervals: {words.listed(found)}."
     return text
 
 

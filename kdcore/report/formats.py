@@ -101,7 +101,7 @@ def _numbers_table(frame: pd.DataFrame) -> str:
             *(words.reported(row["reference"]) for _ in others),
             words.estimate(row["ours"], row["low"], row["high"]),
             words.of_planned(row["n"], row["planned"]),
-            words.difference(row["difference"], row["ours"]),
+            words.difference(row["difference"], row["ours"], row["low"], row["high"]),
             words.reported(row["margin"]) if frame.attrs["scale"] in select.COMPARED and not math.isnan(row["paper"]) else "",
             row["verdict"],
             row["unit"],

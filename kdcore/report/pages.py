@@ -30,7 +30,7 @@ correction).
 | --- | --- |
 | ✅ holds | the interval lies below 0 (that two things are the same: inside the margin that the sheet declares) |
 | ❌ contradicted | the interval lies above 0 (outside the margin) |
-| ❔ undecided | the interval contains 0 (an end of the margin): the runs do not tell |
+| ❔ undecided | the interval contains 0 (an end of the margin): the runs cannot tell |
 | ⏳ interim | fewer seeds than planned have run; the verdict waits for the others |
 | ⬜ not run | no seed has run |
 
@@ -135,7 +135,7 @@ def total(summaries: list[Summary]) -> str:
     left = [
         f"{SIGNS[verdict]} {_are(every[verdict])} {what}"
         for verdict, what in (
-            ("undecided", "undecided (the runs do not tell)"),
+            ("undecided", "undecided (the runs cannot tell)"),
             ("interim", "interim (some seeds are still to run)"),
             ("not run", "not run"),
         )
@@ -327,17 +327,12 @@ def _claims(paper, each: Summary) -> str:
 def _compared(claim: dict) -> str:
     """What a claim compares, in the words of records.csv: "test_errors: small with KD < small; section 3"."""
     sides = [claim["left"], claim["right"]]
-    names = [_several(side["arms"]) if "arms" in side else words.reported(side["value"]) for side in sides]
+    names = [words.arms(side["arms"]) if "arms" in side else words.reported(side["value"]) for side in sides]
     metrics = list(dict.fromkeys(side["metric"] for side in sides if "arms" in side))
     if len(metrics) > 1:
         names = [f"{name} ({side['metric']})" for name, side in zip(names, sides, strict=True)]
     relation = f"the same, within {words.reported(claim['margin'])}, as" if claim["relation"] == "same" else claim["relation"]
     return f"{f'{metrics[0]}: ' if len(metrics) == 1 else ''}{names[0]} {relation} {names[1]}; {claim['source']}"
-
-
-def _several(arms: list[str]) -> str:
-    """Arms in words; of many, the first and the last."""
-    return " and ".join(arms) if len(arms) < 5 else f"{arms[0]} \N{HORIZONTAL ELLIPSIS} {arms[-1]} ({len(arms)} arms)"
 
 
 def _findings(evidence: Evidence) -> str:

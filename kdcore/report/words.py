@@ -47,18 +47,17 @@ def fixed(value: float, decimals: int, signed: bool = False) -> str:
     return _minus(text)
 
 
-def difference(value: float, ours: float) -> str:
-    """Ours minus the paper's, with a sign and no more decimals than ours has."""
-    return _short(fixed(value, _decimals(ours, 4), signed=True))
+def difference(value: float, ours: float, low: float = math.nan, high: float = math.nan) -> str:
+    """Ours minus the paper's, with a sign and no more decimals than ours has beside its interval."""
+    alone = math.isnan(low) or math.isnan(high)
+    return _short(fixed(value, _decimals(ours, 4) if alone else _places(low, high), signed=True))
 
 
 def estimate(mean: float, low: float, high: float, signed: bool = False) -> str:
     """A mean with its interval, all with the same decimals: "146 [139, 153]"; the mean alone without an interval, "" without a mean."""
     if math.isnan(low) or math.isnan(high):
         return number(mean, signed=signed)
-    # as many decimals as show the width
-    width = max(0, -statistics.exponent(high - low)) if 0 < high - low < math.inf else 0
-    ends = max(width, min(_decimals(low, 3), _decimals(high, 3)))
+    ends = _places(low, high)
     return f"{fixed(mean, ends, signed)} [{fixed(low, ends)}, {fixed(high, ends)}]"
 
 
@@ -160,6 +159,11 @@ def command(key: str, budget: str, arm: str, seed: int) -> str:
     return f"kdcore run {key} --budget {budget} --arm {quoted} --seed {seed}"
 
 
+def arms(names: list[str]) -> str:
+    """The arms of a side of a claim; of many, the first and the last."""
+    return " and ".join(names) if len(names) < 5 else f"{names[0]} \N{HORIZONTAL ELLIPSIS} {names[-1]} ({len(names)} arms)"
+
+
 def listed(values) -> str:
     return ", ".join(map(str, values))
 
@@ -201,6 +205,12 @@ def _short(text: str) -> str:
 def _minus(text: str) -> str:
     """A formatted number with a minus sign in place of a leading hyphen."""
     return re.sub(r"^-", "\N{MINUS SIGN}", text)
+
+
+def _places(low: float, high: float) -> int:
+    """As many decimals as show the width of an interval."""
+    width = max(0, -statistics.exponent(high - low)) if 0 < high - low < math.inf else 0
+    return max(width, min(_decimals(low, 3), _decimals(high, 3)))
 
 
 def _decimals(value: float, significant: int) -> int:
