@@ -321,7 +321,12 @@ def replicate(options) -> int:
 def report(options) -> int:
     from kdcore import unchanged
 
+    from kdcore import papers
+
     folder = _recorded(options, smoke_alone=options.smoke)
+    if not any((root / "records" / key).is_dir() for root in (folder, folder / "smoke") for key in papers.names()):
+        # such as those of the suite, with KDCORE_PAPERS: a report would empty its README
+        raise KdcoreError(f"no record in {folder} is of {', '.join(papers.names())}: name another folder, or correct KDCORE_PAPERS")
     what = "smoke" if options.smoke else "site" if options.site else "report"
     if unchanged.unchanged(folder, what):
         print(f"nothing in {folder} has changed since the last report")

@@ -90,6 +90,14 @@ def test_files_behind_links_count_and_circles_end(results, capsys, tmp_path):
     assert not unchanged.unchanged(results, "report")
 
 
+def test_a_report_on_records_of_other_papers_writes_nothing(results, capsys):
+    (results / "records" / PAPER.key).rename(results / "records" / "other")
+    assert cli.main(["report", "--results", str(results)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"kdcore: no record in {results} is of ") and said.count("\n") == 1
+    assert (results.parent / "README.md").read_text() == README and not (results / "tables").exists()
+
+
 def test_other_papers_are_noticed_even_with_the_same_files(results, capsys, monkeypatch, tmp_path):
     reported(results, capsys)
     monkeypatch.setenv("KDCORE_PAPERS", str(tmp_path / "code"))
