@@ -319,9 +319,7 @@ def replicate(options) -> int:
 
 
 def report(options) -> int:
-    from kdcore import unchanged
-
-    from kdcore import papers
+    from kdcore import papers, unchanged
 
     folder = _recorded(options, smoke_alone=options.smoke)
     if not any((root / "records" / key).is_dir() for root in (folder, folder / "smoke") for key in papers.names()):
