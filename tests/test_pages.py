@@ -221,6 +221,14 @@ def test_nothing_in_a_sheet_breaks_a_page(text, tmp_path):
         assert not re.search(r"(?<!\\)\$", re.sub(own, "", prose))
 
 
+def test_the_first_page_names_what_is_contradicted(paper):
+    worse = of_arm(paper, "fast", "small with KD", [150, 152, 151, 149, 150]) + of_arm(paper, "fast", "small", [100, 101, 99, 100, 102])
+    for values, named in ((worse, True), ([record | {"metrics": {"test_errors": 100}} for record in worse], False)):
+        page = pages.answer(board(Evidence(paper, values)), "results/")
+        line = f"soft targets than with labels alone. ([{paper.sheet['short']}](results/{KEY}.md), shorter training)"
+        assert (line in page) == ("**Contradicted:**" in page) == named
+
+
 # ---------------------------------------------------------------- written and checked
 
 

@@ -116,7 +116,7 @@ def answer(board: Board, up: str = "") -> str:
     the page, "" or with a slash at its end."""
     if not any(each.scale for each in board.summaries.values()):
         return "No records yet: `kdcore run PAPER --budget laptop` makes the first."
-    return "\n\n".join(filter(None, (sentence(board), picture(board, up), scoreboard(board, up))))
+    return "\n\n".join(filter(None, (sentence(board), picture(board, up), scoreboard(board, up), contradicted(board, up))))
 
 
 def sentence(board: Board) -> str:
@@ -185,6 +185,17 @@ def scoreboard(board: Board, up: str = "") -> str:
             ]
         )
     return _table(header, rows)
+
+
+def contradicted(board: Board, up: str = "") -> str:
+    """The claims that our runs contradict, each with its scale: the answer that a reader looks for; "" if there is none."""
+    lines = [
+        f"- {words.markdown(row['text'])} ({_link(each.short, f'{up}{each.key}.md')}, {words.SCALES[row['scale']]})"
+        for each in (board.summaries[evidence.paper.key] for evidence in board.ordered)
+        for row in select.rows(each.claims)
+        if row["verdict"] == "contradicted"
+    ]
+    return "\n".join([f"{SIGNS['contradicted']} **Contradicted:**", "", *lines]) if lines else ""
 
 
 def times(board: Board) -> str:
