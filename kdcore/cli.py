@@ -227,6 +227,7 @@ def plan(options) -> int:
 
 def _print_power(console, planned, paper, budget: str) -> None:
     """Print what the planned seeds can show about the paper's claims and numbers."""
+    from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
@@ -246,7 +247,7 @@ def _print_power(console, planned, paper, budget: str) -> None:
         print("No claim has all of its arms, with two seeds or more, among these trials.")
         return
     if not all(math.isnan(row["spread"]) for row in claims):
-        table = Table(title=Text("What the planned seeds can show"))
+        table = Table(title=Text("What the planned seeds can show"), box=SIMPLE)  # unlike that of arms, for scripts that read that one
         for column in ("claim", "seeds", "spread", "gap so far", "detects", "verdict so far", "seeds needed"):
             table.add_column(column, justify="left" if column in ("claim", "verdict so far") else "right")
         for row in claims:
